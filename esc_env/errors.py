@@ -1,0 +1,149 @@
+"""Everything that esc-env raises on purpose.
+
+    ESCError
+    ├── ActionError          an action is not a supporter utterance (also ValueError)
+    ├── ScenarioError        a scenario, or a file of them, cannot be used (also ValueError)
+    ├── SpecError            a string such as "builtin:skiled" names nothing (also ValueError)
+    ├── RecordError          a run folder or record file cannot be read or written as asked
+    ├── ProtocolMismatch     two results that may not be compared, or a folder of another run
+    ├── MissingExtra         an optional dependency is not installed (also ImportError)
+    ├── LoopError            the sync face was called from inside our own event loop (also RuntimeError)
+    ├── ModelError           a model call failed
+    │   ├── ModelUnavailable     for good: network, server, key, retries exhausted
+    │   ├── BadCompletion        the model answered with something unusable
+    │   └── BudgetExceeded       the budget of this run is spent
+    ├── SupporterFailure     the supporter raised, or returned something that is no utterance
+    ├── ChairError           a seeker, critic or supporter model failed: carries the chair's role
+    └── VectorStepError      some conversations of a vector step failed: carries indices and causes
+
+Each message says what was wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+__all__ = [
+    "ActionError",
+    "BadCompletion",
+    "BudgetExceeded",
+    "ChairError",
+    "ESCError",
+    "LoopError",
+    "MissingExtra",
+    "ModelError",
+    "ModelUnavailable",
+    "ProtocolMismatch",
+    "RecordError",
+    "ScenarioError",
+    "SpecError",
+    "SupporterFailure",
+    "VectorStepError",
+    "did_you_mean",
+]
+
+
+class ESCError(Exception):
+    """Base of every error that esc-env raises on purpose."""
+
+
+class ActionError(ESCError, ValueError):
+    """The action is not an utterance: not a str, not UTF-8 encodable, or longer than `max_chars`."""
+
+
+class ScenarioError(ESCError, ValueError):
+    """A scenario or a scenario file cannot be used; the message names file, line and reason."""
+
+
+class SpecError(ESCError, ValueError):
+    """A string typed by a person names no agent, seeker, critic or scenario set."""
+
+
+class RecordError(ESCError):
+    """A run folder or record file cannot be read or written as asked."""
+
+
+class ProtocolMismatch(ESCError):
+    """Two results were made under different protocols; the message names what differs."""
+
+
+class MissingExtra(ESCError, ImportError):
+    """An optional dependency is missing; the message is the one `pip install` line to type."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed. Type: pip install 'esc-env[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
+
+
+class LoopError(ESCError, RuntimeError):
+    """A sync function was called from inside our own event loop; await the named coroutine instead."""
+
+
+class ModelError(ESCError):
+    """A model call failed. Never counted as a failed conversation."""
+
+
+class ModelUnavailable(ModelError):
+    """A model call failed for good (network, server, key, retries exhausted)."""
+
+
+class BadCompletion(ModelError):
+    """A model answered with something that cannot be used, again and again."""
+
+
+class BudgetExceeded(ModelError):
+    """The budget of this run is spent; the same command with a larger budget continues it."""
+
+
+class SupporterFailure(ESCError):
+    """The supporter raised an exception or returned something that is no utterance: its own failure."""
+
+
+class ChairError(ESCError):
+    """The `role` chair (seeker, critic or supporter model) failed during a conversation.
+
+    The conversation has no outcome: it is an error, never a failed conversation. `__cause__` is what the chair raised.
+    """
+
+    def __init__(self, role: str, message: str) -> None:
+        super().__init__(f"{role}: {message}")
+        self.role = role
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[ChairError], tuple[str, str]]:
+        return type(self), (self.role, self.message)
+
+
+class VectorStepError(ESCError):
+    """Some conversations of a vector step failed; the others were stepped and are kept.
+
+    Call `step` again with the same actions: only the failed ones are redone.
+
+    Attributes:
+        indices: positions of the failed environments.
+        causes: their exceptions, in the same order.
+    """
+
+    def __init__(self, indices: Sequence[int], causes: Sequence[Exception]) -> None:
+        self.indices = tuple(indices)
+        self.causes = tuple(causes)
+        shown = "; ".join(f"env {i}: {cause}" for i, cause in list(zip(self.indices, self.causes, strict=True))[:3])
+        more = f" (and {len(self.indices) - 3} more)" if len(self.indices) > 3 else ""
+        super().__init__(f"{shown}{more}. Call step() again with the same actions: only these are redone.")
+
+    def __reduce__(self) -> tuple[type[VectorStepError], tuple[tuple[int, ...], tuple[Exception, ...]]]:
+        return type(self), (self.indices, self.causes)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message: the nearest known words, or all of them when none is near."""
+    names = sorted(set(known))
+    near = get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
+    return "Known: " + ", ".join(names) + "."

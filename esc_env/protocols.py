@@ -1,0 +1,212 @@
+"""The three roles, and what passes between them.
+
+`Agent`, `Seeker` and `Critic` hold no conversation state: each is a function of what it is handed. So any dialogue can
+be continued, forked, replayed or judged without copying objects. An agent sees the dialogue and a seed, never a scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from esc_env.dialogue import ChatMessage, Dialogue, split_thought
+from esc_env.scenarios import Scenario
+from esc_env.seeds import Seed
+
+__all__ = [
+    "VOTES",
+    "Agent",
+    "Ballot",
+    "ChatModel",
+    "Completion",
+    "Critic",
+    "Reply",
+    "Seeker",
+    "Usage",
+    "Verdict",
+]
+
+VOTES: Mapping[str, float] = {"worse": -1.0, "same": -0.5, "better": 0.5, "solved": 1.0}
+"""The critic's four options and their values. *Source:* PPDPP (Deng et al., ICLR 2024), section 4.2 and its code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What model calls cost. `cost` is in US dollars, None when the price of any call is unknown (never $0)."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            cost,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "requests": self.requests,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cost": self.cost,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One utterance of a supporter or a seeker.
+
+    Attributes:
+        content: what the other side hears; may be empty (silence).
+        thought: private reasoning; reaches nobody.
+        strategy: the strategy the speaker says it used, if any.
+        usage: what it cost.
+        finish_reason: as the model reported it (`stop`, `length`, `content_filter`), if a model wrote it.
+    """
+
+    content: str
+    thought: str | None = None
+    strategy: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, **details: Any) -> Reply:
+        """A reply from raw text: a think block, if any, becomes the thought."""
+        thought, content = split_thought(text)
+        return cls(content, thought, **details)
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """What a critic returns: votes, nothing decided yet.
+
+    Attributes:
+        votes: values in [−1, 1] (`VOTES`, or any float of a custom critic); None for a vote that stayed unreadable.
+        expected: the expectation of one vote, where the critic knows its own distribution.
+        usage: what it cost.
+    """
+
+    votes: tuple[float | None, ...]
+    expected: float | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A counted ballot.
+
+    Attributes:
+        votes: the valid votes, each in [−1, 1].
+        valid_votes: how many were valid.
+        score: their mean, in [−1, 1].
+        solved: whether the score passes the rules' threshold.
+        expected: the expectation of one vote, where the critic knows its own distribution.
+    """
+
+    votes: tuple[float, ...]
+    valid_votes: int
+    score: float
+    solved: bool
+    expected: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "votes": list(self.votes),
+            "valid_votes": self.valid_votes,
+            "score": self.score,
+            "solved": self.solved,
+            "expected": self.expected,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """Inverse of `to_json`."""
+        return cls(tuple(data["votes"]), data["valid_votes"], data["score"], data["solved"], data.get("expected"))
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """A supporter policy: a function of (dialogue, seed)."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: what tells this agent from another (name, model, decoding). Holds no key and no URL."""
+
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """The next supporter utterance. The dialogue ends with the seeker."""
+
+
+@runtime_checkable
+class Seeker(Protocol):
+    """A user simulator: a function of (scenario, dialogue, seed)."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: part of the protocol fingerprint."""
+
+    async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """What the seeker says next. An empty dialogue asks for an opening."""
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A judge of relief: a function of (scenario, dialogue, seed)."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: part of the protocol fingerprint."""
+
+    async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
+        """`votes` votes on whether the seeker's distress is relieved now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a chat model answered to one request for n choices.
+
+    Attributes:
+        texts: one per choice; None where the model returned no text.
+        finish_reasons: in the same order.
+        usage: what the request cost.
+        model: the name the server reported, if any.
+        logprobs: per choice, the first token's alternatives and their log-probabilities, where asked for.
+        latency: seconds.
+    """
+
+    texts: tuple[str | None, ...]
+    finish_reasons: tuple[str | None, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    model: str | None = None
+    logprobs: tuple[Mapping[str, float], ...] | None = None
+    latency: float = 0.0
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """Anything that completes a chat."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: provider, model and decoding; no key, no URL."""
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """`n` completions of `messages`. Raises a `ModelError` when it cannot."""

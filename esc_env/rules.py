@@ -1,0 +1,94 @@
+"""The rules of a conversation, and the fingerprint that says what an agent faced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from esc_env.errors import ModelError
+from esc_env.protocols import Ballot, Verdict
+
+__all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules"]
+
+PROTOCOL_VERSION = 1
+"""Raised whenever the behaviour of the protocol changes; part of every fingerprint."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What an agent faces, in named parts. Results are comparable only if their fingerprints are equal."""
+
+    parts: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all parts."""
+        canonical = json.dumps(self.parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """One line per part that differs: `persona: cooperative / guarded`."""
+        names = sorted(set(self.parts) | set(other.parts))
+        return [
+            f"{name}: {self.parts.get(name)} / {other.parts.get(name)}"
+            for name in names
+            if self.parts.get(name) != other.parts.get(name)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules of a conversation.
+
+    Attributes:
+        max_turns: T, exchanges before the conversation counts as not solved; at least 1. *Source:* RLFF-ESC: 8.
+        threshold: solved when the mean vote is greater than this. *Source:* PPDPP: 0.5.
+        votes: l, how often the critic is asked. *Source:* PPDPP: 10.
+        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
+        opening: `situation` (verbatim, no model call; PPDPP) or `seeker` (the seeker writes it).
+        max_chars: longest supporter utterance. Ours: 8,000.
+
+    Raises:
+        ValueError: when a number makes no sense.
+    """
+
+    max_turns: int = 8
+    threshold: float = 0.5
+    votes: int = 10
+    critic_temperature: float = 1.1
+    opening: Literal["situation", "seeker"] = "situation"
+    max_chars: int = 8000
+
+    def __post_init__(self) -> None:
+        for name in ("max_turns", "votes", "max_chars"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not -1 <= self.threshold < 1:
+            raise ValueError(f"threshold must lie in [-1, 1), not {self.threshold!r}: a score is never above 1")
+        if not 0 <= self.critic_temperature < float("inf"):
+            raise ValueError(f"critic_temperature must be at least 0, not {self.critic_temperature!r}")
+        if self.opening not in ("situation", "seeker"):
+            raise ValueError(f"opening must be 'situation' or 'seeker', not {self.opening!r}")
+
+    def count(self, ballot: Ballot) -> Verdict:
+        """Turn votes into a verdict.
+
+        Raises:
+            ModelError: when fewer than half the votes are valid, or a vote lies outside [-1, 1].
+        """
+        votes = tuple(float(vote) for vote in ballot.votes if vote is not None)
+        wild = [vote for vote in votes if not -1 <= vote <= 1]
+        if wild:
+            raise ModelError(f"the critic voted {wild[0]!r}; a vote must lie in [-1, 1]")
+        if not votes or len(votes) < len(ballot.votes) / 2:
+            raise ModelError(f"only {len(votes)} of the critic's {len(ballot.votes)} votes could be read")
+        score = sum(votes) / len(votes)
+        return Verdict(votes, len(votes), score, score > self.threshold, ballot.expected)
+
+    def fingerprint(self, **facing: Any) -> Fingerprint:
+        """The rules together with whatever else the agent faces (seeker, critic, scenarios, persona, trials, seed)."""
+        return Fingerprint({"protocol": PROTOCOL_VERSION, **asdict(self), **facing})

@@ -1,0 +1,4 @@
+"""PLACEHOLDER"""
+
+if __name__ != "esc_env.rewards":
+    raise ImportError(f"import this package as esc_env.rewards, not as {__name__}")
