@@ -18,7 +18,7 @@ from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.seeds import derive
 
-__all__ = ["EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "near_duplicates"]
+__all__ = ["EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "mentions_self_harm", "near_duplicates"]
 
 Persona = Literal["cooperative", "guarded", "resistant", "drifting", "pleasing", "hostile"]
 """How the seeker meets help, whatever the scenario: see docs/simulator.md."""
@@ -38,6 +38,23 @@ PROBLEMS = (
     "procrastination", "school bullying", "sleep problems",
 )  # fmt: skip
 """ESConv's problem types, lower-cased. *Source:* Liu et al., ACL 2021, and the released data."""
+
+_SELF_HARM = re.compile(
+    r"""\b(?: suicid\w* | self[- ]?harm\w* | kill(?:ing|ed)?\s+my\s?self | hurt(?:ing)?\s+my\s?self
+      | harm(?:ing)?\s+my\s?self | cut(?:ting)?\s+my\s?self | end(?:ing)?\s+(?:my\s+(?:own\s+)?life|it\s+all)
+      | tak(?:e|ing)\s+my\s+(?:own\s+)?life | (?:want|wanted|wanting|wish|wished)\s+(?:to\s+die|to\s+be\s+dead|i\s+(?:was|were)\s+dead)
+      | (?:don'?t|do\s+not|didn'?t|did\s+not|not)\s+(?:really\s+)?want(?:ing)?\s+to\s+(?:live|be\s+alive|wake\s+up|be\s+here\s+any\s?more|exist)
+      | better\s+off\s+(?:dead|without\s+me|if\s+i\s+(?:just\s+)?(?:wasn'?t|weren'?t|was\s+not)\s+(?:here|around)|if\s+i\s+(?:was|were)\s+gone)
+      | (?:thought|think|thinking|thoughts)\s+(?:about|of)\s+(?:dying|death|not\s+being\s+here|ending\s+(?:it|things))
+      | no\s+(?:reason|point)\s+(?:to\s+live|in\s+living|to\s+go\s+on\s+living) | overdos(?:e|ed|ing)
+      )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def mentions_self_harm(text: str) -> bool:
+    """Whether a first-person text has words of suicide or self-harm. A lexicon: it misses what is only hinted at."""
+    return _SELF_HARM.search(text.replace("’", "'")) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,68 @@
-"""The embedded critic."""
+"""The embedded critic: reads the change of the hidden state, and votes as a panel of people would, not as one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
+from esc_env.builtin.moves import asset_digest
+from esc_env.builtin.state import follow
 from esc_env.dialogue import Dialogue
-from esc_env.protocols import Ballot
+from esc_env.protocols import VOTES, Ballot
 from esc_env.scenarios import Scenario
-from esc_env.seeds import Seed
+from esc_env.seeds import Seed, derive
 
-__all__ = ["BuiltinCritic"]
+__all__ = ["BuiltinCritic", "distribution"]
+
+CUTS: Mapping[str, float] = {"worse": -0.08, "same": 0.34, "better": 0.92}
+"""Relief below which a vote is worse, same or better; above the last it is solved."""
+SPREAD = 0.13
+"""Standard deviation of one rater's reading of the relief."""
+RATER = 0.8
+"""Share of that variance that belongs to the rater and stays over the conversation; the rest is of the moment."""
+
+
+def distribution(relief: float) -> dict[str, float]:
+    """The probability of each of the four options at this relief; they add up to 1."""
+    below = [NormalDist(relief, SPREAD).cdf(cut) for cut in CUTS.values()]
+    edges = [0.0, *below, 1.0]
+    return {option: edges[i + 1] - edges[i] for i, option in enumerate(VOTES)}
 
 
 class BuiltinCritic:
-    """A critic that needs no model."""
+    """A critic that needs no model.
+
+    It judges any dialogue by the supporter turns in their context, whoever wrote the seeker's: what the seeker *says*
+    about feeling better moves nothing. Raters keep their leniency through a conversation, so asking again does not help.
+    """
+
+    deterministic = True
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name and asset hash."""
-        return {"name": "builtin"}
+        """Name and hash of the asset it hears with."""
+        return {"name": "builtin", "moves": asset_digest()}
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
-        """Placeholder."""
-        return Ballot(tuple(0.5 if seed.at(sample=i).uniform() < 0.5 else -0.5 for i in range(votes)))
+        """`votes` votes on the relief so far, and their expectation."""
+        relief = follow(scenario, dialogue, seed.episode).relief
+        chances = distribution(relief)
+        expected = sum(VOTES[option] * chance for option, chance in chances.items())
+        return Ballot(tuple(_vote(relief, seed, rater) for rater in range(votes)), expected)
+
+
+def _vote(relief: float, seed: Seed, rater: int) -> float:
+    lasting = _normal(derive(seed.episode, "rater", rater) / 2**63)
+    moment = _normal(seed.at(sample=rater).uniform("moment"))
+    seen = relief + SPREAD * (math.sqrt(RATER) * lasting + math.sqrt(1.0 - RATER) * moment)
+    for option, cut in CUTS.items():
+        if seen < cut:
+            return VOTES[option]
+    return VOTES["solved"]
+
+
+def _normal(uniform: float) -> float:
+    """The standard normal quantile of a draw from [0, 1)."""
+    return NormalDist().inv_cdf(min(1 - 1e-9, max(1e-9, uniform)))

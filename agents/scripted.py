@@ -1,0 +1,203 @@
+"""Supporters that are programs: baselines to measure others against, and probes of the seeker.
+
+Each sees the observation only. `skilled` follows Hill's stages (exploration, comforting, action) and takes up what was
+said; `template` asks and mirrors, blind to the stage; the others do one thing badly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from esc_env.dialogue import ChatMessage, Dialogue
+from esc_env.protocols import Agent, Reply
+from esc_env.scenarios import mentions_self_harm
+from esc_env.seeds import Seed
+
+__all__ = ["SCRIPTED", "ScriptedAgent", "key_phrases", "skilled"]
+
+PHRASES = Path(__file__).with_name("phrases.json")
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,;:!?()\"“”…—–]+")
+_LINKS = frozenset(
+    """a about actually after again all almost already also always am an and any anyone anything are aren't around as at away
+    back be because been before being both but by came can can't could couldn't did didn't do does doesn't doing don't done
+    down each else even ever every everyone everything for from gave get gets getting go goes going gone gonna got had
+    hadn't has hasn't have haven't having he he'd he'll he's her here hers herself hey hi hello him himself his how i i'd i'll
+    i'm i've if im in into is isn't it it's its itself just keep keeps kept knew know let like literally made make makes
+    making maybe me mean mine more most much must my myself need never no nobody nor not nothing now of off oh ok okay on
+    once one only or other our out over own put quite rather really right said same saw say saying says see she she'd she's
+    should since so some somebody someone something sort still stuff such take takes tell than thank thanks that that's the
+    their them then there there's these they they'd they're thing things think this those though thought through to told
+    too took tried try trying under until up us used very want wanted was wasn't we we'd we're well went were weren't what
+    what's when where which while who why will with without won't would wouldn't yeah yes yet you you'd you'll you're you've
+    your yourself ain't cannot dont didnt cant wont thats ive id lot feel feeling feels felt guess kind bit way came come
+    comes it'd aye nah well sorry please honestly basically suddenly probably perhaps anyway""".split()
+)
+_YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "his", "their": "their", "the": "the"}
+_SMALL = frozenset("of for with and in at to from".split())
+
+
+@cache
+def _phrases() -> Any:
+    return json.loads(PHRASES.read_text(encoding="utf-8"))
+
+
+def key_phrases(text: str) -> list[str]:
+    """Short phrases of a text that name what it is about, most telling first, pronouns turned (`my boss` → `your boss`).
+
+    Runs of content words, with a possessive or article before them; a plain heuristic, no lexicon of the seeker's.
+    """
+    words = _WORD.findall(text)
+    found: list[tuple[float, int, str]] = []
+    run: list[str] = []
+    lead = ""
+
+    def flush(position: int) -> None:
+        if run:
+            kept = run[:3]
+            phrase = " ".join(kept)
+            score = sum(min(len(word), 9) for word in kept) + (6 if lead in ("my", "our") else 3 if lead else 0)
+            if not (len(kept) == 1 and len(kept[0]) < 4 and not lead):
+                found.append((-score, position, f"{_YOURS[lead]} {phrase}" if lead else phrase))
+        run.clear()
+
+    for position, word in enumerate(words):
+        plain = word.lower().replace("’", "'")
+        if plain[0].isalnum() and plain not in _LINKS:
+            if not run:
+                previous = words[position - 1].lower() if position else ""
+                lead = previous if previous in _YOURS else ""
+            run.append(word if not (position == 0 or words[position - 1][0] in ".!?…") else _lowered(word))
+        else:
+            flush(position)
+    flush(len(words))
+    return [phrase for _, _, phrase in sorted(found)]
+
+
+def _lowered(word: str) -> str:
+    return word if word.isupper() and len(word) > 1 else word[0].lower() + word[1:]
+
+
+def _said(chat: Sequence[ChatMessage], role: str) -> list[str]:
+    return [message["content"] for message in chat if message["role"] == role]
+
+
+def _fill(line: str, **slots: str) -> str:
+    text = line
+    for name, value in slots.items():
+        text = text.replace("{" + name + "}", value)
+    return text[0].upper() + text[1:]
+
+
+def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequence[str]] | None = None) -> str:
+    """A supporter that takes up what was said and moves through the stages.
+
+    Args:
+        chat: the observation.
+        seed: of the call; chooses among wordings.
+        lines: wordings per move, with the slots {topic}, {detail} and {resource}; by default its own.
+    """
+    wording = lines or _phrases()["skilled"]
+    heard, mine = _said(chat, "user"), _said(chat, "assistant")
+    turn = len(mine) + 1
+    phrases = [key_phrases(text) for text in heard]
+    used = " ".join(mine).lower()
+    pool = [phrase for found in (phrases[-1], *reversed(phrases[:-1])) for phrase in found]
+    fresh = [phrase for phrase in dict.fromkeys(pool) if phrase.lower() not in used] or pool or ["all this"]
+    topic, detail = fresh[0], fresh[1] if len(fresh) > 1 else fresh[0]
+    resource = fresh[0]
+
+    risky = any(mentions_self_harm(text) for text in heard)
+    checks = [i for i, text in enumerate(mine, 1) if "suicide" in text or "ending your life" in text]
+    if risky and not checks:
+        move = "safety"
+    elif risky and checks[-1] == turn - 1:
+        move = "referral"
+    else:
+        # Safety turns do not count: the person still has a story to tell.
+        step = turn - (2 if risky else 0)
+        move = _plan(step)
+    if move in ("suggest", "commit", "close"):
+        told = phrases[-1] if move == "suggest" else phrases[-2] if len(phrases) > 1 else phrases[-1]
+        resource = told[0] if told else fresh[0]
+        topic = next((phrase for phrase in fresh if phrase != resource), topic)
+    options = wording[move]
+    start = int(seed.at(turn=0, sample=0, attempt=0).uniform("wording", move) * len(options))
+    line = options[(start + turn) % len(options)]
+    return _fill(line, topic=topic, detail=detail, resource=resource)
+
+
+def _plan(step: int) -> str:
+    moves = ("explore", "explore", "deepen", "comfort", "coping", "suggest", "commit", "comfort")
+    return moves[(max(1, step) - 1) % len(moves)]
+
+
+def _template(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    lines = _phrases()["template"]
+    phrases = key_phrases(_said(chat, "user")[-1]) or ["this"]
+    return _fill(lines[len(_said(chat, "assistant")) % len(lines)], topic=phrases[0])
+
+
+def _advice(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    lines = _phrases()["advice"]
+    return str(lines[len(_said(chat, "assistant")) % len(lines)])
+
+
+def _parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    return _said(chat, "user")[-1]
+
+
+def _silent(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    return ""
+
+
+def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
+    strategies = _phrases()["random-strategy"]
+    strategy = sorted(strategies)[int(seed.uniform("strategy") * len(strategies))]
+    lines = strategies[strategy]
+    phrases = key_phrases(_said(chat, "user")[-1]) or ["this"]
+    line = lines[int(seed.uniform("line") * len(lines))]
+    return Reply(_fill(line, topic=phrases[0]), strategy=strategy)
+
+
+@dataclass(frozen=True)
+class ScriptedAgent:
+    """A function of (observation, seed) as an Agent.
+
+    Attributes:
+        name: as in `builtin:NAME`.
+        function: returns the next utterance.
+    """
+
+    name: str
+    function: Callable[[Sequence[ChatMessage], Seed], str | Reply]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The name."""
+        return {"name": f"builtin:{self.name}"}
+
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """The next utterance."""
+        said = self.function(dialogue.as_chat("supporter"), seed)
+        return said if isinstance(said, Reply) else Reply(said)
+
+
+SCRIPTED: Mapping[str, Callable[[], Agent]] = {
+    name: partial(ScriptedAgent, name, function)
+    for name, function in {
+        "silent": _silent,
+        "template": _template,
+        "advice": _advice,
+        "parrot": _parrot,
+        "skilled": skilled,
+        "random-strategy": _random_strategy,
+    }.items()
+}
+"""The built-in supporters, by name."""

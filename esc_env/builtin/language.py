@@ -1,0 +1,86 @@
+"""What the embedded seeker can hear in English text: words, stems, copied runs. Pure functions, cached."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+__all__ = ["copied_share", "function_share", "sentences", "stem", "tokens"]
+
+_TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[?!.]")
+_BREAK = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|;\s+|\s+[-–—]\s+")
+_SUFFIXES = (
+    "fulness", "ousness", "iveness", "ations", "ingly", "edly", "ation", "ments", "ness", "ment", "ings", "ies", "ied",
+    "ing", "ers", "est", "ed", "es", "er", "ly", "s", "y", "e",
+)  # fmt: skip
+_TURNED = {
+    "i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "me": "you", "my": "your",
+    "mine": "yours", "myself": "yourself", "am": "are", "we": "you", "our": "your", "us": "you",
+}  # fmt: skip
+_FUNCTION = frozenset(
+    """a about after all also am an and any are aren't as at be because been before being but by can can't could couldn't
+    did didn't do does doesn't don't for from get go had hadn't has hasn't have haven't he he's her here him his how i i'd
+    i'll i'm i've if in into is isn't it it's its just like me more most much my no not of off on one only or other our out
+    over own s should shouldn't so some such t than that that's the their them then there there's these they they're this
+    those through to too up us very was wasn't we we're were weren't what what's when where which while who why will with
+    won't would wouldn't you you'd you'll you're you've your yourself im ive dont cant thats its u ur""".split()
+)
+
+
+@lru_cache(maxsize=8192)
+def tokens(text: str) -> tuple[str, ...]:
+    """Lower-case words (inner apostrophes kept, curly ones straightened) and the marks `? ! .`."""
+    return tuple(_TOKEN.findall(text.lower().replace("’", "'")))
+
+
+@lru_cache(maxsize=4096)
+def sentences(text: str) -> tuple[str, ...]:
+    """The sentences of a text that hold at least one word or digit."""
+    return tuple(part for part in (piece.strip() for piece in _BREAK.split(text)) if re.search(r"\w", part))
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """A crude English stem: good enough to match `deadlines` with `deadline` and `argued` with `arguing`."""
+    word = word.split("'")[0] if not word.endswith("n't") else word
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
+            word = word[: -len(suffix)]
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
+        word = word[:-1]
+    return word
+
+
+def function_share(words: tuple[str, ...]) -> float:
+    """Share of function words among the words, in [0, 1]: fluent English lies around a half, a word list near 0."""
+    spoken = [word for word in words if word[0].isalnum()]
+    return sum(word in _FUNCTION for word in spoken) / len(spoken) if spoken else 0.0
+
+
+@lru_cache(maxsize=8192)
+def _turned(text: str) -> tuple[str, ...]:
+    return tuple(_TURNED.get(word, word) for word in tokens(text) if word[0].isalnum())
+
+
+@lru_cache(maxsize=16384)
+def _grams(text: str, size: int) -> frozenset[tuple[str, ...]]:
+    words = _turned(text)
+    return frozenset(words[i : i + size] for i in range(len(words) - size + 1))
+
+
+def copied_share(text: str, sources: tuple[str, ...], size: int = 4) -> float:
+    """Share of the words of `text`, in [0, 1], inside runs of at least `size` words that stand in one of `sources`.
+
+    I/you are levelled first, so turning the pronouns of what someone said does not hide that it is their sentence.
+    """
+    words = _turned(text)
+    if not words:
+        return 0.0
+    covered = [False] * len(words)
+    known = [_grams(source, size) for source in sources]
+    for i in range(len(words) - size + 1):
+        gram = words[i : i + size]
+        if any(gram in grams for grams in known):
+            covered[i : i + size] = [True] * size
+    return sum(covered) / len(words)
