@@ -1,0 +1,292 @@
+"""Scenario sets by the strings that people type, and what a set or file holds.
+
+    builtin[:train|valid|test]            esc-env's own bank
+    esconv:train|valid|test               ESConv in PPDPP's split (1,040 / 130 / 130)
+    esconv-hf:train|validation|test       ESConv in the Hub's own split: another one, never mixed with PPDPP's
+    extes:train|valid|test                ExTES in esc-env's split of the full file
+    PATH                                  any file that `read_file` knows
+
+Files that people must get themselves are looked for in the folder that ESC_DATA names, then in the user cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from esc_env.errors import ScenarioError, did_you_mean
+from esc_env.membership import members, split_of
+from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
+from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
+
+__all__ = [
+    "STRATEGIES", "Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise",
+]  # fmt: skip
+
+_SPLITS = {
+    "builtin": ("train", "valid", "test"),
+    "esconv": ("train", "valid", "test"),
+    "esconv-hf": ("train", "validation", "test"),
+    "extes": ("train", "valid", "test"),
+}
+_ESCONV_TEST = 130
+_EXTES_FULL = 11_000
+"""ExTES has 11,177 dialogues (Zheng et al., Findings of ACL 2024); a file well below that is a part of it."""
+
+_ESCONV_URL = "https://github.com/thu-coai/Emotional-Support-Conversation (file ESConv.json)"
+_HUB_URL = "https://huggingface.co/datasets/thu-coai/esconv"
+_EXTES_URL = "https://github.com/pandazzh2020/ExTES (file ExTES.json)"
+
+
+def load_scenarios(spec: str | Path) -> ScenarioSet:
+    """The scenario set that a string or path names; the module docstring lists the strings.
+
+    Raises:
+        ScenarioError: an unknown string, a missing file (naming where to get it and where to put it), or a file that
+            cannot be used.
+    """
+    name, colon, split = str(spec).partition(":")
+    if isinstance(spec, str) and name in _SPLITS and (colon or not Path(spec).exists()):
+        return _named(name, split, bool(colon))
+    if Path(spec).is_file():
+        return ScenarioSet(str(spec), read_file(spec).scenarios)
+    if Path(spec).is_dir():
+        raise ScenarioError(f"{spec} is a folder; name one file in it. To read a data folder, set ESC_DATA={spec}")
+    strings = ["builtin", *(f"{source}:{part}" for source, parts in _SPLITS.items() for part in parts)]
+    hint = did_you_mean(str(spec), strings)
+    raise ScenarioError(f"no scenarios {str(spec)!r}: neither a file nor a known name. {hint}")
+
+
+def _named(source: str, split: str, given: bool) -> ScenarioSet:
+    if source == "esconv-hf" and split == "valid":
+        split = "validation"
+    if split not in _SPLITS[source] and (given or source != "builtin"):
+        wanted = f"unknown split {split!r}" if split else "which split?"
+        known = [f"{source}:{part}" for part in _SPLITS[source]]
+        raise ScenarioError(f"{source}: {wanted} {did_you_mean(f'{source}:{split}', known)}")
+    if source == "builtin":
+        return _builtin(split)
+    scenarios = {"esconv": _esconv, "esconv-hf": _esconv_hf, "extes": _extes}[source](split)
+    named = f"{source}:{split}"
+    return ScenarioSet(named, tuple(replace(scenario, source=named) for scenario in scenarios))
+
+
+@cache
+def _builtin(split: str) -> ScenarioSet:
+    bank = files("esc_env.builtin").joinpath("bank.jsonl")
+    try:
+        lines = bank.read_text("utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ScenarioError(
+            "the builtin scenario bank (esc_env/builtin/bank.jsonl) is missing: the installation is not whole. "
+            "Type: pip install --force-reinstall esc-env"
+        ) from error
+    scenarios = []
+    for line in lines:
+        data = json.loads(line)
+        side = data.pop("split")
+        if split in ("", side):
+            scenarios.append(Scenario.from_json({**data, "source": f"builtin:{side}"}))
+    return ScenarioSet(f"builtin:{split}" if split else "builtin", tuple(scenarios))
+
+
+# --- the data folder ------------------------------------------------------------------------------
+
+
+def data_folders() -> tuple[Path, ...]:
+    """Where data files are looked for, in order: the folder that ESC_DATA names if it is set, then the user cache."""
+    if sys.platform == "win32":
+        cache_home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        cache_home = Path.home() / "Library" / "Caches"
+    else:
+        cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    asked = os.environ.get("ESC_DATA")
+    return (*([Path(asked).expanduser()] if asked else []), cache_home / "esc-env")
+
+
+def _find(wanted: Iterable[str]) -> list[Path]:
+    """The files that match one of the lower-case patterns, in the first data folder that has any."""
+    for folder in data_folders():
+        found = sorted(
+            path
+            for path in (folder.iterdir() if folder.is_dir() else ())
+            if path.is_file() and any(Path(path.name.lower()).match(pattern) for pattern in wanted)
+        )
+        if found:
+            return found
+    return []
+
+
+def _missing(what: str, url: str, put: str, why: str = "") -> ScenarioError:
+    folders = " or ".join(str(folder) for folder in data_folders())
+    return ScenarioError(f"{what}: no file found. Get it from {url} and put it in {folders} as {put}.{why}")
+
+
+def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, Path], str]:
+    """The Hub's three files by split, fetched into the user cache when `datasets` can; else {} and why not."""
+    for folder in data_folders():
+        found = {split: folder / folder_name / f"{split}.jsonl" for split in _SPLITS["esconv-hf"]}
+        if all(path.is_file() for path in found.values()):
+            return found, ""
+    try:
+        load_dataset = import_module("datasets").load_dataset
+    except ImportError:
+        return {}, " With `pip install datasets` esc-env fetches it itself."
+    try:
+        rows = load_dataset("thu-coai/esconv")
+        texts = {split: "".join(f"{row['text'].strip()}\n" for row in rows[split]) for split in found}
+    except Exception as error:  # whatever network, Hub or cache may raise: the message below carries it
+        return {}, f" Fetching it from the Hub failed: {type(error).__name__}: {str(error)[:300]}"
+    for split, text in texts.items():
+        found[split].parent.mkdir(parents=True, exist_ok=True)
+        partial = found[split].with_suffix(".part")
+        partial.write_text(text, "utf-8")
+        partial.replace(found[split])
+    return found, ""
+
+
+def _esconv_hf(split: str) -> tuple[Scenario, ...]:
+    found, why = _hub()
+    if not found:
+        names = ", ".join(f"esconv-hf/{part}.jsonl" for part in _SPLITS["esconv-hf"])
+        raise _missing(f"esconv-hf:{split}", _HUB_URL, names, why)
+    return read_file(found[split]).scenarios
+
+
+def _esconv(split: str) -> tuple[Scenario, ...]:
+    paths = _find(("esconv*.json", "esconv*.jsonl", "esconv*.txt", "esc-*.txt"))
+    if not paths:
+        found, why = _hub()
+        if not found:
+            raise _missing(f"esconv:{split}", _ESCONV_URL, "ESConv.json", why)
+        paths = list(found.values())
+    scenarios: dict[str, Scenario] = {}
+    for scenario in (scenario for path in paths for scenario in read_file(path).scenarios):
+        if scenario.survey or scenario.id not in scenarios:
+            scenarios[scenario.id] = scenario
+    names = ", ".join(str(path) for path in paths)
+    if split != "test":
+        chosen = [scenario for scenario in scenarios.values() if split_of(scenario) == split]
+        missing = len(members(split)) - len(chosen)
+        if missing:
+            raise ScenarioError(
+                f"esconv:{split}: {missing} of its {len(members(split))} dialogues are not in {names}. Put the whole "
+                f"ESConv.json there, from {_ESCONV_URL}; or pass a file's path to use what it holds."
+            )
+        return tuple(sorted(chosen, key=lambda scenario: scenario.id))
+    rest = [scenario for scenario in scenarios.values() if split_of(scenario) is None]
+    missing = len((members("train") | members("valid")) - set(scenarios))
+    if missing or len(rest) != _ESCONV_TEST:
+        raise ScenarioError(
+            f"esconv:test is what a full ESConv (1,300 dialogues) holds beyond train and valid: "
+            f"{_ESCONV_TEST} dialogues. {names} lacks {missing} of train and valid and holds {len(rest)} others, so these cannot be told to be "
+            f"test. Put ESConv.json, whole and alone, there, from {_ESCONV_URL}."
+        )
+    return tuple(sorted(rest, key=lambda scenario: scenario.id))
+
+
+def _extes(split: str) -> tuple[Scenario, ...]:
+    paths = _find(("extes*.json", "extes*.jsonl"))
+    if not paths:
+        raise _missing(f"extes:{split}", _EXTES_URL, "ExTES.json")
+    readings = [read_file(path) for path in paths]
+    largest = max(readings, key=lambda reading: len(reading.scenarios))
+    if len(largest.scenarios) + len(largest.skipped) < _EXTES_FULL:
+        raise ScenarioError(
+            f"extes:{split} is a share of the full file (11,177 dialogues), but {largest.path} holds "
+            f"{len(largest.scenarios)}. Get the whole from {_EXTES_URL}; or pass the file's path to use what it holds."
+        )
+    return ScenarioSet("extes", largest.scenarios).split(seed=0)[split].scenarios
+
+
+# --- summary --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a file or set holds, in numbers.
+
+    Attributes:
+        name: file or set.
+        format: the file's layout; "" for a set.
+        records: scenarios and skipped ones together.
+        scenarios: how many can be used.
+        splits, emotions, problems, strategies: how many of each; strategies count supporter messages.
+        turns: (min, median, max) of supporter turns in the human dialogues; None where there are none.
+        facts: (min, median, max) of facts a scenario.
+        risk: how many touch self-harm.
+        skipped: the records left out.
+        near_duplicates: pairs of ids in different splits whose situations are nearly the same.
+    """
+
+    name: str
+    format: str
+    records: int
+    scenarios: int
+    splits: Mapping[str, int]
+    emotions: Mapping[str, int]
+    problems: Mapping[str, int]
+    strategies: Mapping[str, int]
+    turns: tuple[float, float, float] | None
+    facts: tuple[float, float, float] | None
+    risk: int
+    skipped: tuple[Skipped, ...]
+    near_duplicates: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with these names."""
+        return asdict(self)
+
+
+def summarise(data: Reading | ScenarioSet) -> Summary:
+    """Count what a file or a set holds."""
+    scenarios = data.scenarios
+    skipped = data.skipped if isinstance(data, Reading) else ()
+    by_split: dict[str, list[Scenario]] = {}
+    for scenario in scenarios:
+        named = scenario.source.rpartition(":")[2]
+        split = named if named in ("train", "valid", "validation", "test") else split_of(scenario)
+        if split:
+            by_split.setdefault(split, []).append(scenario)
+    parts = list(by_split.values())
+    pairs = [
+        pair for i, first in enumerate(parts) for second in parts[i + 1 :] for pair in near_duplicates(first, second)
+    ]
+    return Summary(
+        name=data.path if isinstance(data, Reading) else data.name,
+        format=data.format if isinstance(data, Reading) else "",
+        records=len(scenarios) + len(skipped),
+        scenarios=len(scenarios),
+        splits={split: len(part) for split, part in by_split.items()},
+        emotions=_counts(scenario.emotion for scenario in scenarios),
+        problems=_counts(scenario.problem for scenario in scenarios),
+        strategies=_counts(
+            message.strategy for scenario in scenarios for message in scenario.dialogue or () if message.strategy
+        ),
+        turns=_spread(scenario.dialogue.turns for scenario in scenarios if scenario.dialogue is not None),
+        facts=_spread(len(scenario.facts) for scenario in scenarios),
+        risk=sum(scenario.risk for scenario in scenarios),
+        skipped=skipped,
+        near_duplicates=tuple(pairs),
+    )
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """Most frequent first, "" as `unknown`."""
+    return dict(sorted(Counter(name or "unknown" for name in names).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _spread(numbers: Iterable[int]) -> tuple[float, float, float] | None:
+    values = list(numbers)
+    return (min(values), statistics.median(values), max(values)) if values else None

@@ -1,0 +1,433 @@
+"""Readers: from a file in any of the known layouts to scenarios, with every record accounted for.
+
+The layout is told by content, never by file name; docs/data.md shows each one. A record that cannot be used is skipped
+with its place and a reason; a file in which nothing can be used, or which is meant for another part of esc-env, is
+refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from esc_env.dialogue import Dialogue, Message, Role
+from esc_env.errors import ScenarioError
+from esc_env.scenarios import PROBLEMS, Scenario, mentions_self_harm
+
+__all__ = ["STRATEGIES", "Reading", "Skipped", "read_file"]
+
+STRATEGIES = (
+    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
+    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
+)  # fmt: skip
+"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
+
+_VARIANTS = {
+    **{name.lower(): name for name in STRATEGIES},
+    "questions": "Question",
+    "other": "Others",
+    "restatement": "Restatement or Paraphrasing",
+    "direct guidance": "Providing Suggestions",
+    "approval and reassurance": "Affirmation and Reassurance",
+}
+"""Names found in ESConv and FailedESConv. The last two are Hill's (Helping Skills) for the same acts."""
+
+_ROLES: dict[str, Role] = {
+    "seeker": "seeker", "speaker": "seeker", "usr": "seeker",
+    "supporter": "supporter", "listener": "supporter", "sys": "supporter",
+}  # fmt: skip
+
+_SURVEY = {
+    "initial_emotion_intensity": "initial_intensity",
+    "final_emotion_intensity": "final_intensity",
+    "empathy": "empathy",
+    "relevance": "relevance",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that could not be used.
+
+    Attributes:
+        place: `line 12` of a file of lines, `record 3` of a JSON list; both count from 1.
+        reason: why, for people.
+    """
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file held; `len(scenarios) + len(skipped)` is the number of its records.
+
+    Attributes:
+        path: the file.
+        format: the layout, as docs/data.md names it: `esconv`, `esconv-ppdpp`, `esconv-hf`, `extes`, `extes-sft` or
+            `plain`.
+        scenarios: one for each usable record, in order, with unique ids.
+        skipped: the other records, in order.
+    """
+
+    path: str
+    format: str
+    scenarios: tuple[Scenario, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def read_file(path: str | Path) -> Reading:
+    """Read a file of conversations or scenarios.
+
+    Raises:
+        ScenarioError: when the file cannot be opened, is not UTF-8 text, is empty, holds nothing that can be used, or
+            holds something that another part of esc-env reads.
+    """
+    path = Path(path)
+    records = list(_records(path))
+    if not records:
+        raise ScenarioError(f"{path}: the file holds no records. {_EXPECTED}")
+    layout = next((name for _, record in records if (name := _layout(record, path))), None)
+    if layout is None:
+        raise ScenarioError(f"{path}: {_unknown(*records[0])}. {_EXPECTED}")
+    scenarios: list[Scenario] = []
+    skipped: list[Skipped] = []
+    places: dict[str, str] = {}
+    for place, record in records:
+        try:
+            scenario = _scenario(record, layout, path)
+        except (ValueError, _Unusable) as error:
+            skipped.append(Skipped(place, str(error)))
+            continue
+        if scenario.id in places:
+            skipped.append(Skipped(place, f"the same id ({scenario.id}) as {places[scenario.id]}"))
+            continue
+        places[scenario.id] = place
+        scenarios.append(scenario)
+    if not scenarios:
+        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        raise ScenarioError(f"{path}: no record can be used. {skipped[0]}{more}. docs/data.md shows the layouts.")
+    return Reading(str(path), layout, tuple(scenarios), tuple(skipped))
+
+
+class _Unusable(Exception):
+    """A record that is skipped, with the reason."""
+
+
+_EXPECTED = (
+    "Known are ESConv (official JSON, PPDPP lines, Hugging Face rows), ExTES (original JSON, LLaMA-Factory SFT) and "
+    "esc-env's own JSON lines; docs/data.md shows each."
+)
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, record) for each record; a line that is neither JSON nor a Python literal comes as an `_Unusable`."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8 and try again.") from error
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # not one JSON value: lines, then
+        else:
+            if isinstance(whole, list):
+                yield from ((f"record {number}", record) for number, record in enumerate(whole, 1))
+            else:
+                yield "record 1", whole
+            return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _literal(line.strip())
+
+
+def _literal(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        problem = f"not JSON ({error})"
+    if line[0] not in "{[":
+        return _Unusable(problem)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd escapes in somebody's strings
+            return ast.literal_eval(line)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return _Unusable(f"{problem} and not a Python literal either")
+
+
+# --- layouts --------------------------------------------------------------------------------------
+
+
+def _layout(record: Any, path: Path) -> str | None:
+    """The name of a record's layout; None when it has none of them. Raises on what other parts read."""
+    if not isinstance(record, Mapping):
+        return None
+    keys = set(record)
+    for what, reader, matches in _FOREIGN:
+        if matches(record):
+            raise ScenarioError(f"{path}: {what}, not scenarios; {reader}")
+    if isinstance(record.get("dialog"), list):
+        turns = [turn for turn in record["dialog"] if isinstance(turn, Mapping)]
+        if any("content" in turn for turn in turns):
+            return "esconv"
+        return "esconv-hf" if {"survey_score", "experience_type"} & keys else "esconv-ppdpp"
+    if isinstance(record.get("text"), str) and "situation" not in keys:
+        return "esconv-hf"
+    if {"scene", "content"} <= keys or {"description", "content"} <= keys:
+        return "extes"
+    if {"instruction", "output"} <= keys:
+        return "extes-sft"
+    return "plain" if "situation" in keys else None
+
+
+_FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
+    (
+        "trajectories of an esc-env run",
+        "pass the run folder to `esc leaderboard` or `esc report`",
+        lambda record: record.get("kind") == "trajectory",
+    ),
+    (
+        "SAGE trajectories (finished conversations in Chinese)",
+        "`esc judge` and `esc validate` (esc_env.evaluation.validity) are their readers",
+        lambda record: {"history", "emo_point"} <= set(record),
+    ),
+    (
+        "SAGE user profiles (in Chinese)",
+        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        lambda record: {"player", "task"} <= set(record) and bool({"main_cha", "cha_group"} & set(record)),
+    ),
+    (
+        "ESC-Eval role cards",
+        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        lambda record: {"base", "res"} <= set(record),
+    ),
+    (
+        "ESC-Eval scores (ESC-RANK)",
+        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        lambda record: bool(record) and all(isinstance(v, Mapping) and "empathic" in v for v in record.values()),
+    ),
+    (
+        "ESC-Eval dialogues (ESC-Role with a model)",
+        "`esc judge` and `esc validate` (esc_env.evaluation.validity) are their readers",
+        lambda record: (
+            bool(record)
+            and all(str(k).isdecimal() and isinstance(v, list) for k, v in record.items())
+            and all(isinstance(turn, str) for turns in record.values() for turn in turns)
+        ),
+    ),
+)
+
+
+def _unknown(place: str, record: Any) -> str:
+    if isinstance(record, _Unusable):
+        return f"{place} is {record}"
+    if isinstance(record, Mapping):
+        shown = ", ".join(repr(key) for key in list(record)[:6])
+        return f"{place} is an object of no known layout (its keys: {shown[:200] or 'none'})"
+    return f"{place} is no object but a {type(record).__name__}"
+
+
+def _scenario(record: Any, layout: str, path: Path) -> Scenario:
+    if isinstance(record, _Unusable):
+        raise record
+    if not isinstance(record, Mapping):
+        raise _Unusable(f"no object but a {type(record).__name__}")
+    if layout == "plain":
+        return _plain(record, path)
+    if layout == "extes":
+        return _extes(record, path)
+    if layout == "extes-sft":
+        return _extes_sft(record, path)
+    if isinstance(record.get("text"), str) and "dialog" not in record:
+        inner = _literal(record["text"].strip() or "-")
+        if not isinstance(inner, Mapping):
+            raise _Unusable(f"its 'text' holds no object: {inner}"[:200])
+        record = inner
+    return _esconv(record, path)
+
+
+def _plain(record: Mapping[str, Any], path: Path) -> Scenario:
+    fields = dict(record)
+    split = fields.pop("split", None)
+    fields.setdefault("source", path.name if split is None else f"{path.name}:{split}")
+    if "risk" not in fields:
+        texts = [fields.get("situation"), *(fields["facts"] if isinstance(fields.get("facts"), list) else ())]
+        fields["risk"] = any(mentions_self_harm(text) for text in texts if isinstance(text, str))
+    return Scenario.from_json(fields)
+
+
+def _esconv(record: Mapping[str, Any], path: Path) -> Scenario:
+    if not isinstance(record.get("dialog"), list):
+        raise _Unusable("no list 'dialog'")
+    messages = []
+    for number, turn in enumerate(record["dialog"], 1):
+        if not isinstance(turn, Mapping):
+            raise _Unusable(f"turn {number} is no object")
+        role = _ROLES.get(str(turn.get("speaker")).strip().lower())
+        content = turn.get("content", turn.get("text"))
+        if role is None:
+            raise _Unusable(f"turn {number} has the unknown speaker {str(turn.get('speaker'))[:40]!r}")
+        if not isinstance(content, str):
+            raise _Unusable(f"turn {number} has no text")
+        annotation = turn.get("annotation")
+        strategy = turn.get("strategy", annotation.get("strategy") if isinstance(annotation, Mapping) else None)
+        messages.append(_message(role, content, strategy))
+    survey = _survey(record.get("survey_score"))
+    intensity = survey.get("initial_intensity")
+    return _imported(
+        "esconv",
+        path,
+        messages,
+        situation=_text(record.get("situation")),
+        emotion=_text(record.get("emotion_type")).lower(),
+        problem=_text(record.get("problem_type")).lower(),
+        intensity=intensity if intensity in range(1, 6) else None,
+        survey=survey,
+    )
+
+
+def _extes(record: Mapping[str, Any], path: Path) -> Scenario:
+    if not isinstance(record.get("content"), list):
+        raise _Unusable("no list 'content'")
+    messages = []
+    for number, turn in enumerate(record["content"], 1):
+        if not isinstance(turn, Mapping):
+            raise _Unusable(f"turn {number} is no object")
+        said, strategy = turn.get("AI"), turn.get("AI Strategy")
+        if isinstance(said, Mapping):
+            said, strategy = said.get("Response"), strategy or said.get("AI Strategy")
+        for role, content, name in (("seeker", turn.get("User"), None), ("supporter", said, strategy)):
+            if isinstance(content, str):
+                messages.append(_message(role, content, name))
+            elif content is not None:
+                raise _Unusable(f"turn {number} holds a {type(content).__name__} where text belongs")
+    return _imported(
+        "extes",
+        path,
+        messages,
+        situation=_text(record.get("description")),
+        problem=_text(record.get("scene")).lower(),
+    )
+
+
+def _extes_sft(record: Mapping[str, Any], path: Path) -> Scenario:
+    history = record.get("history") or []
+    asked = "\n".join(part for part in (_text(record.get("instruction")), _text(record.get("input"))) if part)
+    pairs = [*history, (asked, record.get("output"))] if isinstance(history, list) else []
+    messages = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise _Unusable("'history' and 'output' must hold pairs of texts")
+        messages += [_message(role, text, None) for role, text in zip(("seeker", "supporter"), pair, strict=True)]
+    return _imported("extes", path, messages, situation="")
+
+
+# --- mapping --------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _message(role: str, content: str, strategy: Any) -> Message:
+    name = re.sub(r"\s*\([A-Za-z]{1,4}\)$", "", _text(strategy)) or None
+    return Message(role, content.strip(), _VARIANTS.get(name.lower(), name) if name else None)  # type: ignore[arg-type]
+
+
+def _survey(value: Any) -> dict[str, int]:
+    """The seeker's answers as integers; what is absent or no number is left out."""
+    answers = value.get("seeker") if isinstance(value, Mapping) else None
+    if not isinstance(answers, Mapping):
+        return {}
+    survey = {}
+    for theirs, ours in _SURVEY.items():
+        answer = answers.get(theirs)
+        if re.fullmatch(r"[0-9]{1,2}", str(answer).strip()):
+            survey[ours] = int(str(answer))
+    return survey
+
+
+def _imported(prefix: str, path: Path, messages: Iterable[Message], *, situation: str, **fields: Any) -> Scenario:
+    """A scenario from a human conversation; its id and risk come from the content."""
+    dialogue = Dialogue(tuple(message for message in messages if message.content))
+    if not any(message.role == "seeker" for message in dialogue):
+        raise _Unusable("the seeker says nothing")
+    risk = any(mentions_self_harm(text) for text in (situation, *(m.content for m in dialogue if m.role == "seeker")))
+    name = f"{prefix}-{_content_hash(situation, dialogue)}"
+    facts = _facts(dialogue)
+    if not _informative(situation):
+        if facts:
+            situation, *facts = facts
+        elif not situation:
+            raise _Unusable("no situation, and the seeker says nothing of substance")
+    return Scenario(
+        name, situation, facts=tuple(facts), risk=risk, source=path.name, dialogue=dialogue, **fields
+    )
+
+
+def _content_hash(situation: str, dialogue: Dialogue) -> str:
+    """12 hex digits over situation and utterances, blind to white space: the same from whatever file."""
+    parts = [situation, *(f"{message.role}: {message.content}" for message in dialogue)]
+    plain = "\n".join(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts)
+    return blake2b(plain.encode(), digest_size=6).hexdigest()
+
+
+_PHATIC_WORDS = """
+    a about absolutely actually advice again agree agreed ah alright am and appreciate are as at awesome be been
+    better bit bye can care chat chatting cool could day definitely did do doing evening everyone exactly
+    excellent fine for glad go going good goodbye great guess had have haven't hear hello help helped helpful
+    helping here hey hi hm hmm hmmm hope how i i'd i'll i'm i've idea ideas if in is it it's its just know let
+    like listening lol lot lots makes maybe me morning much my nice night no nope of oh ok okay one perfect please
+    probably really right safe safely same say see sense so some sorry sounds speaking stay suggestion suggestions
+    sure take talk talking thank thanks that that's the there thing think this though thought time tips to today
+    too totally true try trying u understand very wait was we weekend welcome well were what will with wonderful
+    would wow yea yeah yep yes you you're you've your yup
+"""
+_PHATIC = frozenset(_PHATIC_WORDS.split())
+"""Words that alone disclose nothing: greetings, assent, thanks, goodbyes and the function words around them."""
+
+_CLOSING = re.compile(
+    r"\b(?:thank|thanks|thx|bye|goodbye|take care|have a (?:good|great|nice)|nice (?:talking|chatting))\b", re.IGNORECASE
+)
+_PLATFORM = re.compile(
+    r"\b(?:end|quit|exit|close|leave|finish)\b.{0,20}\b(?:chat|conversation|session|survey)\b|\bsurvey\b", re.IGNORECASE
+)
+
+
+def _informative(situation: str) -> bool:
+    """Whether a situation can open a conversation: three words, and more than a problem type."""
+    return len(re.findall(r"[^\W\d_]{2,}", situation)) >= 3 and situation.lower().strip(" .") not in PROBLEMS
+
+
+def _substantive(text: str) -> bool:
+    """Whether a seeker's message discloses something of their own."""
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.replace("’", "'").lower())
+    telling = [word for word in words if word not in _PHATIC and len(word) > 1]
+    if _PLATFORM.search(text) or (_CLOSING.search(text) and len(telling) < 5):
+        return False
+    if text.rstrip().endswith("?") and not re.search(r"[.!?]\s+\S", text) and {"you", "your", "u"} & set(words):
+        return False
+    return bool(telling) and len(words) >= 3
+
+
+def _facts(dialogue: Dialogue) -> list[str]:
+    """The seeker's own statements: their turns in order, verbatim, without greetings, assent and thanks."""
+    kept = Dialogue(tuple(m for m in dialogue if m.role == "supporter" or _substantive(m.content)))
+    return [m.content for m in kept.merged() if m.role == "seeker"]
