@@ -1,14 +1,20 @@
 """The one background event loop, and the bridge between sync and async code.
 
 Everything that may call a model is async and runs on one daemon thread per process. It starts at the first call, never
-at import or in a constructor; a forked child starts its own. Sync faces (env, CLI, trainers) use `run`; public
-coroutines carry `@hops`, so that they may be awaited on any loop.
+at import or in a constructor; a forked child starts its own, a spawned one too. Sync faces (env, CLI, trainers) use
+`run`; public coroutines carry `@hops`, so that they may be awaited on any loop. Cancelling, by Ctrl-C or from another
+loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is shared, and
+ends with the process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,11 +29,18 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_orphans: list[asyncio.AbstractEventLoop] = []
 
 
 def _forget() -> None:
-    """A forked child has our variables but not our thread."""
+    """A forked child has our variables but not our thread.
+
+    The parent's loop is kept, not closed: closing it here would unregister its descriptors from the epoll that the
+    parent still waits on.
+    """
     global _loop, _lock
+    if _loop is not None:
+        _orphans.append(_loop)
     _loop = None
     _lock = threading.Lock()
 
@@ -36,12 +49,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop for ever: a sys.exit() in somebody's coroutine ends that coroutine, not the loop."""
+    while True:
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            loop.run_forever()
+
+
 def _ours() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="esc-env", daemon=True).start()
+            threading.Thread(target=_serve, args=(_loop,), name="esc-env", daemon=True).start()
         return _loop
 
 
@@ -52,10 +72,32 @@ def _inside() -> bool:
         return False
 
 
+def _start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[T], Callable[[], None]]:
+    """Start a coroutine on our loop: (its outcome, set only once it has cleaned up; a function that cancels it)."""
+    loop = _ours()
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.create_task(coroutine))
+        tasks[0].add_done_callback(finish)
+
+    def finish(task: asyncio.Task[T]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            outcome.set_result(task.result())
+        else:
+            outcome.set_exception(error)
+
+    loop.call_soon_threadsafe(begin)
+    return outcome, lambda: loop.call_soon_threadsafe(lambda: tasks[0].cancel()) and None
+
+
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on our loop and wait for it; works inside a foreign running loop too (Jupyter).
 
-    Ctrl-C cancels the coroutine, waits for its clean-up, and raises KeyboardInterrupt.
+    Ctrl-C, or whatever else a signal handler raises, cancels the coroutine, waits for its clean-up, and is raised. A
+    second Ctrl-C stops that waiting.
 
     Raises:
         LoopError: when called from our own loop, where waiting would block for ever.
@@ -64,11 +106,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         name = getattr(coroutine, "__qualname__", "the coroutine")
         coroutine.close()
         raise LoopError(f"{name} was run synchronously from inside esc-env's own event loop; await it instead")
-    future = asyncio.run_coroutine_threadsafe(coroutine, _ours())
+    outcome, cancel = _start(coroutine)
     try:
-        return future.result()
-    except KeyboardInterrupt:
-        future.cancel()
+        return outcome.result()
+    except BaseException:
+        if not outcome.done():
+            cancel()
+            concurrent.futures.wait([outcome])
         raise
 
 
@@ -79,20 +123,45 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
     async def hopping(*args: P.args, **kwargs: P.kwargs) -> T:
         if _inside():
             return await function(*args, **kwargs)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args, **kwargs), _ours()))
+        outcome, cancel = _start(function(*args, **kwargs))
+        there = asyncio.wrap_future(outcome)
+        try:
+            return await asyncio.shield(there)
+        except asyncio.CancelledError:
+            if not there.done():
+                cancel()
+                await asyncio.wait([there])
+                there.exception()  # retrieved: the caller was cancelled, and hears that instead
+            raise
 
     return hopping
 
 
 async def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a user's function: async ones on this loop, sync ones in a worker thread, so that none blocks the others."""
-    if _is_async(function):
+    """Call a user's function: async ones on this loop, sync ones in a worker thread, so that none blocks the others.
+
+    Each sync call has a daemon thread of its own: calls never wait for each other, may use the sync faces themselves,
+    and one that blocks for ever does not keep the process alive.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*args)
-    result = await asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args))
+    result = await _in_thread(functools.partial(contextvars.copy_context().run, function, *args))
     return await result if isinstance(result, Awaitable) else result
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    import inspect
+async def _in_thread(function: Callable[[], T]) -> T:
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    def work() -> None:
+        try:
+            result = function()
+        except StopIteration as error:  # no future can hold one: asyncio's own rule (PEP 479)
+            outcome.set_exception(RuntimeError(f"the function raised StopIteration: {error}"))
+        except BaseException as error:  # carried over to the caller, whatever it is
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    outcome.set_running_or_notify_cancel()
+    threading.Thread(target=work, name="esc-env-call", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

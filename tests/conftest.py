@@ -1,0 +1,43 @@
+"""Scenarios that tests write themselves, so that they need no data."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import pytest
+
+import esc_env
+from esc_env import Scenario, ScenarioSet
+
+
+def bank(count: int = 5) -> ScenarioSet:
+    return ScenarioSet.of(
+        "test-bank",
+        [
+            Scenario(
+                id=f"person-{i}",
+                situation=f"I am person {i} and I cannot sleep because of my job.",
+                emotion="anxiety",
+                problem="job crisis",
+                intensity=3,
+                facts=(f"My manager said number {i} would be let go.", "I told nobody.", "It began in spring."),
+                helps=("A plan for Monday.",),
+                hurts=("Being told to calm down.",),
+            )
+            for i in range(count)
+        ],
+    )
+
+
+@pytest.fixture
+def scenarios() -> ScenarioSet:
+    return bank()
+
+
+@pytest.fixture
+def env(scenarios):
+    env = gym.make("ESConv-v0", scenarios=scenarios)
+    yield env
+    env.close()
+
+
+assert esc_env.__version__
