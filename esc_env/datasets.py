@@ -190,8 +190,8 @@ def _esconv(split: str) -> tuple[Scenario, ...]:
     if missing or len(rest) != _ESCONV_TEST:
         raise ScenarioError(
             f"esconv:test is what a full ESConv (1,300 dialogues) holds beyond train and valid: "
-            f"{_ESCONV_TEST} dialogues. {names} lacks {missing} of train and valid and holds {len(rest)} others, so these cannot be told to be "
-            f"test. Put ESConv.json, whole and alone, there, from {_ESCONV_URL}."
+            f"{_ESCONV_TEST} dialogues. {names} lacks {missing} of train and valid and holds {len(rest)} "
+            f"others, so these cannot be told to be test. Put ESConv.json, whole and alone, there, from {_ESCONV_URL}."
         )
     return tuple(sorted(rest, key=lambda scenario: scenario.id))
 

@@ -312,7 +312,8 @@ def _extes(record: Mapping[str, Any], path: Path) -> Scenario:
             raise _Unusable(f"turn {number} is no object")
         said, strategy = turn.get("AI"), turn.get("AI Strategy")
         if isinstance(said, Mapping):
-            said, strategy = said.get("Response"), strategy or said.get("AI Strategy")
+            strategy = strategy or said.get("AI Strategy")
+            said = said.get("Response")
         for role, content, name in (("seeker", turn.get("User"), None), ("supporter", said, strategy)):
             if isinstance(content, str):
                 messages.append(_message(role, content, name))
@@ -354,9 +355,9 @@ def _message(role: str, content: str, strategy: Any) -> Message:
 def _survey(value: Any) -> dict[str, int]:
     """The seeker's answers as integers; what is absent or no number is left out."""
     answers = value.get("seeker") if isinstance(value, Mapping) else None
+    survey: dict[str, int] = {}
     if not isinstance(answers, Mapping):
-        return {}
-    survey = {}
+        return survey
     for theirs, ours in _SURVEY.items():
         answer = answers.get(theirs)
         if re.fullmatch(r"[0-9]{1,2}", str(answer).strip()):
@@ -372,11 +373,12 @@ def _imported(prefix: str, path: Path, messages: Iterable[Message], *, situation
     risk = any(mentions_self_harm(text) for text in (situation, *(m.content for m in dialogue if m.role == "seeker")))
     name = f"{prefix}-{_content_hash(situation, dialogue)}"
     facts = _facts(dialogue)
-    if not _informative(situation):
-        if facts:
-            situation, *facts = facts
-        elif not situation:
+    if not _informative(situation) and not mentions_self_harm(situation):
+        opening = next((fact for fact in facts[:2] if _weight(fact) >= _OPENING or not situation), "")
+        if not (opening or situation):
             raise _Unusable("no situation, and the seeker says nothing of substance")
+        situation = opening or situation
+        facts = [fact for fact in facts if fact != opening]
     return Scenario(
         name, situation, facts=tuple(facts), risk=risk, source=path.name, dialogue=dialogue, **fields
     )
@@ -389,45 +391,60 @@ def _content_hash(situation: str, dialogue: Dialogue) -> str:
     return blake2b(plain.encode(), digest_size=6).hexdigest()
 
 
+_OPENING = 3
+"""Telling words that one of the first two statements needs to open a conversation instead of, say, "covid"."""
+
 _PHATIC_WORDS = """
-    a about absolutely actually advice again agree agreed ah alright am and appreciate are as at awesome be been
-    better bit bye can care chat chatting cool could day definitely did do doing evening everyone exactly
-    excellent fine for glad go going good goodbye great guess had have haven't hear hello help helped helpful
-    helping here hey hi hm hmm hmmm hope how i i'd i'll i'm i've idea ideas if in is it it's its just know let
-    like listening lol lot lots makes maybe me morning much my nice night no nope of oh ok okay one perfect please
-    probably really right safe safely same say see sense so some sorry sounds speaking stay suggestion suggestions
-    sure take talk talking thank thanks that that's the there thing think this though thought time tips to today
-    too totally true try trying u understand very wait was we weekend welcome well were what will with wonderful
-    would wow yea yeah yep yes you you're you've your yup
+    a about absolutely actually advice afternoon again agree agreed ah already alright also always am an and
+    answer any anyone anything appreciate appreciated are as at awesome be because been being best better bit but
+    by bye can can't cannot care chat chatting check cool could couldn't day definitely did didn't do does doing
+    don't down evening everyone exactly excellent fantastic fine for from gave get getting give glad go going good
+    goodbye got great guess guys had hai have haven't he hear heard hello help helped helpful helping helps her
+    here hey hi him hm hmm hmmm holiday hope hopefully how i i'd i'll i'm i've idea ideas if in is it it'll it's
+    its just keep kind kinda know later let let's like listening lol look lot lots luck ma'am makes maybe me mean
+    means morning much my myself need needed next nice night no nope not nothing of off oh ok okay on one or out
+    over own perfect please pretty probably question questions really right safe safely same say see sense she sir
+    so some someone something somewhat soon sorry sounds speaking stay still suggestion suggestions sure take talk
+    talking than thank thanks that that'll that's the their them then there there's they thing think thinking this
+    though thought time tips to today told tonight too totally true try trying u understand unfortunately up
+    useful very wait wanted was way ways we we'll we're weekend welcome well were what what's when where which who
+    will wish wishing with wonderful would wow yea yeah yep yes you you're you've your yourself yup
 """
 _PHATIC = frozenset(_PHATIC_WORDS.split())
 """Words that alone disclose nothing: greetings, assent, thanks, goodbyes and the function words around them."""
 
 _CLOSING = re.compile(
-    r"\b(?:thank|thanks|thx|bye|goodbye|take care|have a (?:good|great|nice)|nice (?:talking|chatting))\b", re.IGNORECASE
+    r"""\b(?: thank\w* | thx | (?:good\s?)?bye\w* | take\ care | have\ a\ (?:good|great|nice|wonderful)
+      | nice\ (?:talking|chatting) | appreciate | feel(?:ing)?\ (?:\w+\ ){0,3}better )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _PLATFORM = re.compile(
-    r"\b(?:end|quit|exit|close|leave|finish)\b.{0,20}\b(?:chat|conversation|session|survey)\b|\bsurvey\b", re.IGNORECASE
+    r"""\b(?: (?:end|quit|exit|close|leave|finish)\b.{0,20}\b(?:chat|conversation|session)
+      | surveys? | (?:support|chat)\ session )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
 def _informative(situation: str) -> bool:
-    """Whether a situation can open a conversation: three words, and more than a problem type."""
-    return len(re.findall(r"[^\W\d_]{2,}", situation)) >= 3 and situation.lower().strip(" .") not in PROBLEMS
+    """Whether a situation can open a conversation: three words, and more than the name of a problem."""
+    return len(re.findall(r"[^\W\d_]+", situation)) >= 3 and situation.lower().strip(" .") not in PROBLEMS
 
 
-def _substantive(text: str) -> bool:
-    """Whether a seeker's message discloses something of their own."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.replace("’", "'").lower())
-    telling = [word for word in words if word not in _PHATIC and len(word) > 1]
-    if _PLATFORM.search(text) or (_CLOSING.search(text) and len(telling) < 5):
-        return False
-    if text.rstrip().endswith("?") and not re.search(r"[.!?]\s+\S", text) and {"you", "your", "u"} & set(words):
-        return False
-    return bool(telling) and len(words) >= 3
+def _telling(sentence: str) -> int:
+    """Number of words that disclose something of the seeker's own; 0 for small talk, thanks, and questions to "you"."""
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", sentence.replace("’", "'").lower())
+    telling = sum(word not in _PHATIC and len(word) > 1 for word in words)
+    if len(words) < 3 or _PLATFORM.search(sentence) or (_CLOSING.search(sentence) and telling < 5):
+        return 0
+    return 0 if sentence.endswith("?") and {"you", "your", "u"} & set(words) else telling
+
+
+def _weight(text: str) -> int:
+    """The most that one sentence of a text tells."""
+    return max(_telling(sentence) for sentence in re.split(r"(?<=[.!?])\s+", text.strip()))
 
 
 def _facts(dialogue: Dialogue) -> list[str]:
     """The seeker's own statements: their turns in order, verbatim, without greetings, assent and thanks."""
-    kept = Dialogue(tuple(m for m in dialogue if m.role == "supporter" or _substantive(m.content)))
+    kept = Dialogue(tuple(m for m in dialogue if m.role == "supporter" or _weight(m.content)))
     return [m.content for m in kept.merged() if m.role == "seeker"]

@@ -6,9 +6,10 @@ A `Scenario` is what a seeker and a critic may know. An agent never sees one: it
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
@@ -18,7 +19,10 @@ from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.seeds import derive
 
-__all__ = ["EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "mentions_self_harm", "near_duplicates"]
+__all__ = [
+    "EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "mentions_self_harm",
+    "near_duplicates",
+]  # fmt: skip
 
 Persona = Literal["cooperative", "guarded", "resistant", "drifting", "pleasing", "hostile"]
 """How the seeker meets help, whatever the scenario: see docs/simulator.md."""
@@ -42,9 +46,12 @@ PROBLEMS = (
 _SELF_HARM = re.compile(
     r"""\b(?: suicid\w* | self[- ]?harm\w* | kill(?:ing|ed)?\s+my\s?self | hurt(?:ing)?\s+my\s?self
       | harm(?:ing)?\s+my\s?self | cut(?:ting)?\s+my\s?self | end(?:ing)?\s+(?:my\s+(?:own\s+)?life|it\s+all)
-      | tak(?:e|ing)\s+my\s+(?:own\s+)?life | (?:want|wanted|wanting|wish|wished)\s+(?:to\s+die|to\s+be\s+dead|i\s+(?:was|were)\s+dead)
-      | (?:don'?t|do\s+not|didn'?t|did\s+not|not)\s+(?:really\s+)?want(?:ing)?\s+to\s+(?:live|be\s+alive|wake\s+up|be\s+here\s+any\s?more|exist)
-      | better\s+off\s+(?:dead|without\s+me|if\s+i\s+(?:just\s+)?(?:wasn'?t|weren'?t|was\s+not)\s+(?:here|around)|if\s+i\s+(?:was|were)\s+gone)
+      | tak(?:e|ing)\s+my\s+(?:own\s+)?life
+      | (?:want|wanted|wanting|wish|wished)\s+(?:to\s+die|to\s+be\s+dead|i\s+(?:was|were)\s+dead)
+      | (?:don'?t|do\s+not|didn'?t|did\s+not|not)\s+(?:really\s+)?want(?:ing)?
+        \s+to\s+(?:live|be\s+alive|wake\s+up|be\s+here\s+any\s?more|exist)
+      | better\s+off\s+(?:dead|without\s+me
+        |if\s+i\s+(?:just\s+)?(?:wasn'?t|weren'?t|was\s+not)\s+(?:here|around)|if\s+i\s+(?:was|were)\s+gone)
       | (?:thought|think|thinking|thoughts)\s+(?:about|of)\s+(?:dying|death|not\s+being\s+here|ending\s+(?:it|things))
       | no\s+(?:reason|point)\s+(?:to\s+live|in\s+living|to\s+go\s+on\s+living) | overdos(?:e|ed|ing)
       )\b""",
@@ -310,18 +317,22 @@ def near_duplicates(
     """
     left = [(scenario.id, _words(scenario.situation)) for scenario in first]
     right = [(scenario.id, _words(scenario.situation)) for scenario in second]
+    frequency = Counter(word for side in (left, right) for _, words in side for word in words)
+
+    def rarest(words: frozenset[str]) -> list[str]:
+        """So many of the rarest words that two sets which are near duplicates share one of them."""
+        ranked = sorted(words, key=lambda word: (frequency[word], word))
+        return ranked[: len(words) - math.ceil(threshold * len(words) - 1e-9) + 1]
+
     holders: dict[str, list[int]] = defaultdict(list)
     for position, (_, words) in enumerate(right):
-        for word in words:
+        for word in rarest(words):
             holders[word].append(position)
     pairs = []
     for left_id, words in left:
-        shared: dict[int, int] = defaultdict(int)
-        for word in words:
-            for position in holders.get(word, ()):
-                shared[position] += 1
-        for position, common in sorted(shared.items()):
+        for position in sorted({position for word in rarest(words) for position in holders.get(word, ())}):
             right_id, other = right[position]
+            common = len(words & other)
             if left_id != right_id and common / (len(words) + len(other) - common) >= threshold:
                 pairs.append((left_id, right_id))
     return pairs
