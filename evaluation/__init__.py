@@ -1,4 +1,16 @@
-"""PLACEHOLDER"""
+"""Run supporters on scenarios, and say how good they are and how sure that is.
+
+>>> from esc_env.evaluation import evaluate
+>>> report = evaluate(agent="builtin:skilled", scenarios="builtin:test", seed=0)
+>>> report.success_rate, report.interval, report.average_turns, report.errors
+"""
 
 if __name__ != "esc_env.evaluation":
     raise ImportError(f"import this package as esc_env.evaluation, not as {__name__}")
+
+from esc_env.evaluation.leaderboard import Entry, Leaderboard, rank
+from esc_env.evaluation.report import Group, Report
+from esc_env.evaluation.runner import evaluate, read_run
+from esc_env.evaluation.statistics import success_interval
+
+__all__ = ["Entry", "Group", "Leaderboard", "Report", "evaluate", "rank", "read_run", "success_interval"]

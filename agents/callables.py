@@ -1,0 +1,78 @@
+"""Your own function as an agent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from types import CodeType
+from typing import Any
+
+from esc_env._loop import call
+from esc_env.dialogue import Dialogue
+from esc_env.protocols import Reply
+from esc_env.seeds import Seed
+from esc_env.specs import name_of
+
+__all__ = ["CallableAgent", "code_digest"]
+
+
+@dataclass(frozen=True)
+class CallableAgent:
+    """Somebody's `function(messages) -> str`, sync or async, as an Agent.
+
+    `messages` is the observation: a tuple of fresh `{"role": "user" | "assistant", "content": str}` dicts that begins
+    and ends with `user`. A `str` is parsed as the environment parses an action (a think block becomes the thought); a
+    `Reply` is taken as it is. Sync functions run in a worker thread, several at once.
+    """
+
+    function: Callable[..., Any]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The function's name and a digest of its code, so that a changed function is another agent."""
+        return {"name": name_of(self.function), "code": code_digest(self.function)}
+
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """Call it. Raises TypeError when it returns neither a str nor a Reply."""
+        said = await call(self.function, dialogue.as_chat("supporter"))
+        if isinstance(said, Reply):
+            return said
+        if not isinstance(said, str):
+            raise TypeError(f"an agent must return a str or a Reply, not {type(said).__name__}")
+        return Reply.parse(said)
+
+
+def code_digest(function: Callable[..., Any]) -> str:
+    """8 hex digits over a callable's own bytecode, constants, defaults and closed-over plain values.
+
+    What it calls, imports or keeps in attributes is not covered: give such an agent an `identity` of its own.
+    """
+    return blake2b(repr(_essence(function)).encode(), digest_size=4).hexdigest()
+
+
+def _essence(thing: Any) -> Any:
+    """Nested tuples of plain values: equal for equal code, free of memory addresses."""
+    if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
+        return thing
+    if isinstance(thing, (tuple, list)):
+        return tuple(_essence(item) for item in thing)
+    if isinstance(thing, (dict, set, frozenset)):
+        items = thing.items() if isinstance(thing, dict) else thing
+        return tuple(sorted((repr(_essence(item)) for item in items)))
+    if isinstance(thing, CodeType):
+        return thing.co_code, thing.co_names, thing.co_varnames, _essence(thing.co_consts)
+    if isinstance(thing, functools.partial):
+        return _essence(thing.func), _essence(thing.args), _essence(thing.keywords)
+    function = getattr(thing, "__func__", thing)
+    if hasattr(function, "__code__"):
+        cells = tuple(_content(cell) for cell in function.__closure__ or ())
+        return _essence(function.__code__), _essence(function.__defaults__), cells
+    method = getattr(type(thing), "__call__", None)
+    return name_of(thing), _essence(method) if hasattr(method, "__code__") else None
+
+
+def _content(cell: Any) -> Any:
+    value = cell.cell_contents
+    return name_of(value) if hasattr(value, "__code__") else _essence(value)

@@ -1,0 +1,208 @@
+"""Rank runs that faced the same thing, and show the ranking: terminal, Markdown, JSON, one static page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from esc_env.errors import ProtocolMismatch, RecordError
+from esc_env.evaluation import page
+from esc_env.evaluation.report import Report
+from esc_env.evaluation.runner import is_run, read_run
+
+__all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
+
+_SHOWN = 60
+"""Transcripts per run on the leaderboard's page; a run's own report.html has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One ranked run.
+
+    Attributes:
+        place: 1 for the highest SR; runs of equal SR share a place.
+        report: of the run.
+        overlaps_next: whether its 95 % interval overlaps that of the run ranked next. Then which of the two is better
+            is not settled by these runs (no overlap settles it; overlap alone does not prove them equal).
+    """
+
+    place: int
+    report: Report
+    overlaps_next: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Runs of one fingerprint: complete ones ranked by SR, the others apart."""
+
+    entries: tuple[Entry, ...]
+    incomplete: tuple[Report, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: the protocol, ranked runs and incomplete ones, each as in `report.json`."""
+        fingerprint = self.reports[0].fingerprint
+        return {
+            "fingerprint": {"digest": fingerprint.digest, "parts": dict(fingerprint.parts)},
+            "ranked": [
+                {"place": entry.place, "overlaps_next": entry.overlaps_next, **entry.report.to_json()}
+                for entry in self.entries
+            ],
+            "incomplete": [report.to_json() for report in self.incomplete],
+        }
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """All of them, ranked ones first."""
+        return (*(entry.report for entry in self.entries), *self.incomplete)
+
+    def to_markdown(self) -> str:
+        """A Markdown table, its notes below."""
+        lines = [
+            "| # | agent | SR | 95 % | AT | score | episodes | supporter failures |",
+            "|--:|:--|--:|--:|--:|--:|--:|--:|",
+        ]
+        for entry in self.entries:
+            report = entry.report
+            mark = " ~" if entry.overlaps_next else ""
+            lines.append(
+                f"| {entry.place}{mark} | {_cell(report.agent)} | {page.percent(report.success_rate)} "
+                f"| {page.interval_text(report.interval)} | {page.number(report.average_turns, 2)} "
+                f"| {page.number(report.mean_score, 2, signed=True)} | {report.completed} | {report.supporter_failures} |"
+            )
+        lines += ["", *(f"{note}  " for note in self.notes())]
+        lines += [
+            f"Incomplete, not ranked: {_cell(report.agent)} ({report.completed} of {report.episodes} conversations have "
+            f"an outcome, {report.errors} errors; SR so far {page.percent(report.success_rate)})  "
+            for report in self.incomplete
+        ]
+        return "\n".join(lines) + "\n"
+
+    def notes(self) -> list[str]:
+        """What a reader of the ranking must know."""
+        first = self.reports[0]
+        parts = first.fingerprint.parts
+        notes = [
+            f"{first.scenarios}: {parts['scenarios']}; trials {parts['trials']}, T {parts['max_turns']}, persona "
+            f"{parts['persona']}, seed {parts['seed']}; fingerprint {first.fingerprint.digest}."
+        ]
+        if any(entry.overlaps_next for entry in self.entries):
+            notes.append("~ its interval overlaps the next one's: these runs do not settle which of the two is better.")
+        return notes
+
+    def to_html(self) -> str:
+        """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
+        columns = (
+            ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"), ("SR", ""), ("95 %", ""), ("AT", ""),
+            ("score", ""), ("episodes", ""),
+        )  # fmt: skip
+        rows = [
+            (
+                f"{entry.place}{' ~' if entry.overlaps_next else ''}",
+                escape(entry.report.agent),
+                page.bar(entry.report.success_rate, entry.report.interval),
+                page.percent(entry.report.success_rate),
+                page.interval_text(entry.report.interval),
+                page.number(entry.report.average_turns, 2),
+                page.number(entry.report.mean_score, 2, signed=True),
+                f"{entry.report.completed:,}",
+            )
+            for entry in self.entries
+        ]
+        title = f"Leaderboard: {self.reports[0].scenarios}"
+        body = [
+            f"<h1>{escape(title)}</h1>",
+            '<p class="lead">SR: share of conversations in which the seeker\'s problem was solved within T turns. '
+            "AT: average turns, a failure counting T. Score: mean final critic score, from −1 to +1.</p>",
+            page.table(columns, rows) if rows else '<p class="note">No complete run yet.</p>',
+            *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
+        ]
+        for report in self.incomplete:
+            body.append(f"<h2>Incomplete, not ranked: {escape(report.agent)}</h2>")
+            body += page.notes(report)
+        body.append("<h2>Agent by agent</h2>")
+        body += [_agent(report) for report in self.reports]
+        body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
+        return page.document(title, body)
+
+
+def _agent(report: Report) -> str:
+    shown = report.trajectories[:_SHOWN]
+    rest = len(report.trajectories) - len(shown)
+    more = f'<p class="soft">{rest:,} more in {escape(str(report.folder))}/report.html</p>' if rest else ""
+    failures = page.notes(report) if report.complete else []
+    return (
+        f"<details><summary><b>{escape(report.agent)}</b> "
+        f'<span class="soft">{page.percent(report.success_rate)}, {len(report.trajectories):,} conversations</span>'
+        f"</summary>{''.join(failures)}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
+        f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a Markdown table cell, nor become HTML."""
+    return escape(" ".join(text.split()), quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """The run folders among `folders`; a folder that holds runs stands for all of them, but for `NAME~N` set aside.
+
+    Raises:
+        RecordError: a folder with no run in it.
+    """
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        inside = [path for path in sorted(folder.iterdir()) if is_run(path)] if folder.is_dir() else []
+        runs = [folder] if is_run(folder) else []
+        runs += [path for path in inside if not path.name.rpartition("~")[2].isdigit() or "~" not in path.name]
+        if not runs:
+            raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
+        found.update(dict.fromkeys(runs))
+    return list(found)
+
+
+def rank(runs: Sequence[str | Path | Report]) -> Leaderboard:
+    """Rank runs of equal fingerprint by SR, higher first.
+
+    Args:
+        runs: run folders, folders that hold runs, or reports.
+
+    Raises:
+        ProtocolMismatch: runs of different fingerprints; the message names what differs.
+        RecordError: no run, or the same run twice.
+    """
+    folders = find_runs(run for run in runs if not isinstance(run, Report))
+    reports = [run for run in runs if isinstance(run, Report)] + [read_run(folder) for folder in folders]
+    if not reports:
+        raise RecordError("no runs to rank. Type: esc leaderboard runs/")
+    _check_comparable(reports)
+    ranked = sorted((r for r in reports if r.complete), key=lambda r: (-(r.success_rate or 0.0), r.agent))
+    entries: list[Entry] = []
+    for i, report in enumerate(ranked):
+        tied = i > 0 and report.success_rate == ranked[i - 1].success_rate
+        following = ranked[i + 1].interval if i + 1 < len(ranked) else None
+        overlaps = bool(report.interval and following and following[1] >= report.interval[0])
+        entries.append(Entry(entries[-1].place if tied else i + 1, report, overlaps))
+    return Leaderboard(tuple(entries), tuple(report for report in reports if not report.complete))
+
+
+def _check_comparable(reports: Sequence[Report]) -> None:
+    first = reports[0]
+    by_digest: dict[str, Report] = {}
+    by_key: dict[str, list[Report]] = defaultdict(list)
+    for report in reports:
+        by_digest.setdefault(report.fingerprint.digest, report)
+        by_key[report.run_key].append(report)
+    for other in by_digest.values():
+        if other.fingerprint.digest != first.fingerprint.digest:
+            raise ProtocolMismatch(
+                f"{first.folder} and {other.folder} faced different things and are not ranked together. What differs: "
+                f"{'; '.join(first.fingerprint.differences(other.fingerprint))}. Rank them apart"
+            )
+    for same in by_key.values():
+        if len(same) > 1:
+            raise RecordError(f"{same[0].folder} and {same[1].folder} are the same run; name only one of them")

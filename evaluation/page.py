@@ -1,0 +1,198 @@
+"""Plain static HTML pages: no script, nothing loaded from anywhere, everything that anybody wrote is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from esc_env.dialogue import Message
+from esc_env.evaluation.report import Group, Report
+from esc_env.protocols import Verdict
+from esc_env.trajectory import StopReason, Trajectory
+
+__all__ = ["bar", "document", "facts", "number", "percent", "run_page", "table", "transcripts"]
+
+_ENDED = {
+    StopReason.SOLVED: ("solved", "solved"),
+    StopReason.MAX_TURNS: ("", "not solved"),
+    StopReason.SUPPORTER_FAILED: ("failed", "supporter failed"),
+    StopReason.ERROR: ("failed", "error, no outcome"),
+}
+
+
+def run_page(report: Report) -> str:
+    """The page of one run: numbers, groups, and every conversation."""
+    rate = f"{percent(report.success_rate)} of the conversations with an outcome were solved"
+    spread = f" (95 % interval {interval_text(report.interval)})" if report.interval else ""
+    body = [
+        f"<h1>{escape(report.agent)} on {escape(report.scenarios)}</h1>",
+        f'<p class="lead">{rate}{spread}.</p>',
+        *notes(report),
+        table(
+            (("", "bar"), ("SR", ""), ("95 %", ""), ("AT", ""), ("score", ""), ("with outcome", ""), ("errors", "")),
+            [
+                (
+                    bar(report.success_rate, report.interval),
+                    percent(report.success_rate),
+                    interval_text(report.interval),
+                    number(report.average_turns, 2),
+                    number(report.mean_score, 2, signed=True),
+                    f"{report.completed:,} / {report.episodes:,}",
+                    f"{report.errors:,}",
+                )
+            ],
+        ),
+        *(
+            f"<h2>By {title}</h2>{groups_table(groups)}"
+            for title, groups in (
+                ("emotion", report.by_emotion),
+                ("problem", report.by_problem),
+                ("persona", report.by_persona),
+            )
+            if len(groups) > 1
+        ),
+        f"<h2>Conversations</h2>{transcripts(report.trajectories)}",
+        f"<h2>What the agent faced</h2>{facts(report.fingerprint.parts)}",
+        f'<p class="soft">Fingerprint {report.fingerprint.digest}, run key {report.run_key}</p>',
+    ]
+    return document(f"{report.agent} on {report.scenarios}", body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page; `title` is escaped, `body` must be HTML already."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def notes(report: Report) -> list[str]:
+    """Boxes for what a reader must not overlook: what is missing, what failed."""
+    boxes = []
+    missing = report.episodes - report.completed
+    if missing:
+        boxes.append(
+            f'<p class="note bad">Incomplete: {missing:,} of {report.episodes:,} conversations have no outcome '
+            f"({report.errors:,} ended in an error). Counting errors as failures, SR is "
+            f"{percent(report.success_rate_if_errors_failed)}. The same command completes the run.</p>"
+        )
+    boxes += [
+        f'<p class="note bad">{count:,} × {escape(role)}: {escape(message)}</p>'
+        for role, message, count in report.failure_messages
+    ]
+    return boxes
+
+
+def groups_table(groups: Mapping[str, Group]) -> str:
+    """One row per group, by name."""
+    rows = [
+        (
+            escape(name),
+            bar(group.success_rate, group.interval),
+            percent(group.success_rate),
+            number(group.average_turns, 2),
+            number(group.mean_score, 2, signed=True),
+            f"{group.episodes:,}",
+        )
+        for name, group in groups.items()
+    ]
+    return table((("", "name"), ("", "bar"), ("SR", ""), ("AT", ""), ("score", ""), ("conversations", "")), rows)
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """A table. Each column has a title and a kind: `name`, `bar`, or nothing for numbers. Cells must be HTML already."""
+
+    def row(tag: str, cells: Iterable[str]) -> str:
+        kinds = (f' class="{kind}"' if kind else "" for _, kind in columns)
+        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+
+    lines = [row("th", (escape(title) for title, _ in columns)), *(row("td", cells) for cells in rows)]
+    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def bar(rate: float | None, interval: tuple[float, float] | None) -> str:
+    """A success rate from 0 to 100 % with its interval as a band."""
+    if rate is None or interval is None:
+        return '<div class="track"></div>'
+    low, high = interval
+    label = f"{percent(rate)}, 95 % interval {interval_text(interval)}"
+    return (
+        f'<div class="track" role="img" aria-label="{label}" title="{label}">'
+        f'<span class="band" style="left:{low:.2%};width:{high - low:.2%}"></span>'
+        f'<span class="dot" style="left:{rate:.2%}"></span></div>'
+    )
+
+
+def facts(parts: Mapping[str, Any]) -> str:
+    """Names and values as a definition list."""
+    rows = (f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in parts.items())
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def transcripts(trajectories: Iterable[Trajectory]) -> str:
+    """Every conversation, folded."""
+    return "\n".join(_conversation(trajectory) for trajectory in trajectories)
+
+
+def percent(rate: float | None) -> str:
+    """`41.5 %`, or a dash."""
+    return "–" if rate is None else f"{100 * rate:.1f} %"
+
+
+def number(value: float | None, digits: int, *, signed: bool = False) -> str:
+    """A number with a real minus sign, or a dash."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`34–49 %`, or a dash."""
+    return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+    return str(value)
+
+
+def _conversation(trajectory: Trajectory) -> str:
+    kind, ended = _ENDED[trajectory.stop_reason]
+    scenario = trajectory.scenario
+    about = ", ".join(part for part in (scenario.emotion, scenario.problem, scenario.persona) if part)
+    trial = f", trial {trajectory.trial + 1}" if trajectory.trial else ""
+    turns = f"{trajectory.turns} turn{'' if trajectory.turns == 1 else 's'}"
+    score = f", score {number(trajectory.final_score, 2, signed=True)}" if trajectory.verdicts else ""
+    lines = [_message(message) for message in trajectory.dialogue.messages[: trajectory.history]]
+    rest = trajectory.dialogue.messages[trajectory.history :]
+    verdicts = iter(trajectory.verdicts)
+    for message in rest:
+        lines.append(_message(message))
+        if message.role == "seeker":
+            verdict = next(verdicts, None)
+            lines += [_verdict(verdict)] if verdict else []
+    if trajectory.failure:
+        lines.append(f'<p class="note bad">{escape(trajectory.failure.role)}: {escape(trajectory.failure.message)}</p>')
+    return (
+        f'<details><summary><span class="{kind}">{ended}</span> in {turns}{score} '
+        f'<span class="soft">{escape(scenario.id)}{trial} ({escape(about)})</span></summary>'
+        f'<div class="chat">{"".join(lines)}</div></details>'
+    )
+
+
+def _message(message: Message) -> str:
+    name = message.role + (f", {message.strategy}" if message.strategy else "")
+    thought = f'<span class="thought">{escape(message.thought)}\n\n</span>' if message.thought else ""
+    said = escape(message.content) or '<span class="thought">(silence)</span>'
+    return f'<div class="said {message.role}"><b>{escape(name)}</b>{thought}{said}</div>'
+
+
+def _verdict(verdict: Verdict) -> str:
+    score = number(verdict.score, 2, signed=True)
+    solved = ', <span class="solved">solved</span>' if verdict.solved else ""
+    return f'<div class="verdict">critic {score}{solved}</div>'

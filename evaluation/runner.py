@@ -1,0 +1,350 @@
+"""Run an agent on scenarios, keep every conversation, and report.
+
+A run is a folder:
+
+    run.json            what was run: agent, fingerprint, run key, scenario ids, settings, versions
+    trajectories.jsonl  one line per ended conversation, flushed as it ends; the last line of an episode counts
+    report.json         the report, under the names of `Report`
+    report.html         the same as a page, with all transcripts
+
+The same call resumes: conversations with an outcome are never held again, errors are tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import esc_env
+from esc_env._loop import run
+from esc_env.agents import identity_of, resolve_agent
+from esc_env.conversation import Chairs, converse
+from esc_env.critics import resolve_critic
+from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.evaluation.report import Report, summarise_run
+from esc_env.protocols import Agent, Critic, Seeker
+from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
+from esc_env.rules import Fingerprint, Rules
+from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.seeds import episode_seed
+from esc_env.seekers import resolve_seeker
+from esc_env.trajectory import Trajectory
+
+__all__ = ["evaluate", "is_run", "read_run"]
+
+Episode = tuple[str, int]
+"""Scenario id and trial: what is held once."""
+
+
+def evaluate(
+    agent: str | Agent | Callable[..., Any],
+    scenarios: str | Path | Iterable[Scenario] = "builtin:test",
+    *,
+    seeker: str | Seeker | Callable[..., Any] = "builtin",
+    critic: str | Critic | Callable[..., Any] = "builtin",
+    rules: Rules | None = None,
+    persona: str | None = None,
+    limit: int | None = None,
+    trials: int = 1,
+    seed: int = 0,
+    concurrency: int = 16,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Hold one conversation per scenario and trial, and report how many were solved.
+
+    Whatever was finished in the folder before is kept and not run again. Works in a notebook; from other async code,
+    await `asyncio.to_thread(evaluate, …)`.
+
+    Args:
+        agent: the supporter: a string (`builtin:skilled`, `python:MODULE:NAME`), an object with `respond`, or
+            `function(messages) -> str`; see `esc_env.agents.resolve_agent`.
+        scenarios: a string (`builtin:test`, a file), or scenarios.
+        seeker, critic: as strings, objects or callables.
+        rules: T, threshold, votes and so on; by default `Rules()`.
+        persona: how every seeker meets help; None keeps what each scenario says.
+        limit: only the first so many scenarios, at least 1.
+        trials: conversations per scenario, at least 1, each with its own seed.
+        seed: of the run; every episode seed is derived from it.
+        concurrency: conversations held at the same time, at least 1. A conversation has one request in flight.
+        out: the run's folder; by default `runs/<run key>`.
+        fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
+        progress: called with (conversations with an outcome or error, all conversations), first before anything runs.
+
+    Raises:
+        SpecError: a string names nothing.
+        ScenarioError: no scenario, or a file of them cannot be used.
+        ProtocolMismatch: the folder holds another run; the message names what differs.
+        RecordError: the folder cannot be used, or another process writes there.
+        ValueError: limit, trials or concurrency below 1.
+    """
+    for name, number in (("limit", limit), ("trials", trials), ("concurrency", concurrency)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    supporter = resolve_agent(agent)
+    chairs = Chairs(resolve_seeker(seeker), resolve_critic(critic), rules or Rules())
+    chosen = _choose(scenarios, limit, persona)
+    plan = _plan(agent, supporter, chairs, chosen, trials, seed)
+    folder = Path(out) if out is not None else Path("runs") / plan.run_key
+    with _opened(folder, plan, fresh) as writer:
+        by_id = {scenario.id: scenario for scenario in chosen}
+        ended = {
+            episode: replace(trajectory, scenario=by_id[episode[0]])
+            for episode, trajectory in _ended(folder, plan).items()
+        }
+        pending = [(by_id[key], trial) for key, trial in plan.episodes if not _has_outcome(ended.get((key, trial)))]
+        held = len(plan.episodes) - len(pending)
+
+        def keep(trajectory: Trajectory) -> None:
+            nonlocal held
+            writer.write(trajectory.to_json())
+            ended[trajectory.scenario.id, trajectory.trial] = trajectory
+            held += 1
+            if progress:
+                progress(held, len(plan.episodes))
+
+        if progress:
+            progress(held, len(plan.episodes))
+        if pending:
+            run(_hold(pending, supporter, chairs, seed, concurrency, keep))
+        report = _report(folder, plan, ended)
+        _write_report(report)
+    return report
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run."""
+    return (Path(folder) / "run.json").is_file()
+
+
+def read_run(folder: str | Path) -> Report:
+    """The report of a run folder, counted afresh from its conversations; also of a run that is not complete.
+
+    Raises:
+        RecordError: the folder holds no run, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise RecordError(f"{folder}: no run here (no run.json). Give a folder that `esc eval` wrote")
+    plan = _Plan.read(folder / "run.json")
+    return _report(folder, plan, _ended(folder, plan))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run is, as run.json keeps it."""
+
+    agent: str
+    identity: Mapping[str, Any]
+    scenarios: str
+    scenario_ids: tuple[str, ...]
+    trials: int
+    seed: int
+    fingerprint: Fingerprint
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """All of them, trial by trial, so that a run cut short has seen every scenario equally often."""
+        return [(key, trial) for trial in range(self.trials) for key in self.scenario_ids]
+
+    @property
+    def run_key(self) -> str:
+        """16 hex digits over fingerprint and agent."""
+        text = self.fingerprint.digest + json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
+        return blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def write(self, path: Path) -> None:
+        write_json(
+            path,
+            {
+                "kind": "run",
+                "version": RECORD_VERSION,
+                "run_key": self.run_key,
+                "agent": self.agent,
+                "agent_identity": self.identity,
+                "scenarios": self.scenarios,
+                "trials": self.trials,
+                "seed": self.seed,
+                "fingerprint": {"digest": self.fingerprint.digest, "parts": self.fingerprint.parts},
+                "versions": {"esc-env": esc_env.__version__, "python": platform.python_version()},
+                "scenario_ids": self.scenario_ids,
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> _Plan:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["kind"] == "run" and data["version"] > RECORD_VERSION:
+                raise RecordError(f"{path}: written by a newer esc-env. Type: pip install -U esc-env")
+            return cls(
+                data["agent"],
+                data["agent_identity"],
+                data["scenarios"],
+                tuple(data["scenario_ids"]),
+                data["trials"],
+                data["seed"],
+                Fingerprint(data["fingerprint"]["parts"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}: damaged, or not written by `esc eval` ({error!r})") from error
+
+    def differences(self, other: _Plan) -> list[str]:
+        """One line per thing that differs."""
+        lines = self.fingerprint.differences(other.fingerprint)
+        if self.identity != other.identity:
+            same_name = self.agent == other.agent
+            lines.insert(0, f"agent: {self.identity if same_name else self.agent} / "
+                            f"{other.identity if same_name else other.agent}")
+        return lines
+
+
+def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
+    if isinstance(scenarios, (str, Path)):
+        from esc_env.datasets import load_scenarios
+
+        chosen = load_scenarios(scenarios)
+    elif isinstance(scenarios, ScenarioSet):
+        chosen = scenarios
+    else:
+        chosen = ScenarioSet.of("scenarios", scenarios)
+    chosen = chosen[:limit]
+    if not len(chosen):
+        raise ScenarioError(f"{chosen.name}: there is no scenario in it")
+    return chosen.with_persona(persona) if persona is not None else chosen
+
+
+def _plan(
+    given: Any, agent: Agent, chairs: Chairs, chosen: ScenarioSet, trials: int, seed: int
+) -> _Plan:
+    identity = _plain(identity_of(agent), "agent")
+    fingerprint = chairs.rules.fingerprint(
+        seeker=_plain(chairs.seeker.identity, "seeker"),
+        critic=_plain(chairs.critic.identity, "critic"),
+        scenarios=f"{len(chosen)} with content {chosen.digest}",
+        persona=", ".join(sorted({scenario.persona for scenario in chosen})),
+        trials=trials,
+        seed=seed,
+    )
+    name = given if isinstance(given, str) else str(identity.get("name", type(agent).__name__))
+    ids = tuple(scenario.id for scenario in chosen)
+    return _Plan(name, identity, chosen.name, ids, trials, seed, fingerprint)
+
+
+def _plain(identity: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """The identity as JSON gives it back, so that what is read later compares equal."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the {role}'s `identity` must be a mapping of plain JSON values: {error}") from error
+    return plain
+
+
+@contextmanager
+def _opened(folder: Path, plan: _Plan, fresh: bool) -> Iterator[RecordWriter]:
+    """The folder, locked, checked to hold this run or none, and its record file."""
+    if fresh and folder.exists():
+        _set_aside(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot be made a folder ({error.strerror}). Give another with --out") from error
+    with FolderLock(folder):
+        if is_run(folder):
+            differences = _Plan.read(folder / "run.json").differences(plan)
+            if differences:
+                raise ProtocolMismatch(
+                    f"{folder} holds another run. What differs (there / now): {'; '.join(differences)}. "
+                    "Give another folder with --out, or --fresh to start over (the old run is kept beside it)"
+                )
+        elif (folder / "trajectories.jsonl").exists():
+            raise RecordError(f"{folder}: trajectories.jsonl stands here without run.json. Give another folder with --out")
+        else:
+            plan.write(folder / "run.json")
+        with RecordWriter(folder / "trajectories.jsonl", "trajectory") as writer:
+            yield writer
+
+
+def _set_aside(folder: Path) -> None:
+    if not is_run(folder):
+        if any(folder.iterdir()):
+            raise RecordError(f"{folder}: holds no run, so --fresh leaves it alone. Give another folder with --out")
+        return
+    with FolderLock(folder):
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
+            number += 1
+        folder.rename(aside)
+
+
+def _ended(folder: Path, plan: _Plan) -> dict[Episode, Trajectory]:
+    """The last line of every episode."""
+    planned = set(plan.episodes)
+    path = folder / "trajectories.jsonl"
+    last: dict[Episode, Trajectory] = {}
+    for number, data in enumerate(read_records(path, "trajectory"), 1):
+        try:
+            trajectory = Trajectory.from_json(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}:{number}: not a conversation ({error!r}). Was the file edited?") from error
+        episode = (trajectory.scenario.id, trajectory.trial)
+        if episode not in planned:
+            raise RecordError(f"{path}:{number}: {episode[0]!r}, trial {episode[1]}, is no part of this run")
+        last[episode] = trajectory
+    return last
+
+
+def _has_outcome(trajectory: Trajectory | None) -> bool:
+    return trajectory is not None and trajectory.completed
+
+
+async def _hold(
+    pending: Sequence[tuple[Scenario, int]],
+    agent: Agent,
+    chairs: Chairs,
+    seed: int,
+    concurrency: int,
+    keep: Callable[[Trajectory], None],
+) -> None:
+    """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight."""
+    waiting = iter(pending)
+
+    async def work() -> None:
+        for scenario, trial in waiting:
+            named = episode_seed(seed, scenario.id, trial)
+            keep(await converse(scenario, agent, chairs, seed=named, trial=trial))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(pending))):
+                group.create_task(work())
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+def _report(folder: Path, plan: _Plan, ended: Mapping[Episode, Trajectory]) -> Report:
+    order = sorted(ended, key={episode: place for place, episode in enumerate(plan.episodes)}.__getitem__)
+    return summarise_run(
+        (ended[episode] for episode in order),
+        agent=plan.agent,
+        scenarios=plan.scenarios,
+        run_key=plan.run_key,
+        fingerprint=plan.fingerprint,
+        episodes=len(plan.episodes),
+        folder=folder,
+    )
+
+
+def _write_report(report: Report) -> None:
+    from esc_env.evaluation.page import run_page
+
+    write_json(report.folder / "report.json", report.to_json())
+    (report.folder / "report.html").write_text(run_page(report), encoding="utf-8")
