@@ -51,4 +51,5 @@ for _name in ("ESConv", "ExTES"):
         id=f"{_name}-v0",
         entry_point="esc_env.env:ESCEnv",
         vector_entry_point="esc_env.vector:ESCVectorEnv",
+        kwargs={"dataset": _name.lower()},
     )

@@ -89,8 +89,11 @@ def _start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future
         else:
             outcome.set_exception(error)
 
+    def cancel() -> None:
+        loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+
     loop.call_soon_threadsafe(begin)
-    return outcome, lambda: loop.call_soon_threadsafe(lambda: tasks[0].cancel()) and None
+    return outcome, cancel
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

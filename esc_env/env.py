@@ -32,6 +32,7 @@ from gymnasium.wrappers import TimeLimit
 from esc_env._loop import run
 from esc_env.conversation import Chairs, begin, check_history, exchange
 from esc_env.critics import resolve_critic
+from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ChairError, ScenarioError, did_you_mean
 from esc_env.protocols import Critic, Reply, Seeker, Usage, Verdict
@@ -411,17 +412,15 @@ def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> Scenario
         if name in _SPLITS:
             name = f"{dataset}:{name}"
         changed = Path(name).stat().st_mtime_ns if Path(name).is_file() else None
-        return _loaded(name, persona, changed)
+        return _loaded(name, persona, changed, os.environ.get("ESC_DATA"))
     if not isinstance(scenarios, ScenarioSet):
         scenarios = ScenarioSet.of("scenarios", scenarios)
     return _checked(scenarios, persona)
 
 
 @functools.lru_cache(maxsize=16)
-def _loaded(name: str, persona: str | None, changed: int | None) -> ScenarioSet:
-    """Sets are immutable: envs that name the same one share it. `changed` is a file's time of change."""
-    from esc_env.datasets import load_scenarios
-
+def _loaded(name: str, persona: str | None, changed: int | None, folder: str | None) -> ScenarioSet:
+    """Sets are immutable: envs that name the same one share it, while the file or data folder stays the same."""
     return _checked(load_scenarios(name), persona)
 
 

@@ -52,11 +52,11 @@ def show(
     lines: list[Table | Padding] = []
     for position, message in enumerate(dialogue):
         said = Text(safe(message.content)) if message.content.strip() else Text("(silence)", style="dim")
-        line = Table.grid(padding=(0, 1, 0, 0))
-        line.add_column(width=10, no_wrap=True)
-        line.add_column(overflow="fold")
-        line.add_row(Text(_NAMES[message.role], style=_STYLES[message.role]), said)
-        lines.append(line)
+        row = Table.grid(padding=(0, 1, 0, 0))
+        row.add_column(width=10, no_wrap=True)
+        row.add_column(overflow="fold")
+        row.add_row(Text(_NAMES[message.role], style=_STYLES[message.role]), said)
+        lines.append(row)
         done = position - opening
         if done >= 0 and done % 2 == 1 and done // 2 < len(verdicts):
             verdict = verdicts[done // 2]

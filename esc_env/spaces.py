@@ -173,7 +173,9 @@ def _refuse_masks(space: Space[Any], mask: Any, probability: Any) -> None:
         raise ValueError(f"{space} has no finite set of values, so sample() takes neither mask nor probability")
 
 
-@batch_differing_spaces.register(Utterance)
-@batch_differing_spaces.register(Chat)
-def _batch_differing(spaces: Sequence[Space[Any]]) -> Tuple:
+def _batch_differing(spaces: Sequence[Space[Any]]) -> Tuple[Any]:
     return Tuple([deepcopy(space) for space in spaces], seed=deepcopy(spaces[0].np_random))
+
+
+for _space in (Utterance, Chat):
+    batch_differing_spaces.register(_space, _batch_differing)

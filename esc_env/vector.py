@@ -96,13 +96,13 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
     def spec(self, spec: EnvSpec | None) -> None:
         self._spec = with_determinism(spec, self.envs[0].chairs)
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]  # as in SyncVectorEnv
+    @property  # type: ignore[misc]  # as in SyncVectorEnv
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of every env."""
         return tuple(env.np_random for env in self.envs)
 
     @property
-    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override, misc]  # as in SyncVectorEnv
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """The seed of every env's generator."""
         return tuple(env.np_random_seed for env in self.envs)
 
