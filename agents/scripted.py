@@ -39,6 +39,11 @@ _LINKS = frozenset(
     your yourself ain't cannot dont didnt cant wont thats ive id lot feel feeling feels felt guess kind bit way came come
     comes it'd aye nah well sorry please honestly basically suddenly probably perhaps anyway""".split()
 )
+_DARK = re.compile(
+    r"(?:rather|sooner|prefer) not (?:be|live|continue|exist|wake)|not (?:be|being|been) (?:here|there|around|in the world|alive)"
+    r"|(?:point|interested|interest) in (?:being|living|going on)|(?:not|n't) (?:want to )?wake up|pray\w* not to"
+    r"|(?:wasn't|weren't) going to be around|without me|being dead|getting up for|switched back on|way (?:it|this) stops"
+)
 _YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "his", "their": "their", "the": "the"}
 _SMALL = frozenset("of for with and in at to from".split())
 
@@ -51,33 +56,38 @@ def _phrases() -> Any:
 def key_phrases(text: str) -> list[str]:
     """Short phrases of a text that name what it is about, most telling first, pronouns turned (`my boss` → `your boss`).
 
-    Runs of content words, with a possessive or article before them; a plain heuristic, no lexicon of the seeker's.
+    Runs of up to three content words, with the possessive or article before them. A plain heuristic: it prefers what is
+    somebody's, then names, then long words, and it knows nothing of the seeker's insides.
     """
     words = _WORD.findall(text)
     found: list[tuple[float, int, str]] = []
     run: list[str] = []
-    lead = ""
 
-    def flush(position: int) -> None:
+    def flush(end: int) -> None:
+        while len(run) > 1 and re.search(r"(?:ed|ing|ly)$", run[-1]):
+            run.pop()
         if run:
-            kept = run[:3]
-            phrase = " ".join(kept)
-            score = sum(min(len(word), 9) for word in kept) + (6 if lead in ("my", "our") else 3 if lead else 0)
-            if not (len(kept) == 1 and len(kept[0]) < 4 and not lead):
-                found.append((-score, position, f"{_YOURS[lead]} {phrase}" if lead else phrase))
+            first = end - len(run)
+            lead = words[first - 1].lower() if first else ""
+            name = any(word[0].isupper() for word in run)
+            owner = 9 if lead in ("my", "our") else 5 if lead in _YOURS else 2 if lead in ("a", "an") else 0
+            score = owner + 5 * name + sum(min(len(word), 8) for word in run[:3]) / len(run[:3])
+            if lead in ("a", "an"):
+                lead = "the"
+            phrase = " ".join(run[:3])
+            found.append((-score, first, f"{_YOURS[lead]} {phrase}" if lead in _YOURS else phrase))
         run.clear()
 
     for position, word in enumerate(words):
         plain = word.lower().replace("’", "'")
-        if plain[0].isalnum() and plain not in _LINKS:
-            if not run:
-                previous = words[position - 1].lower() if position else ""
-                lead = previous if previous in _YOURS else ""
-            run.append(word if not (position == 0 or words[position - 1][0] in ".!?…") else _lowered(word))
-        else:
+        content = plain[0].isalnum() and plain not in _LINKS and not plain.isdigit()
+        if not content or len(run) == 3:
             flush(position)
+        if content:
+            starts = position == 0 or words[position - 1][0] in ".!?…"
+            run.append(_lowered(word) if starts else word)
     flush(len(words))
-    return [phrase for _, _, phrase in sorted(found)]
+    return [phrase for _, _, phrase in sorted(found) if len(phrase) > 3]
 
 
 def _lowered(word: str) -> str:
@@ -113,29 +123,32 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
     topic, detail = fresh[0], fresh[1] if len(fresh) > 1 else fresh[0]
     resource = fresh[0]
 
-    risky = any(mentions_self_harm(text) for text in heard)
-    checks = [i for i, text in enumerate(mine, 1) if "suicide" in text or "ending your life" in text]
+    # What has been done is read off the dialogue: who told how much, and when safety was raised.
+    stories = sum(len(text.split()) >= 14 for text in heard[1:])
+    checks = [i for i, text in enumerate(mine, 1) if re.search(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself", text)]
+    risky = any(mentions_self_harm(text) or _DARK.search(text.lower()) for text in heard)
     if risky and not checks:
         move = "safety"
-    elif risky and checks[-1] == turn - 1:
+    elif checks and checks[-1] == turn - 1:
         move = "referral"
     else:
-        # Safety turns do not count: the person still has a story to tell.
-        step = turn - (2 if risky else 0)
-        move = _plan(step)
+        move = _plan(turn - (2 if checks else 0), stories)
     if move in ("suggest", "commit", "close"):
         told = phrases[-1] if move == "suggest" else phrases[-2] if len(phrases) > 1 else phrases[-1]
         resource = told[0] if told else fresh[0]
-        topic = next((phrase for phrase in fresh if phrase != resource), topic)
+        topic, detail = ([phrase for phrase in fresh if phrase != resource] + [topic, detail])[:2]
     options = wording[move]
-    start = int(seed.at(turn=0, sample=0, attempt=0).uniform("wording", move) * len(options))
-    line = options[(start + turn) % len(options)]
+    line = options[int(seed.at(turn=0).uniform("wording", move) * len(options) + turn) % len(options)]
     return _fill(line, topic=topic, detail=detail, resource=resource)
 
 
-def _plan(step: int) -> str:
-    moves = ("explore", "explore", "deepen", "comfort", "coping", "suggest", "commit", "comfort")
-    return moves[(max(1, step) - 1) % len(moves)]
+def _plan(step: int, stories: int) -> str:
+    """The move for a step (safety turns not counted), given how many stretches of story the seeker has told."""
+    if step <= 1 or (step == 2 and stories < 2):
+        return "explore"
+    if step <= 3 or (step == 4 and stories < 2):
+        return "deepen"
+    return {4: "comfort", 5: "coping", 6: "suggest", 7: "commit"}.get(step, "suggest")
 
 
 def _template(chat: Sequence[ChatMessage], seed: Seed) -> str:

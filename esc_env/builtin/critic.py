@@ -16,7 +16,7 @@ from esc_env.seeds import Seed, derive
 
 __all__ = ["BuiltinCritic", "distribution"]
 
-CUTS: Mapping[str, float] = {"worse": -0.08, "same": 0.34, "better": 0.92}
+CUTS: Mapping[str, float] = {"worse": -0.08, "same": 0.34, "better": 1.02}
 """Relief below which a vote is worse, same or better; above the last it is solved."""
 SPREAD = 0.13
 """Standard deviation of one rater's reading of the relief."""

@@ -38,6 +38,24 @@ WEIGHTS: Mapping[str, tuple[float, float, float]] = {
 }
 """What relief is made of for each need: having told, feeling understood, having a next step."""
 
+FAMILIES: Mapping[str, tuple[Mapping[str, float], float, float]] = {
+    "invite": ({"open_question": 1.0, "coping_question": 0.8, "closed_question": 0.5}, 0.12, 0.55),
+    "mirror": (
+        {"reflection": 1.0, "restatement": 1.0, "affirmation": 0.75, "self_disclosure": 0.4, "information": 0.2},
+        0.12,
+        0.55,
+    ),
+    "warmth": ({"reflection": 1.0, "affirmation": 1.0, "restatement": 0.5}, 0.12, 0.55),
+    "coping": ({"coping_question": 1.0}, 0.15, 0.5),
+    "propose": ({"suggestion": 1.0, "commitment": 1.0, "information": 0.25}, 0.25, 0.6),
+    "dismiss": ({"dismissal": 1.0}, 0.45, 0.9),
+    "check": ({"safety_question": 1.0}, 0.3, 0.6),
+    "refer": ({"safety_referral": 1.0}, 0.3, 0.6),
+    "noise": ({"noise": 1.0}, 0.35, 0.75),
+}
+"""What the seeker listens for: weighted sums of moves (neighbours count in part, since people say things in many ways),
+and the probability at which it begins to count and from which it counts in full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -62,21 +80,28 @@ PERSONA_TRAITS: Mapping[str, Traits] = {
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What one supporter turn sounds like to the seeker. All values in [0, 1] but the two counts.
+    """What one supporter turn sounds like to the seeker. All values in [0, 1] but the counts.
+
+    Each sentence is heard by itself: what it does, how far it takes up this seeker's story, and whether it is speech at
+    all rather than an echo of the seeker, a sentence used before with other words in it, or a list of words.
 
     Attributes:
-        moves: for each move, how clearly some sentence makes it.
-        questions, suggestions: how many sentences ask or propose.
-        grounding: how much of this seeker's own story it takes up, fresh words first.
-        fluency: 1 for speech, 0 for a list of words or text that speaks to no person.
-        copied: how much of it is the seeker's own sentences.
-        repeated: how much it is like one of the supporter's earlier turns.
+        does: for each of `FAMILIES`, how clearly some honest sentence does it.
+        met: how far the seeker's own story is mirrored.
+        asked_about: how far it is asked about.
+        built: how far a proposal is tied to it.
+        grounding: how far it is taken up at all.
+        questions, proposals: how many sentences ask or propose.
+        fluency, copied, repeated: over the whole turn, by length of sentence.
     """
 
-    moves: Mapping[str, float]
-    questions: int
-    suggestions: int
+    does: Mapping[str, float]
+    met: float
+    asked_about: float
+    built: float
     grounding: float
+    questions: int
+    proposals: int
     fluency: float
     copied: float
     repeated: float
@@ -117,7 +142,7 @@ class State:
     recent: frozenset[str] = frozenset()
     reflected: frozenset[str] = frozenset()
     words: tuple[str, ...] = ()
-    earlier: tuple[str, ...] = ()
+    frames: tuple[frozenset[str], ...] = ()
 
     def distress(self, scenario: Scenario) -> float:
         """Distress now, 0 (none) to 5: the initial intensity (3 where unknown) less the relief."""
@@ -130,10 +155,9 @@ def _stems(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in tokens(text) if word[0].isalnum() and weight(word) > 0.0)
 
 
-def _alike(first: str, second: str) -> float:
-    """Jaccard overlap of two turns' words."""
-    left, right = set(tokens(first)), set(tokens(second))
-    return len(left & right) / len(left | right) if left | right else 1.0
+def _alike(first: frozenset[str], second: frozenset[str]) -> float:
+    """Jaccard overlap of two sets of words."""
+    return len(first & second) / len(first | second) if first | second else 1.0
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -143,32 +167,56 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 def hear(text: str, state: State) -> Heard:
     """What the supporter's turn `text` sounds like to a seeker in `state`."""
+    does = dict.fromkeys(FAMILIES, 0.0)
+    met = asked_about = built = grounding = fluency = copied = repeated = 0.0
+    questions = proposals = 0
+    left = state.said - state.reflected
     parts = sentences(text)
-    moves: dict[str, float] = {}
-    questions = suggestions = 0
-    noise = 0.0
+    length = sum(len(part) for part in parts)
     for part in parts:
         reading = read(part)
-        for move, probability in reading.items():
-            moves[move] = max(moves.get(move, 0.0), probability)
-        asks = reading["open_question"] + reading["closed_question"] + reading["coping_question"]
-        questions += asks + reading["safety_question"] > 0.5
-        suggestions += reading["suggestion"] > 0.45
-        noise += reading["noise"] * len(part) / len(text)
-    spoken = tokens(text)
-    mine = _stems(text)
-    fresh = mine & state.said - state.reflected
-    taken = sum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
-    taken += 0.25 * sum(weight(word) for word in mine & state.reflected)
+        mine = _stems(part)
+        fresh = mine & left
+        left -= fresh
+        taken = sum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
+        taken += 0.2 * sum(weight(word) for word in mine & state.reflected)
+        share = taken / 1.4
+        part_does = {
+            family: _ramp(sum(rate * reading[move] for move, rate in rates.items()), low, high)
+            for family, (rates, low, high) in FAMILIES.items()
+        }
+        part_fluency = _ramp(function_share(tokens(part)), 0.2, 0.36) * (1.0 - part_does["noise"])
+        part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
+        part_repeated = _ramp(max((_alike(_frame(part, state), frame) for frame in state.frames), default=0.0), 0.5, 0.8)
+        honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
+        for family, amount in part_does.items():
+            does[family] = max(does[family], amount * honest)
+        met += part_does["mirror"] * share * honest
+        asked_about += max(part_does["invite"], part_does["coping"]) * share * honest
+        built = max(built, part_does["propose"] * share * honest)
+        grounding += share * honest
+        questions += max(part_does["invite"], part_does["coping"], part_does["check"]) > 0.6
+        proposals += part_does["propose"] > 0.6
+        fluency += part_fluency * len(part) / length
+        copied += part_copied * len(part) / length
+        repeated += part_repeated * len(part) / length
     return Heard(
-        moves={move: _ramp(probability, 0.1, 0.6) for move, probability in moves.items()},
+        does=does,
+        met=min(1.0, met),
+        asked_about=min(1.0, asked_about),
+        built=min(1.0, built),
+        grounding=min(1.0, grounding),
         questions=questions,
-        suggestions=suggestions,
-        grounding=min(1.0, taken / 1.4),
-        fluency=_ramp(function_share(spoken), 0.2, 0.36) * (1.0 - _ramp(noise, 0.35, 0.75)) if parts else 0.0,
-        copied=_ramp(copied_share(text, state.words), 0.35, 0.65),
-        repeated=_ramp(max((_alike(text, before) for before in state.earlier), default=0.0), 0.5, 0.8),
+        proposals=proposals,
+        fluency=fluency,
+        copied=copied,
+        repeated=repeated,
     )
+
+
+def _frame(sentence: str, state: State) -> frozenset[str]:
+    """The words of a sentence but those the seeker brought in: what stays when only the filling changes."""
+    return frozenset(word for word in tokens(sentence) if weight(word) < 0.2 or stem(word) not in state.said)
 
 
 def start(scenario: Scenario) -> State:
@@ -188,62 +236,59 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     temper = 0.88 + 0.24 * derive(episode, "temper") / 2**63
     luck = derive(episode, "turn", state.turns) / 2**63
     heard = hear(text, state)
-    moves = heard.moves
-    honest = heard.fluency * (1.0 - heard.copied) * (1.0 - heard.repeated)
-    get = lambda *names: max(moves.get(name, 0.0) for name in names)  # noqa: E731
-
-    asking = max(get("open_question"), get("coping_question") * 0.9, get("closed_question") * 0.55) * heard.fluency
-    mirroring = max(
-        get("reflection"), get("restatement") * 0.95, get("affirmation") * 0.6, get("self_disclosure") * 0.4,
-        get("open_question", "coping_question", "commitment") * 0.5, get("suggestion", "closed_question") * 0.35,
-    )  # fmt: skip
-    about_me = heard.grounding * honest
-    dismissing = get("dismissal") * heard.fluency * (1.0 - 0.5 * _ramp(about_me * mirroring, 0.3, 0.9))
-    only_asks = heard.questions > 0 and get("reflection", "restatement", "affirmation") * about_me < 0.25
-    streak = state.plain_questions + 1 if only_asks else 0
+    does = heard.does
+    asking = does["invite"]
+    # A question or a proposal about what was said also shows that it was heard, if less than saying it back does.
+    taken_up = min(1.0, max(heard.met, 0.5 * heard.asked_about + 0.5 * heard.met, 0.4 * heard.built))
+    dismissing = does["dismiss"] * (1.0 - 0.5 * taken_up)
+    plain = heard.questions > 0 and heard.met < 0.2
+    streak = state.plain_questions + 1 if plain else 0
+    silent = not any(word[0].isalnum() for word in tokens(text))
 
     # Harm: each kind of hurt has its own reaction; the worst one is shown.
+    early = {"exploration": 0.1, "comforting": 0.03, "action": 0.0}[state.stage]
     hurts = {
-        "silence": 0.07 if not any(word[0].isalnum() for word in tokens(text)) else 0.0,
-        "stung": 0.28 * _ramp(dismissing, 0.45, 0.95),
-        "pressed": 0.10 * _ramp(heard.suggestions, 1.5, 4.0)
-        + (0.09 * get("suggestion") * _ramp(heard.suggestions, 0.0, 1.0) if state.stage == "exploration" else 0.0)
+        "silence": 0.07 if silent else 0.0,
+        "stung": 0.28 * dismissing,
+        "pressed": early * does["propose"] + 0.10 * _ramp(heard.proposals, 1.5, 4.0)
         + 0.05 * _ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
-        "puzzled": 0.07 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
-        "unheard": 0.03 * (1.0 - _ramp(max(about_me, asking * 0.8), 0.1, 0.5)),
+        "puzzled": 0.0 if silent else 0.07 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
+        "unheard": 0.03 * (1.0 - _ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
     }
     hurt = max(hurts, key=lambda kind: hurts[kind])
     pain = sum(hurts.values()) * traits.harm * (2.0 - temper)
-    kind = honest * (1.0 - _ramp(hurts["stung"] + hurts["pressed"], 0.05, 0.2))
+    kind = 1.0 - _ramp(hurts["stung"] + hurts["pressed"], 0.04, 0.16)
+    # Who asks, consoles and proposes all at once is heard in part only.
+    focus = 1.0 / max(1.0, asking + does["mirror"] + does["propose"] - 1.0)
 
     # Comfort: being met in one's own story. Kind words for anybody carry a little way only.
     stage_fit = {"exploration": 0.8, "comforting": 1.1, "action": 0.8}[state.stage]
-    gain = 0.42 * mirroring * about_me * stage_fit * (0.6 + 0.5 * state.trust) * traits.comfort * temper * kind
+    gain = 0.46 * taken_up * stage_fit * (0.6 + 0.5 * state.trust) * traits.comfort * temper * kind * focus
     comfort = min(1.0, state.comfort + gain)
     if comfort < UNGROUNDED_COMFORT:
-        comfort = min(UNGROUNDED_COMFORT, comfort + 0.08 * get("reflection", "affirmation") * kind * traits.comfort)
+        comfort = min(UNGROUNDED_COMFORT, comfort + 0.08 * does["warmth"] * kind * traits.comfort)
 
     # Plan: a next step that is built on this person's life, once they are ready to look ahead.
-    readiness = {"exploration": 0.1, "comforting": 0.45, "action": 1.0}[state.stage]
-    proposing = max(get("suggestion"), get("commitment"), get("information") * 0.35)
-    fits = _fit(text, scenario, state)
-    step = 0.62 * proposing * min(1.0, about_me + 0.4 * fits * honest) * readiness
-    step += 0.3 * get("coping_question") * readiness * _ramp(about_me + 0.3, 0.3, 0.8) * honest
-    step *= traits.plan * temper * kind / max(1.0, heard.suggestions - 1.0)
+    readiness = {"exploration": 0.0, "comforting": 0.35, "action": 1.0}[state.stage]
+    proposing = does["propose"]
+    step = 0.75 * min(1.0, heard.built + 0.4 * proposing * _fit(text, scenario, state))
+    if state.offered < len(scenario.helps):
+        step += 0.3 * does["coping"] * _ramp(heard.grounding, 0.0, 0.5)
+    step *= readiness * traits.plan * temper * kind * focus / max(1.0, heard.proposals - 1.0)
     against = _hits(text, scenario.hurts) > 1.5 and proposing > 0.4
     plan = min(1.0, state.plan + (0.2 * step if against else step))
     if plan < UNGROUNDED_PLAN:
         plan = min(UNGROUNDED_PLAN, plan + 0.06 * proposing * readiness * kind)
 
     # Telling: being asked, or feeling met, brings out the next thing.
-    asked = state.asked or (get("safety_question") > 0.5 and heard.fluency > 0.5)
-    referred = state.referred or (get("safety_referral") > 0.5 and heard.fluency > 0.5)
-    drawn = max(asking, 0.75 * mirroring * about_me) * kind
+    asked = state.asked or does["check"] > 0.5
+    referred = state.referred or does["refer"] > 0.5
+    drawn = max(asking, 0.75 * heard.met) * kind
     willing = drawn * (0.55 + 0.6 * state.trust) * traits.telling > 0.3 + 0.2 * luck
     told, offered, reveals = state.told, state.offered, ""
     if asked and not state.asked and scenario.risk:
         told, reveals = _tell(scenario, told, text, about_risk=True)
-    elif get("coping_question") >= max(0.5, get("open_question")) and state.stage != "exploration" and willing:
+    elif does["coping"] >= 0.5 and state.stage != "exploration" and willing:
         if offered < len(scenario.helps):
             reveals, offered = scenario.helps[offered], offered + 1
     elif against:
@@ -251,8 +296,8 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     if not reveals and willing:
         told, reveals = _tell(scenario, told, text)
 
-    trust = state.trust + 0.14 * about_me * mirroring * kind + 0.03 * asking * kind - 0.6 * pain
-    harm = max(0.0, state.harm * (1.0 - 0.25 * about_me * kind) + pain)
+    trust = state.trust + 0.14 * taken_up * kind + 0.03 * asking * kind - 0.6 * pain
+    harm = max(0.0, state.harm * (1.0 - 0.25 * taken_up * kind) + pain)
     harm = min(1.0, harm)
 
     if pain >= 0.045 and hurts[hurt] >= 0.03:
@@ -289,8 +334,8 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         reveals=reveals,
         relief=relief,
         stage=stage,
-        reflected=state.reflected | (_stems(text) & state.said if honest > 0.3 else frozenset()),
-        earlier=(*state.earlier, text),
+        reflected=state.reflected | (_stems(text) & state.said),
+        frames=state.frames + tuple(_frame(part, state) for part in sentences(text)),
     )
     return after
 
