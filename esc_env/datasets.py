@@ -24,8 +24,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from esc_env import membership
 from esc_env.errors import ScenarioError, did_you_mean
-from esc_env.membership import members, split_of
 from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
@@ -56,11 +56,11 @@ def load_scenarios(spec: str | Path) -> ScenarioSet:
             cannot be used.
     """
     name, colon, split = str(spec).partition(":")
-    if isinstance(spec, str) and name in _SPLITS and (colon or not Path(spec).exists()):
+    if isinstance(spec, str) and name in _SPLITS:
         return _named(name, split, bool(colon))
-    if Path(spec).is_file():
+    if os.path.isfile(spec):  # False, where Path.is_file raises, for names too long or with a null
         return ScenarioSet(str(spec), read_file(spec).scenarios)
-    if Path(spec).is_dir():
+    if os.path.isdir(spec):
         raise ScenarioError(f"{spec} is a folder; name one file in it. To read a data folder, set ESC_DATA={spec}")
     strings = ["builtin", *(f"{source}:{part}" for source, parts in _SPLITS.items() for part in parts)]
     hint = did_you_mean(str(spec), strings)
@@ -177,16 +177,17 @@ def _esconv(split: str) -> tuple[Scenario, ...]:
             scenarios[scenario.id] = scenario
     names = ", ".join(str(path) for path in paths)
     if split != "test":
-        chosen = [scenario for scenario in scenarios.values() if split_of(scenario) == split]
-        missing = len(members(split)) - len(chosen)
+        wanted = membership.members(split)
+        chosen = [scenario for scenario in scenarios.values() if scenario.id in wanted]
+        missing = len(wanted) - len(chosen)
         if missing:
             raise ScenarioError(
-                f"esconv:{split}: {missing} of its {len(members(split))} dialogues are not in {names}. Put the whole "
+                f"esconv:{split}: {missing} of its {len(wanted)} dialogues are not in {names}. Put the whole "
                 f"ESConv.json there, from {_ESCONV_URL}; or pass a file's path to use what it holds."
             )
         return tuple(sorted(chosen, key=lambda scenario: scenario.id))
-    rest = [scenario for scenario in scenarios.values() if split_of(scenario) is None]
-    missing = len((members("train") | members("valid")) - set(scenarios))
+    rest = [scenario for scenario in scenarios.values() if membership.split_of(scenario) is None]
+    missing = len((membership.members("train") | membership.members("valid")) - set(scenarios))
     if missing or len(rest) != _ESCONV_TEST:
         raise ScenarioError(
             f"esconv:test is what a full ESConv (1,300 dialogues) holds beyond train and valid: "
@@ -256,7 +257,7 @@ def summarise(data: Reading | ScenarioSet) -> Summary:
     by_split: dict[str, list[Scenario]] = {}
     for scenario in scenarios:
         named = scenario.source.rpartition(":")[2]
-        split = named if named in ("train", "valid", "validation", "test") else split_of(scenario)
+        split = named if named in ("train", "valid", "validation", "test") else membership.split_of(scenario)
         if split:
             by_split.setdefault(split, []).append(scenario)
     parts = list(by_split.values())

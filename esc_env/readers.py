@@ -241,14 +241,14 @@ def _unknown(place: str, record: Any) -> str:
     if isinstance(record, Mapping):
         shown = ", ".join(repr(key) for key in list(record)[:6])
         return f"{place} is an object of no known layout (its keys: {shown[:200] or 'none'})"
-    return f"{place} is no object but a {type(record).__name__}"
+    return f"{place} is not an object ({type(record).__name__})"
 
 
 def _scenario(record: Any, layout: str, path: Path) -> Scenario:
     if isinstance(record, _Unusable):
         raise record
     if not isinstance(record, Mapping):
-        raise _Unusable(f"no object but a {type(record).__name__}")
+        raise _Unusable(f"not an object ({type(record).__name__})")
     if layout == "plain":
         return _plain(record, path)
     if layout == "extes":
@@ -264,7 +264,10 @@ def _scenario(record: Any, layout: str, path: Path) -> Scenario:
 
 
 def _plain(record: Mapping[str, Any], path: Path) -> Scenario:
-    fields = dict(record)
+    try:
+        fields = json.loads(json.dumps(record, ensure_ascii=False).encode())
+    except (TypeError, RecursionError) as error:
+        raise _Unusable(f"not a JSON object ({error})") from error
     split = fields.pop("split", None)
     fields.setdefault("source", path.name if split is None else f"{path.name}:{split}")
     if "risk" not in fields:
