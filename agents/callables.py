@@ -60,7 +60,7 @@ def _essence(thing: Any) -> Any:
         return tuple(_essence(item) for item in thing)
     if isinstance(thing, (dict, set, frozenset)):
         items = thing.items() if isinstance(thing, dict) else thing
-        return tuple(sorted((repr(_essence(item)) for item in items)))
+        return tuple(sorted(repr(_essence(item)) for item in items))
     if isinstance(thing, CodeType):
         return thing.co_code, thing.co_names, thing.co_varnames, _essence(thing.co_consts)
     if isinstance(thing, functools.partial):
@@ -69,8 +69,8 @@ def _essence(thing: Any) -> Any:
     if hasattr(function, "__code__"):
         cells = tuple(_content(cell) for cell in function.__closure__ or ())
         return _essence(function.__code__), _essence(function.__defaults__), cells
-    method = getattr(type(thing), "__call__", None)
-    return name_of(thing), _essence(method) if hasattr(method, "__code__") else None
+    method = vars(type(thing)).get("__call__")
+    return name_of(thing), _essence(method) if method else None
 
 
 def _content(cell: Any) -> Any:

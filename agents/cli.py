@@ -2,10 +2,199 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from esc_env.errors import ScenarioError, SupporterFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from esc_env.dialogue import Dialogue
+    from esc_env.scenarios import Scenario
 
 __all__ = ["register"]
 
 
+class _Side(StrEnum):
+    SUPPORTER = "supporter"
+    SEEKER = "seeker"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
+    app.command("chat")(_chat)
+
+
+def _chat(
+    side: Annotated[_Side, typer.Option("--as", help="Which side you take.")] = _Side.SUPPORTER,
+    agent: Annotated[str, typer.Option(help="Who supports you, with --as seeker.")] = "builtin:skilled",
+    scenarios: Annotated[
+        str, typer.Option("--scenarios", "-s", help="Whom you may meet: builtin:test, or a file.")
+    ] = "builtin:test",
+    scenario: Annotated[
+        str | None, typer.Option(help="Id of the one you meet. Default: one drawn by --seed.", show_default=False)
+    ] = None,
+    seeker: Annotated[str, typer.Option(help="Who plays that person: builtin, or python:MODULE:NAME.")] = "builtin",
+    critic: Annotated[str, typer.Option(help="Who judges if it helped: builtin, or python:MODULE:NAME.")] = "builtin",
+    persona: Annotated[
+        str | None,
+        typer.Option(
+            help="How the seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile.",
+            show_default=False,
+        ),
+    ] = None,
+    max_turns: Annotated[int, typer.Option(min=1, help="T: how often you may speak.")] = 8,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats a conversation. Default: another one every time.", show_default=False)
+    ] = None,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Show the critic's score and the seeker's hidden state.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Append the transcript to this JSONL file (`esc scenarios FILE` reads it).")
+    ] = None,
+) -> None:
+    """Talk with a simulated seeker, or be one.
+
+    You are the supporter, or with --as seeker the one who is supported by an agent. Ctrl-D or /quit ends it.
+    """
+    from rich.console import Console
+
+    if reveal and side is _Side.SEEKER:
+        raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
+    if save is not None:
+        save.open("a", encoding="utf-8").close()  # what cannot be written is told before anybody has typed a word
+    console = Console(highlight=False)
+    number = secrets.randbelow(2**31) if seed is None else seed
+    if side is _Side.SEEKER:
+        held = _be_supported(console, agent, number)
+    else:
+        held = _support(console, scenarios, scenario, seeker, critic, persona, max_turns, number, reveal)
+    if save is not None and held is not None:
+        _append(save, *held)
+        typer.echo(f"Saved to {save}")
+
+
+def _support(
+    console: Console,
+    scenarios: str,
+    wanted: str | None,
+    seeker: str,
+    critic: str,
+    persona: str | None,
+    max_turns: int,
+    seed: int,
+    reveal: bool,
+) -> tuple[Scenario, Dialogue]:
+    from esc_env._loop import run
+    from esc_env.conversation import Chairs, begin, exchange
+    from esc_env.critics import resolve_critic
+    from esc_env.datasets import load_scenarios
+    from esc_env.protocols import Reply, Verdict
+    from esc_env.rendering import show
+    from esc_env.rules import Rules
+    from esc_env.seeds import Seed, episode_seed
+    from esc_env.seekers import resolve_seeker
+
+    chosen = load_scenarios(scenarios)
+    person = chosen.by_id(wanted) if wanted else chosen.sample(1, seed)[0]
+    person = person.with_persona(persona) if persona else person
+    chairs = Chairs(resolve_seeker(seeker), resolve_critic(critic), Rules(max_turns=max_turns))
+    name = Seed(episode_seed(seed, person.id, 0))
+    if reveal and not hasattr(chairs.seeker, "reveal"):
+        raise ScenarioError(f"the seeker {seeker!r} does not show its state; leave --reveal away")
+    dialogue, _ = run(begin(person, chairs, seed=name))
+    verdicts: list[Verdict] = []
+    shown = show(console, dialogue)
+    ending = None
+    while ending is None:
+        said = _read()
+        if said is None:
+            break
+        turn = len(verdicts) + 1
+        done = run(exchange(person, dialogue, Reply(said), chairs, turn=turn, seed=name))
+        dialogue = done.dialogue
+        verdicts.append(done.verdict)
+        if done.stop:
+            ending = f"Solved in {turn} turns." if done.verdict.solved else f"Not solved within {turn} turns."
+        heard = shown + 1  # what was typed stands there already
+        shown = show(console, dialogue, verdicts if reveal else (), shown=heard, ending=ending)
+        if reveal:
+            _show_state(console, chairs.seeker.reveal(person, dialogue, seed=name))  # type: ignore[attr-defined]
+    again = f"esc chat --scenarios {scenarios} --scenario {person.id} --seed {seed}"
+    typer.echo(f"\nTo meet the same person again, type: {again}{f' --persona {persona}' if persona else ''}")
+    return person, dialogue
+
+
+def _show_state(console: Console, state: Mapping[str, Any]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from esc_env.rendering import safe
+
+    for name, value in state.items():
+        console.print(Padding(Text(safe(f"{name}: {value}"), style="dim"), (0, 0, 0, 11)))
+
+
+def _be_supported(console: Console, agent: str, seed: int) -> tuple[Scenario, Dialogue] | None:
+    from esc_env._loop import run
+    from esc_env.agents.spec import resolve_agent
+    from esc_env.dialogue import Dialogue, Message
+    from esc_env.protocols import Reply
+    from esc_env.rendering import show
+    from esc_env.scenarios import Scenario
+    from esc_env.seeds import Seed, episode_seed
+
+    supporter = resolve_agent(agent)
+    name = Seed(episode_seed(seed, "chat", 0), role="supporter")
+    typer.echo("Say what troubles you.")
+    dialogue = Dialogue()
+    while (said := _read()) is not None:
+        dialogue = dialogue.then(Message("seeker", said))
+        try:
+            reply = run(supporter.respond(dialogue, seed=name.at(turn=dialogue.turns + 1)))
+        except Exception as error:
+            raise SupporterFailure(f"{agent} raised {type(error).__name__}: {error}") from error
+        if not isinstance(reply, Reply):
+            raise SupporterFailure(f"{agent} returned {type(reply).__name__}, not a Reply")
+        dialogue = dialogue.then(Message("supporter", reply.content, reply.strategy, reply.thought))
+        show(console, dialogue, shown=len(dialogue) - 1)
+    if not dialogue.messages:
+        return None
+    return Scenario("chat", dialogue.messages[0].content), dialogue
+
+
+def _read() -> str | None:
+    """A line that the person typed; None when they are done."""
+    while True:
+        try:
+            said = input("You        ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return None
+        if said == "/quit":
+            return None
+        if said:
+            return said.encode(errors="replace").decode()
+        if sys.stdin.isatty():
+            typer.echo("(type something, or /quit)")
+
+
+def _append(path: Path, person: Scenario, dialogue: Dialogue) -> None:
+    """Add the conversation as a line of esc-env's plain scenario format."""
+    from dataclasses import replace
+    from hashlib import blake2b
+
+    mark = blake2b(dialogue.transcript().encode(), digest_size=4).hexdigest()
+    held = replace(person, id=f"{person.id}-{mark}", dialogue=dialogue)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(held.to_json(dialogue=True), ensure_ascii=False) + "\n")

@@ -55,7 +55,9 @@ def _named(text: str) -> Agent:
         thing = import_object(spec.name)
         if isinstance(thing, str):
             raise SpecError(f"{text}: this is a str, not an agent")
-        return resolve_agent(thing() if inspect.isclass(thing) and hasattr(thing, "respond") else thing)
+        if inspect.isclass(thing) and hasattr(thing, "respond"):
+            thing = thing()
+        return resolve_agent(thing)
     raise SpecError(
         f"agent {text!r}: this release has no model agents yet (they come with the `llm` and `local` extras); "
         "use builtin:NAME, or call your model in a function and give python:MODULE:NAME"

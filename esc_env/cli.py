@@ -6,10 +6,11 @@ Modules that hold them import nothing heavy: a command loads its package when it
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,6 @@ def build_app() -> typer.Typer:
     """
     app = typer.Typer(
         name="esc",
-        help="Emotional support conversation: benchmark supporters, talk to seekers, read scenarios.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -65,23 +65,134 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"esc: note: {message}", file=sys.stderr)
 
 
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
-        from esc_env import __version__
-
-        typer.echo(f"esc-env {__version__}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esc-env {_installed('esc-env')}")
         raise typer.Exit
 
 
-def _scenarios(
-    source: Annotated[str, typer.Argument(help="A file, or builtin[:SPLIT], esconv:SPLIT, extes:SPLIT.")],
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    """Say what a scenario file or set holds: counts, and every record that was skipped with its reason."""
+    """Benchmark supporters, talk to seekers, read scenarios. Everything runs offline unless you name a model."""
+
+
+def _scenarios(
+    source: Annotated[
+        str, typer.Argument(help="A file, or builtin[:SPLIT], esconv:SPLIT, esconv-hf:SPLIT, extes:SPLIT.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what a scenario file or set holds.
+
+    Counts by emotion, problem, strategy and turns, and every record that was skipped, with its reason.
+    """
+    import json
+
+    from esc_env.datasets import load_scenarios, read_file, summarise
+
+    summary = summarise(read_file(source) if Path(source).is_file() else load_scenarios(source))
+    if as_json:
+        typer.echo(json.dumps(summary.to_json(), indent=2, ensure_ascii=False))
+        return
+    layout = f" ({summary.format})" if summary.format else ""
+    typer.echo(f"{summary.name}{layout}: {summary.scenarios:,} scenarios of {summary.records:,} records")
+    typer.echo(f"{summary.risk:,} touch self-harm or suicide")
+    for name, spread in (("supporter turns a dialogue", summary.turns), ("facts a scenario", summary.facts)):
+        if spread:
+            typer.echo(f"{name}: {spread[0]:g} to {spread[2]:g}, median {spread[1]:g}")
+    for title, counts in (
+        ("split", summary.splits),
+        ("emotion", summary.emotions),
+        ("problem", summary.problems),
+        ("strategy", summary.strategies),
+    ):
+        if counts:
+            width = max(map(len, counts))
+            typer.echo(f"\n{title}")
+            for name, count in counts.items():
+                typer.echo(f"  {_shown(name):{width}}  {count:>7,}")
+    if summary.near_duplicates:
+        typer.echo(f"\n{len(summary.near_duplicates):,} pairs of nearly the same situation in different splits")
+        for first, second in summary.near_duplicates:
+            typer.echo(f"  {_shown(first)}  {_shown(second)}")
+    if summary.skipped:
+        typer.echo(f"\n{len(summary.skipped):,} skipped")
+        for skipped in summary.skipped:
+            typer.echo(f"  {_shown(str(skipped))}")
+
+
+def _shown(text: str) -> str:
+    """Text out of a file on one line, without terminal escape codes."""
+    from esc_env.rendering import safe
+
+    return " ".join(safe(text).split())
+
+
+_ADDS = {
+    "llm": "chat models behind an API as supporter, seeker and critic",
+    "local": "local models and LoRA adapters as supporters",
+    "train": "training: supervised, reward model, GRPO",
+    "report": "figures in reports",
+    "ray": "runs over many machines",
+    "dev": "the tests, type checks and lint of this repository",
+}
+
+_KEYS = (
+    "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "DASHSCOPE_API_KEY",
+    "GROQ_API_KEY", "TOGETHERAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY", "HF_TOKEN",
+)  # fmt: skip
+"""Where LiteLLM and the Hub look for keys. *Source:* LiteLLM's provider pages."""
 
 
 def _doctor() -> None:
-    """Say what is installed, what each missing extra would add, and whether data and keys are found."""
+    """Say what is installed and found.
+
+    Versions; extras and what each missing one would add; data folders; which API keys are set (never their values).
+    """
+    import os
+    import platform
+
+    from esc_env.datasets import data_folders
+
+    base, extras = _requirements()
+    typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    typer.echo(f"esc-env {_installed('esc-env')}, " + ", ".join(f"{name} {_installed(name)}" for name in base))
+    typer.echo("\nExtras")
+    for extra, packages in extras.items():
+        missing = [name for name in packages if _installed(name) is None]
+        typer.echo(f"  {extra:7} {'installed' if not missing else 'missing: ' + ', '.join(missing)}")
+        if missing:
+            typer.echo(f"          adds {_ADDS.get(extra, 'more')}. Type: pip install 'esc-env[{extra}]'")
+    typer.echo("\nData folders, in the order in which they are searched (ESC_DATA names another)")
+    for folder in data_folders():
+        held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+        state = "not there" if held is None else f"{len(held)} files: {', '.join(held[:8])}" if held else "empty"
+        typer.echo(f"  {folder}  ({state})")
+    typer.echo("\nKeys in the environment (never shown)")
+    for key in _KEYS:
+        typer.echo(f"  {key:20} {'set' if os.environ.get(key) else 'not set'}")
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Package names that esc-env needs, and those of each extra, as its metadata declares them."""
+    base: list[str] = []
+    extras: dict[str, list[str]] = {}
+    for requirement in requires("esc-env") or []:
+        wanted, _, marker = requirement.partition(";")
+        name = re.split(r"[^\w.-]", wanted.strip(), maxsplit=1)[0]
+        extra = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", marker)
+        if not extra:
+            base.append(name)
+        elif name != "esc-env":
+            extras.setdefault(extra[1], []).append(name)
+    return base, extras
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

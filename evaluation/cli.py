@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.errors import RecordError
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from esc_env.evaluation.report import Report
@@ -39,20 +43,30 @@ def _eval(
     scenarios: Annotated[
         list[str] | None,
         typer.Option(
-            "--scenarios", "-s", help="Who is talked with: builtin:test, or a file of scenarios. Repeat it for several. "
-            "Default: builtin:test.", show_default=False,
+            "--scenarios",
+            "-s",
+            help="Who is talked with: builtin:test, or a file of scenarios. Repeat it for several. "
+            "Default: builtin:test.",
+            show_default=False,
         ),
     ] = None,
-    seeker: Annotated[str, typer.Option(help="Who plays the person with the problem: builtin, or python:MODULE:NAME.")] = "builtin",
-    critic: Annotated[str, typer.Option(help="Who judges whether the problem is solved: builtin, or python:MODULE:NAME.")] = "builtin",
+    seeker: Annotated[
+        str, typer.Option(help="Who plays the person with the problem: builtin, or python:MODULE:NAME.")
+    ] = "builtin",
+    critic: Annotated[
+        str, typer.Option(help="Who judges whether the problem is solved: builtin, or python:MODULE:NAME.")
+    ] = "builtin",
     persona: Annotated[
         str | None,
         typer.Option(
             help="How every seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
-            "Default: as each scenario says.", show_default=False,
+            "Default: as each scenario says.",
+            show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.", show_default=False)
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges before a conversation counts as not solved.")] = 8,
@@ -61,63 +75,129 @@ def _eval(
         Path | None,
         typer.Option(
             help="The run's folder; with several agents or scenario sets, a folder that gets one subfolder per run. "
-            "Default: runs/RUN_KEY.", show_default=False,
+            "Default: runs/RUN_KEY.",
+            show_default=False,
         ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; the run that is there is kept beside it as NAME~1.")
     ] = False,
     progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Show a progress bar. Default: in a terminal.", show_default=False)
+        bool | None,
+        typer.Option("--progress/--no-progress", help="Show a bar. Default: in a terminal.", show_default=False),
     ] = None,
 ) -> None:
-    """Hold conversations, and say how many were solved: SR with its 95 % interval, AT, mean final score, errors.
+    """Benchmark agents: how many conversations they solve.
 
-    The same command continues a run that was stopped, and tries conversations again that ended in an error.
+    Prints SR (share solved) with its 95 % interval, AT (average turns, a failure counting T), mean final score and
+    errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
+    again that ended in an error.
     """
-    from esc_env.agents.spec import builtin_names
+    from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.evaluation.runner import evaluate
     from esc_env.rules import Rules
 
     agents = agent or list(builtin_names())
+    for name in agents:
+        resolve_agent(name)  # a misspelt one is told before anything runs
     sources = scenarios or ["builtin:test"]
     several = len(agents) * len(sources) > 1
-    bar = sys.stderr.isatty() if progress is None else progress
+    shown = sys.stderr.isatty() if progress is None else progress
+    complete = True
     for source in sources:
-        reports = []
+        reports: list[Report] = []
+        resumed: dict[str, int | None] = {}
         for name in agents:
             folder = out / f"{_slug(name)}--{_slug(source)}" if out and several else out
-            with _progress(f"{name} on {source}", bar) as told:
-                reports.append(
-                    evaluate(
-                        name, source, seeker=seeker, critic=critic, rules=Rules(max_turns=max_turns), persona=persona,
-                        limit=limit, trials=trials, seed=seed, concurrency=concurrency, out=folder, fresh=fresh,
-                        progress=told,
-                    )  # fmt: skip
-                )
-        _print_reports(source, reports)
+            with _told(f"{name} on {source}", shown) as told:
+                report = evaluate(
+                    name, source, seeker=seeker, critic=critic, rules=Rules(max_turns=max_turns), persona=persona,
+                    limit=limit, trials=trials, seed=seed, concurrency=concurrency, out=folder, fresh=fresh,
+                    progress=told,
+                )  # fmt: skip
+            reports.append(report)
+            resumed[report.run_key] = told.first
+        _print_reports(source, reports, resumed)
+        complete = complete and all(report.complete for report in reports)
+    if not complete:
+        raise typer.Exit(1)
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.")
 
 
+class _Told:
+    """What `evaluate` tells: how much was there before, and how far it is."""
+
+    def __init__(self, draw: Callable[[int, int], None] | None) -> None:
+        self.draw = draw
+        self.first: int | None = None
+        self.done = 0
+        self.all = 0
+
+    def __call__(self, done: int, episodes: int) -> None:
+        self.first = done if self.first is None else self.first
+        self.done, self.all = done, episodes
+        if self.draw:
+            self.draw(done, episodes)
+
+
 @contextmanager
-def _progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    if not shown:
-        yield None
-        return
+def _told(title: str, shown: bool) -> Iterator[_Told]:
+    """A progress bar on stderr if `shown`. Ctrl-C ends the command with the way to go on."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as bar:
+        task = bar.add_task(escape(title), total=None)
+        told = _Told(lambda done, episodes: bar.update(task, completed=done, total=episodes))
+        try:
+            yield told
+        except KeyboardInterrupt:
+            bar.stop()
+            command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
+            typer.echo(
+                f"\nStopped: {told.done} of {told.all} conversations of {title} have ended and are kept. "
+                f"To go on, type: {command}",
+                err=True,
+            )
+            raise typer.Exit(130) from None
 
 
-def _print_reports(title: str, reports: Sequence[Report]) -> None:
+def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
+    """The table, then whatever a reader must not overlook, then where it is kept."""
+    _console().print(_table(source, reports))
+    for report in reports:
+        if resumed[report.run_key] == report.episodes:
+            typer.echo(f"{report.agent}: was complete; nothing was run. To start over, add --fresh")
+        if report.supporter_failures:
+            typer.echo(
+                f"{report.agent}: failed in {report.supporter_failures:,} of {report.completed:,} conversations by "
+                "itself; these count as not solved"
+            )
+        for role, message, count in report.failure_messages:
+            typer.echo(f"{report.agent}: {count:,} × {role}: {_line(message)}")
+        missing = report.episodes - report.completed
+        if missing:
+            typer.echo(
+                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome. "
+                f"Counting errors as failures, SR is {_percent(report.success_rate_if_errors_failed)}. "
+                "The same command tries them again"
+            )
+    for report in reports:
+        typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
+
+
+def _console() -> Console:
+    """Wide enough for the tables where the output is no terminal."""
     from rich.console import Console
-    Console().print(_table(title, reports))
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _table(title: str, reports: Sequence[Report]) -> Table:
@@ -126,8 +206,8 @@ def _table(title: str, reports: Sequence[Report]) -> Table:
 
     from esc_env.evaluation.page import interval_text, number, percent
 
-    table = Table(title=title)
-    table.add_column("agent")
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("agent", overflow="fold")
     for name in ("SR", "95 %", "AT", "score", "episodes", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
     for report in reports:
@@ -139,8 +219,60 @@ def _table(title: str, reports: Sequence[Report]) -> Table:
     return table
 
 
+def _percent(rate: float | None) -> str:
+    from esc_env.evaluation.page import percent
+
+    return percent(rate)
+
+
+def _line(text: str) -> str:
+    """Text of somebody's exception on one line, without terminal escape codes."""
+    from esc_env.rendering import safe
+
+    return " ".join(safe(text).split())
+
+
 def _leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs (runs/).")],
-    out: Annotated[Path | None, typer.Option(help="Write leaderboard.md, .json and .html here.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write leaderboard.md, leaderboard.json and leaderboard.html into this folder."),
+    ] = None,
 ) -> None:
-    """Rank runs that faced the same thing; incomplete ones are listed apart."""
+    """Rank runs that faced the same thing.
+
+    Complete runs are ranked by SR; incomplete ones are listed apart. Runs with another fingerprint (scenarios, persona,
+    seeker, critic, seed, …) are refused, naming what differs.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from esc_env.evaluation.leaderboard import rank
+    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.records import write_json
+
+    board = rank(runs)
+    table = Table(title=Text(f"Leaderboard: {board.scenarios}"), title_justify="left")
+    table.add_column("#")
+    table.add_column("agent", overflow="fold")
+    for name in ("SR", "95 %", "AT", "score", "episodes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in board.entries:
+        report = entry.report
+        table.add_row(
+            f"{entry.place}{' ~' if entry.overlaps_next else ''}", Text(board.label(report)),
+            percent(report.success_rate), interval_text(report.interval), number(report.average_turns, 2),
+            number(report.mean_score, 2, signed=True), f"{report.completed:,}",
+        )  # fmt: skip
+    _console().print(table)
+    for note in board.notes():
+        typer.echo(_line(note))
+    if out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RecordError(f"{out}: is a file; give a folder with --out") from None
+        (out / "leaderboard.md").write_text(board.to_markdown(), encoding="utf-8")
+        (out / "leaderboard.html").write_text(board.to_html(), encoding="utf-8")
+        write_json(out / "leaderboard.json", board.to_json())
+        typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ class Leaderboard:
         }
 
     @property
+    def scenarios(self) -> str:
+        """The name of the scenario set."""
+        return self.reports[0].scenarios
+
+    def label(self, report: Report) -> str:
+        """The agent's name, with its run's folder where two runs have agents of one name."""
+        names = [other.agent for other in self.reports]
+        return report.agent if names.count(report.agent) == 1 else f"{report.agent} ({report.folder.name})"
+
+    @property
     def reports(self) -> tuple[Report, ...]:
         """All of them, ranked ones first."""
         return (*(entry.report for entry in self.entries), *self.incomplete)
@@ -70,28 +81,40 @@ class Leaderboard:
             report = entry.report
             mark = " ~" if entry.overlaps_next else ""
             lines.append(
-                f"| {entry.place}{mark} | {_cell(report.agent)} | {page.percent(report.success_rate)} "
+                f"| {entry.place}{mark} | {_cell(self.label(report))} | {page.percent(report.success_rate)} "
                 f"| {page.interval_text(report.interval)} | {page.number(report.average_turns, 2)} "
-                f"| {page.number(report.mean_score, 2, signed=True)} | {report.completed} | {report.supporter_failures} |"
+                f"| {page.number(report.mean_score, 2, signed=True)} | {report.completed} "
+                f"| {report.supporter_failures} |"
             )
-        lines += ["", *(f"{note}  " for note in self.notes())]
-        lines += [
-            f"Incomplete, not ranked: {_cell(report.agent)} ({report.completed} of {report.episodes} conversations have "
-            f"an outcome, {report.errors} errors; SR so far {page.percent(report.success_rate)})  "
-            for report in self.incomplete
-        ]
+        lines += ["", *(f"- {_cell(note)}" for note in self.notes())]
         return "\n".join(lines) + "\n"
 
     def notes(self) -> list[str]:
-        """What a reader of the ranking must know."""
+        """What a reader of the ranking must know: the protocol, unsettled places, incomplete runs and why."""
         first = self.reports[0]
         parts = first.fingerprint.parts
         notes = [
-            f"{first.scenarios}: {parts['scenarios']}; trials {parts['trials']}, T {parts['max_turns']}, persona "
+            f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, T {parts['max_turns']}, persona "
             f"{parts['persona']}, seed {parts['seed']}; fingerprint {first.fingerprint.digest}."
         ]
         if any(entry.overlaps_next for entry in self.entries):
             notes.append("~ its interval overlaps the next one's: these runs do not settle which of the two is better.")
+        for entry in self.entries:
+            if entry.report.supporter_failures:
+                notes.append(
+                    f"{self.label(entry.report)}: {entry.report.supporter_failures:,} conversations failed because the "
+                    "agent raised or returned no utterance; they count as not solved."
+                )
+        for report in self.incomplete:
+            why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
+            notes.append(
+                f"Incomplete, not ranked: {self.label(report)}, {report.completed:,} of {report.episodes:,} "
+                f"conversations have an outcome, SR so far {page.percent(report.success_rate)}. {why}".rstrip()
+            )
+        for role in ("seeker", "critic"):
+            breaking = [r for r in self.reports if any(name == role for name, _, _ in r.failure_messages)]
+            if len(breaking) == 1 < len(self.reports):
+                notes.append(f"Only the conversations of {self.label(breaking[0])} break the {role}.")
         return notes
 
     def to_html(self) -> str:
@@ -103,7 +126,7 @@ class Leaderboard:
         rows = [
             (
                 f"{entry.place}{' ~' if entry.overlaps_next else ''}",
-                escape(entry.report.agent),
+                escape(self.label(entry.report)),
                 page.bar(entry.report.success_rate, entry.report.interval),
                 page.percent(entry.report.success_rate),
                 page.interval_text(entry.report.interval),
@@ -113,7 +136,7 @@ class Leaderboard:
             )
             for entry in self.entries
         ]
-        title = f"Leaderboard: {self.reports[0].scenarios}"
+        title = f"Leaderboard: {self.scenarios}"
         body = [
             f"<h1>{escape(title)}</h1>",
             '<p class="lead">SR: share of conversations in which the seeker\'s problem was solved within T turns. '
@@ -121,31 +144,27 @@ class Leaderboard:
             page.table(columns, rows) if rows else '<p class="note">No complete run yet.</p>',
             *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
         ]
-        for report in self.incomplete:
-            body.append(f"<h2>Incomplete, not ranked: {escape(report.agent)}</h2>")
-            body += page.notes(report)
         body.append("<h2>Agent by agent</h2>")
-        body += [_agent(report) for report in self.reports]
+        body += [_agent(self.label(report), report) for report in self.reports]
         body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
         return page.document(title, body)
 
 
-def _agent(report: Report) -> str:
+def _agent(name: str, report: Report) -> str:
     shown = report.trajectories[:_SHOWN]
     rest = len(report.trajectories) - len(shown)
-    more = f'<p class="soft">{rest:,} more in {escape(str(report.folder))}/report.html</p>' if rest else ""
-    failures = page.notes(report) if report.complete else []
+    more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
-        f"<details><summary><b>{escape(report.agent)}</b> "
+        f"<details><summary><b>{escape(name)}</b> "
         f'<span class="soft">{page.percent(report.success_rate)}, {len(report.trajectories):,} conversations</span>'
-        f"</summary>{''.join(failures)}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
+        f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"
     )
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break out of a Markdown table cell, nor become HTML."""
-    return escape(" ".join(text.split()), quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+    """Text that cannot break out of a Markdown table cell, nor become a link, code or HTML."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

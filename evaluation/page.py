@@ -66,7 +66,9 @@ def document(title: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
     )
 
 
@@ -104,11 +106,12 @@ def groups_table(groups: Mapping[str, Group]) -> str:
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    """A table. Each column has a title and a kind: `name`, `bar`, or nothing for numbers. Cells must be HTML already."""
+    """A table; cells must be HTML already. A column has a title and a kind: `name`, `bar`, or nothing for numbers."""
 
     def row(tag: str, cells: Iterable[str]) -> str:
         kinds = (f' class="{kind}"' if kind else "" for _, kind in columns)
-        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+        marked = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(marked)}</tr>"
 
     lines = [row("th", (escape(title) for title, _ in columns)), *(row("td", cells) for cells in rows)]
     return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
@@ -129,7 +132,9 @@ def bar(rate: float | None, interval: tuple[float, float] | None) -> str:
 
 def facts(parts: Mapping[str, Any]) -> str:
     """Names and values as a definition list."""
-    rows = (f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in parts.items())
+    rows = (
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in parts.items()
+    )
     return f"<dl>{''.join(rows)}</dl>"
 
 

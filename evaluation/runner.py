@@ -202,8 +202,8 @@ class _Plan:
         lines = self.fingerprint.differences(other.fingerprint)
         if self.identity != other.identity:
             same_name = self.agent == other.agent
-            lines.insert(0, f"agent: {self.identity if same_name else self.agent} / "
-                            f"{other.identity if same_name else other.agent}")
+            there, now = (self.identity, other.identity) if same_name else (self.agent, other.agent)
+            lines.insert(0, f"agent: {there} / {now}")
         return lines
 
 
@@ -216,7 +216,7 @@ def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, perso
         chosen = scenarios
     else:
         chosen = ScenarioSet.of("scenarios", scenarios)
-    chosen = chosen[:limit]
+    chosen = replace(chosen, scenarios=chosen.scenarios[:limit])
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")
     return chosen.with_persona(persona) if persona is not None else chosen
@@ -229,7 +229,7 @@ def _plan(
     fingerprint = chairs.rules.fingerprint(
         seeker=_plain(chairs.seeker.identity, "seeker"),
         critic=_plain(chairs.critic.identity, "critic"),
-        scenarios=f"{len(chosen)} with content {chosen.digest}",
+        scenarios=f"{len(chosen)}, content {chosen.digest}",
         persona=", ".join(sorted({scenario.persona for scenario in chosen})),
         trials=trials,
         seed=seed,
@@ -266,7 +266,7 @@ def _opened(folder: Path, plan: _Plan, fresh: bool) -> Iterator[RecordWriter]:
                     "Give another folder with --out, or --fresh to start over (the old run is kept beside it)"
                 )
         elif (folder / "trajectories.jsonl").exists():
-            raise RecordError(f"{folder}: trajectories.jsonl stands here without run.json. Give another folder with --out")
+            raise RecordError(f"{folder}: trajectories.jsonl without run.json. Give another folder with --out")
         else:
             plan.write(folder / "run.json")
         with RecordWriter(folder / "trajectories.jsonl", "trajectory") as writer:

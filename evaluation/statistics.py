@@ -3,9 +3,9 @@
 One rule decides, in `success_interval`: Wilson's interval when every scenario was tried once; otherwise a bootstrap
 that resamples scenarios, since trials of one scenario are alike.
 
-*Sources:* Wilson, JASA 22 (1927) 209–212, recommended by Brown, Cai and DasGupta, Statistical Science 16 (2001) 101–133;
-cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8, and Field and Welsh,
-JRSS B 69 (2007) 369–390.
+*Sources:* Wilson, JASA 22 (1927) 209–212, recommended by Brown, Cai and DasGupta, Statistical Science 16 (2001)
+101–133; cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8, and Field
+and Welsh, JRSS B 69 (2007) 369–390.
 """
 
 from __future__ import annotations
