@@ -65,7 +65,8 @@ def test_json_holds_the_human_dialogue_only_when_asked() -> None:
 
 
 def test_the_digest_sees_content_and_persona_but_not_where_it_came_from() -> None:
-    assert FLAT.digest == Scenario("other", FLAT.situation, facts=FLAT.facts, source="elsewhere", survey={"empathy": 3}).digest
+    moved = Scenario("other", FLAT.situation, facts=FLAT.facts, source="elsewhere", survey={"empathy": 3})
+    assert moved.digest == FLAT.digest
     digests = {FLAT.with_persona(persona).digest for persona in PERSONAS}
     assert len(digests) == len(PERSONAS)
     assert Scenario("flat", FLAT.situation).digest != FLAT.digest
@@ -124,7 +125,9 @@ def test_near_duplicates_stay_on_one_side_also_in_chains() -> None:
     st.lists(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=9), min_size=1, max_size=12),
     st.sampled_from([0.3, 0.5, 0.6, 0.7, 0.8, 1.0]),
 )
-def test_near_duplicates_are_exactly_the_pairs_at_or_above_the_threshold(texts: list[list[str]], threshold: float) -> None:
+def test_near_duplicates_are_exactly_the_pairs_at_or_above_the_threshold(
+    texts: list[list[str]], threshold: float
+) -> None:
     scenarios = [Scenario(f"s{n}", " ".join(words)) for n, words in enumerate(texts)]
     sets = [set(words) for words in texts]
     expected = [
@@ -145,7 +148,8 @@ def test_shares_that_make_no_split_are_refused(shares: dict[str, float]) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "suicide", "I just want to kill myself already", "Sometimes I think about dying.", "I don’t want to be here anymore",
+        "suicide", "I just want to kill myself already", "Sometimes I think about dying.",
+        "I don’t want to be here anymore",
         "they'd be better off without me", "I took an overdose, I overdosed last year", "I feel like ending my life",
         "I've been cutting myself", "I wish I was dead",
     ],
