@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
 import pytest
 
-import esc_env
 from esc_env import Scenario, ScenarioSet
 
 
 def bank(count: int = 5) -> ScenarioSet:
+    """People who differ in little more than their number."""
     return ScenarioSet.of(
         "test-bank",
         [
@@ -31,13 +30,3 @@ def bank(count: int = 5) -> ScenarioSet:
 @pytest.fixture
 def scenarios() -> ScenarioSet:
     return bank()
-
-
-@pytest.fixture
-def env(scenarios):
-    env = gym.make("ESConv-v0", scenarios=scenarios)
-    yield env
-    env.close()
-
-
-assert esc_env.__version__
