@@ -36,7 +36,10 @@ class CallableAgent:
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """Call it. Raises TypeError when it returns neither a str nor a Reply."""
-        said = await call(self.function, dialogue.as_chat("supporter"))
+        try:
+            said = await call(self.function, dialogue.as_chat("supporter"))
+        except SystemExit as error:  # or one agent that calls exit() would end everybody's conversations
+            raise RuntimeError(f"the function called exit({error.code!r})") from error
         if isinstance(said, Reply):
             return said
         if not isinstance(said, str):

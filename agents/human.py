@@ -38,5 +38,7 @@ class HumanAgent:
 
 
 def _ask_in_terminal(messages: tuple[dict[str, str], ...]) -> str:
-    print(f"\nSeeker: {messages[-1]['content']}")
+    from esc_env.rendering import safe
+
+    print(f"\nSeeker: {safe(messages[-1]['content'])}")
     return input("You: ")

@@ -184,7 +184,7 @@ class ScriptedAgent:
     """A function of (observation, seed) as an Agent.
 
     Attributes:
-        name: as in `builtin:NAME`.
+        name: what it is known by (`builtin:skilled`).
         function: returns the next utterance.
     """
 
@@ -194,7 +194,7 @@ class ScriptedAgent:
     @property
     def identity(self) -> Mapping[str, Any]:
         """The name."""
-        return {"name": f"builtin:{self.name}"}
+        return {"name": self.name}
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance."""
@@ -203,7 +203,7 @@ class ScriptedAgent:
 
 
 SCRIPTED: Mapping[str, Callable[[], Agent]] = {
-    name: partial(ScriptedAgent, name, function)
+    name: partial(ScriptedAgent, f"builtin:{name}", function)
     for name, function in {
         "silent": _silent,
         "template": _template,

@@ -1,0 +1,145 @@
+"""Records: what was reported finished is never lost, and what is no record is told, never guessed at."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esc_env.errors import RecordError
+from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, TornLineWarning, read_records, write_json
+
+TEXT = st.text(st.characters(codec="utf-8"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.dictionaries(TEXT.filter(lambda key: key not in ("kind", "version")), JSON, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("records") / "scratch.jsonl"
+
+
+@given(st.lists(FIELDS, max_size=5))
+def test_what_is_written_is_read(scratch, rows):
+    scratch.unlink(missing_ok=True)
+    with RecordWriter(scratch, "thing") as writer:
+        for row in rows:
+            writer.write(row)
+    assert list(read_records(scratch, "thing")) == rows
+
+
+@given(st.lists(FIELDS, min_size=1, max_size=4), st.data())
+def test_a_file_cut_at_any_byte_loses_at_most_its_last_line(scratch, rows, data):
+    scratch.unlink(missing_ok=True)
+    with RecordWriter(scratch, "thing") as writer:
+        for row in rows:
+            writer.write(row)
+    whole = scratch.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    scratch.write_bytes(whole[:cut])
+    ended = whole[:cut].count(b"\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TornLineWarning)
+        read = list(read_records(scratch, "thing"))
+        assert read[:ended] == rows[:ended]
+        assert len(read) <= ended + 1
+        with RecordWriter(scratch, "thing") as writer:
+            writer.write({"after": True})
+    assert list(read_records(scratch, "thing")) == [*read, {"after": True}]
+
+
+def test_a_torn_last_line_is_dropped_with_a_warning_that_names_it(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with RecordWriter(path, "thing") as writer:
+        writer.write({"n": 1})
+    with path.open("ab") as file:
+        file.write(b'{"kind": "thing", "version": 1, "n"')
+    with pytest.warns(TornLineWarning, match=r"r\.jsonl:2"):
+        assert list(read_records(path, "thing")) == [{"n": 1}]
+    with pytest.warns(TornLineWarning, match=r"r\.jsonl:2"):
+        RecordWriter(path, "thing").close()
+    assert list(read_records(path, "thing")) == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"garbage\n", "not a JSON record"),
+        (b"\n", "not a JSON record"),
+        (b"\xff\xfe\n", "not a JSON record"),
+        (b"[]\n", "not a 'thing' record"),
+        (b'{"kind": "other", "version": 1}\n', "not a 'thing' record"),
+        (b'{"kind": "thing"}\n', "not a 'thing' record"),
+        (b'{"kind": "thing", "version": "1"}\n', "not a 'thing' record"),
+        (f'{{"kind": "thing", "version": {RECORD_VERSION + 1}}}\n'.encode(), "newer esc-env"),
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_a_foreign_line_is_refused_by_file_and_line(tmp_path, line, told, last):
+    path = tmp_path / "r.jsonl"
+    good = b'{"kind": "thing", "version": 1}\n'
+    path.write_bytes(good + line + (b"" if last else good))
+    with pytest.raises(RecordError, match=told) as caught:
+        list(read_records(path, "thing"))
+    assert str(caught.value).startswith(f"{path}:2")
+
+
+def test_a_missing_file_has_no_records(tmp_path):
+    assert list(read_records(tmp_path / "none.jsonl", "thing")) == []
+
+
+def test_a_refused_write_leaves_no_torn_line(tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    writer = RecordWriter(path, "thing")
+    writer.write({"n": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordError, match="make room and run the same command again"):
+        writer.write({"n": 2})
+    monkeypatch.undo()
+    writer.write({"n": 3})
+    writer.close()
+    assert list(read_records(path, "thing")) == [{"n": 1}, {"n": 3}]
+
+
+def _hold(folder, held, done):
+    with FolderLock(folder):
+        held.set()
+        done.wait(60)
+
+
+def test_a_second_writer_is_refused_until_the_first_ends_however_it_ends(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, done))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(RecordError, match="another process is writing here"), FolderLock(tmp_path):
+        pass
+    other.kill()
+    other.join()
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_json_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": "é"})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": "é"}
+    write_json(path, [1])
+    assert json.loads(path.read_text(encoding="utf-8")) == [1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
