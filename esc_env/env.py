@@ -109,6 +109,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
     critic knows it), and `error` (`role`, `kind`, `message`) where `on_error="truncate"` ended the episode.
     Fields that are unknown (a cost, an expectation) are left out. It never holds what the seeker has not said.
 
+    `env.unwrapped.episode` is the whole conversation, thoughts and verdicts included.
+
     Copying and pickling: an env is configuration plus an immutable `Episode`, so `copy.deepcopy(env)` and
     `pickle.dumps(env)` work in mid-episode too, and the copy goes on independently. No loop or session travels.
 
@@ -427,4 +429,6 @@ def _loaded(name: str, persona: str | None, changed: int | None, folder: str | N
 def _checked(scenarios: ScenarioSet, persona: str | None) -> ScenarioSet:
     if not scenarios:
         raise ScenarioError(f"{scenarios.name} holds no scenario to talk about")
-    return scenarios if persona is None else scenarios.with_persona(persona)
+    if persona is None or all(scenario.persona == persona for scenario in scenarios):
+        return scenarios
+    return scenarios.with_persona(persona)

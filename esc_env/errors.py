@@ -134,7 +134,7 @@ class VectorStepError(ESCError):
         self.causes = tuple(causes)
         shown = "; ".join(f"env {i}: {cause}" for i, cause in list(zip(self.indices, self.causes, strict=True))[:3])
         more = f" (and {len(self.indices) - 3} more)" if len(self.indices) > 3 else ""
-        super().__init__(f"{shown}{more}. Call step() again with the same actions: only these are redone.")
+        super().__init__(f"{shown}{more}. Make the same call again; a step redoes only these.")
 
     def __reduce__(self) -> tuple[type[VectorStepError], tuple[tuple[int, ...], tuple[Exception, ...]]]:
         return type(self), (self.indices, self.causes)

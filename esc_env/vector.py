@@ -7,7 +7,7 @@ as its slowest call. Observations, rewards and infos are those of `SyncVectorEnv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         ValueError: an argument out of range.
     """
 
+    envs: tuple[ESCEnv, ...] = ()
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -71,10 +73,10 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         seeker, critic = resolve_seeker(seeker), resolve_critic(critic)
-        if isinstance(options.get("scenarios"), Iterable) and not isinstance(options["scenarios"], (str, Sequence)):
-            options["scenarios"] = tuple(options["scenarios"])
-        self.envs = tuple(ESCEnv(seeker=seeker, critic=critic, **options) for _ in range(num_envs))
-        first = self.envs[0]
+        first = ESCEnv(seeker=seeker, critic=critic, **options)
+        options["scenarios"] = first.scenarios
+        others = (ESCEnv(seeker=seeker, critic=critic, **options) for _ in range(num_envs - 1))
+        self.envs = (first, *others)
         warn_of_limit(max_episode_steps, first.chairs.rules)
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
