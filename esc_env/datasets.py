@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env import membership
+from esc_env.builtin.bank import bank
 from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
@@ -75,29 +76,10 @@ def _named(source: str, split: str, given: bool) -> ScenarioSet:
         known = [f"{source}:{part}" for part in _SPLITS[source]]
         raise ScenarioError(f"{source}: {wanted} {did_you_mean(f'{source}:{split}', known)}")
     if source == "builtin":
-        return _builtin(split)
+        return bank(split)
     scenarios = {"esconv": _esconv, "esconv-hf": _esconv_hf, "extes": _extes}[source](split)
     named = f"{source}:{split}"
     return ScenarioSet(named, tuple(replace(scenario, source=named) for scenario in scenarios))
-
-
-@cache
-def _builtin(split: str) -> ScenarioSet:
-    bank = files("esc_env.builtin").joinpath("bank.jsonl")
-    try:
-        lines = bank.read_text("utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise ScenarioError(
-            "the builtin scenario bank (esc_env/builtin/bank.jsonl) is missing: the installation is not whole. "
-            "Type: pip install --force-reinstall esc-env"
-        ) from error
-    scenarios = []
-    for line in lines:
-        data = json.loads(line)
-        side = data.pop("split")
-        if split in ("", side):
-            scenarios.append(Scenario.from_json({**data, "source": f"builtin:{side}"}))
-    return ScenarioSet(f"builtin:{split}" if split else "builtin", tuple(scenarios))
 
 
 # --- the data folder ------------------------------------------------------------------------------

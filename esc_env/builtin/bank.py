@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 
-from esc_env.errors import SpecError, did_you_mean
+from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.scenarios import Scenario, ScenarioSet
 
-__all__ = ["SPLITS", "bank", "bank_digest"]
+__all__ = ["SPLITS", "bank"]
 
 FILE = Path(__file__).with_name("bank.jsonl")
 SPLITS = ("train", "valid", "test")
@@ -32,16 +31,10 @@ def bank(split: str = "") -> ScenarioSet:
     """The whole bank, or one of its splits.
 
     Raises:
-        SpecError: when there is no such split.
+        ScenarioError: when there is no such split.
     """
     if not split:
         return ScenarioSet("builtin", tuple(scenario for part in SPLITS for scenario in _parts()[part]))
     if split not in SPLITS:
-        raise SpecError(f"the builtin bank has no split {split!r}. {did_you_mean(split, SPLITS)}")
+        raise ScenarioError(f"the builtin bank has no split {split!r}. {did_you_mean(split, SPLITS)}")
     return ScenarioSet(f"builtin:{split}", _parts()[split])
-
-
-@cache
-def bank_digest() -> str:
-    """16 hex digits over the bank file."""
-    return blake2b(FILE.read_bytes(), digest_size=8).hexdigest()

@@ -142,7 +142,7 @@ class State:
     recent: frozenset[str] = frozenset()
     reflected: frozenset[str] = frozenset()
     words: tuple[str, ...] = ()
-    frames: tuple[frozenset[str], ...] = ()
+    frames: frozenset[frozenset[str]] = frozenset()
 
     def distress(self, scenario: Scenario) -> float:
         """Distress now, 0 (none) to 5: the initial intensity (3 where unknown) less the relief."""
@@ -155,9 +155,15 @@ def _stems(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in tokens(text) if word[0].isalnum() and weight(word) > 0.0)
 
 
-def _alike(first: frozenset[str], second: frozenset[str]) -> float:
-    """Jaccard overlap of two sets of words."""
-    return len(first & second) / len(first | second) if first | second else 1.0
+def _used_before(frame: frozenset[str], state: State) -> float:
+    """The largest Jaccard overlap of a frame with an earlier one; those below a half are not looked at."""
+    most = 0.0
+    for earlier in state.frames:
+        if len(frame) <= 2 * len(earlier) and len(earlier) <= 2 * len(frame):
+            common = len(frame & earlier)
+            union = len(frame) + len(earlier) - common
+            most = max(most, common / union if union else 1.0)
+    return most
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -187,7 +193,7 @@ def hear(text: str, state: State) -> Heard:
         }
         part_fluency = _ramp(function_share(tokens(part)), 0.2, 0.36) * (1.0 - part_does["noise"])
         part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
-        part_repeated = _ramp(max((_alike(_frame(part, state), frame) for frame in state.frames), default=0.0), 0.5, 0.8)
+        part_repeated = _ramp(_used_before(_frame(part, state), state), 0.5, 0.8)
         honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
         for family, amount in part_does.items():
             does[family] = max(does[family], amount * honest)
@@ -263,7 +269,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
 
     # Comfort: being met in one's own story. Kind words for anybody carry a little way only.
     stage_fit = {"exploration": 0.8, "comforting": 1.1, "action": 0.8}[state.stage]
-    gain = 0.46 * taken_up * stage_fit * (0.6 + 0.5 * state.trust) * traits.comfort * temper * kind * focus
+    gain = 0.52 * taken_up * stage_fit * (0.6 + 0.5 * state.trust) * traits.comfort * temper * kind * focus
     comfort = min(1.0, state.comfort + gain)
     if comfort < UNGROUNDED_COMFORT:
         comfort = min(UNGROUNDED_COMFORT, comfort + 0.08 * does["warmth"] * kind * traits.comfort)
@@ -271,7 +277,8 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     # Plan: a next step that is built on this person's life, once they are ready to look ahead.
     readiness = {"exploration": 0.0, "comforting": 0.35, "action": 1.0}[state.stage]
     proposing = does["propose"]
-    step = 0.75 * min(1.0, heard.built + 0.4 * proposing * _fit(text, scenario, state))
+    fits = _fit(text, scenario, state) if scenario.helps else heard.built
+    step = 0.45 * heard.built + 0.4 * proposing * fits
     if state.offered < len(scenario.helps):
         step += 0.3 * does["coping"] * _ramp(heard.grounding, 0.0, 0.5)
     step *= readiness * traits.plan * temper * kind * focus / max(1.0, heard.proposals - 1.0)
@@ -335,7 +342,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         relief=relief,
         stage=stage,
         reflected=state.reflected | (_stems(text) & state.said),
-        frames=state.frames + tuple(_frame(part, state) for part in sentences(text)),
+        frames=state.frames.union(_frame(part, state) for part in sentences(text)),
     )
     return after
 

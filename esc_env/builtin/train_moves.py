@@ -19,7 +19,7 @@ from esc_env.builtin.language import stem, tokens
 from esc_env.builtin.moves import ASSET, MOVES, features
 
 HERE = Path(__file__).parent
-GENERIC, SPECIFIC = 6e-3, 1e-3
+GENERIC, SPECIFIC = 2e-2, 2e-3
 """A stem in at least this share of texts says nothing about one person (weight 0); in at most that share, all (1)."""
 
 ESCONV = {
@@ -112,7 +112,7 @@ def main() -> None:
     print(f"wrote {ASSET.name}: {len(grams)} grams, {len(stems)} stems")
 
     if options.esconv:
-        from esc_env.datasets import read_file
+        from esc_env.readers import read_file
 
         said = [
             message

@@ -1,0 +1,251 @@
+"""Can the embedded seeker be gamed? Supporters that try to, and what each of them scores.
+
+`esc validate gaming` runs them all: attacks that must fail, adaptive attacks that may only seldom succeed, a template
+that must land in between, and a skilled supporter that must succeed, in its own words and in somebody else's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from esc_env.agents.scripted import SCRIPTED, ScriptedAgent, key_phrases, skilled
+from esc_env.builtin.bank import bank
+from esc_env.builtin.critic import BuiltinCritic
+from esc_env.builtin.seeker import BuiltinSeeker
+from esc_env.conversation import Chairs
+from esc_env.dialogue import ChatMessage
+from esc_env.evaluation.report import Report
+from esc_env.evaluation.runner import evaluate, hold
+from esc_env.protocols import Agent
+from esc_env.scenarios import ScenarioSet
+from esc_env.seeds import Seed, derive
+
+__all__ = ["PROBES", "Probe", "Row", "climb", "probe", "run_probes"]
+
+PERSONAS = ("cooperative", "pleasing")
+"""The two personas that are easiest to please."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One supporter and the success rate it may have.
+
+    Attributes:
+        name: of the probe.
+        about: what it does, in a line.
+        build: makes the agent.
+        low, high: bounds of the success rate, in [0, 1].
+        upper: bound of the upper end of its scenario-clustered 95 % interval, if there is one.
+        frozen: written before the simulator was frozen; the others came after and are reported as they come out.
+    """
+
+    name: str
+    about: str
+    build: Callable[[], Agent]
+    low: float = 0.0
+    high: float = 1.0
+    upper: float | None = None
+    frozen: bool = True
+
+    def holds(self, report: Report) -> bool:
+        """Whether a report keeps the bounds."""
+        rate, interval = report.success_rate, report.interval
+        if rate is None or interval is None:
+            return False
+        return self.low <= rate <= self.high and (self.upper is None or interval[1] <= self.upper)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    probe: Probe
+    persona: str
+    report: Report
+
+    @property
+    def holds(self) -> bool:
+        """Whether the probe keeps its bounds."""
+        return self.probe.holds(self.report)
+
+
+@cache
+def _texts() -> Any:
+    return json.loads(Path(__file__).with_name("gaming.json").read_text(encoding="utf-8"))
+
+
+def _user(chat: Sequence[ChatMessage]) -> list[str]:
+    return [message["content"] for message in chat if message["role"] == "user"]
+
+
+def _turn(chat: Sequence[ChatMessage]) -> int:
+    return sum(message["role"] == "assistant" for message in chat)
+
+
+def _say(text: str) -> Callable[[Sequence[ChatMessage], Seed], str]:
+    return lambda chat, seed: text
+
+
+def _in_order(order: Sequence[int]) -> Callable[[Sequence[ChatMessage], Seed], str]:
+    lines = _texts()["generic"]
+    return lambda chat, seed: str(lines[order[_turn(chat) % len(order)]])
+
+
+_SWAP = {"i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "me": "you", "my": "your", "am": "are"}
+
+
+def _turned_parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    """The seeker's words with the pronouns turned."""
+    return re.sub(r"[A-Za-z']+", lambda word: _SWAP.get(word[0].lower(), word[0]), _user(chat)[-1])
+
+
+def _keyword_salad(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    """Cue words and this seeker's own key words, without a sentence."""
+    return f"{_texts()['salad']} {' '.join(key_phrases(_user(chat)[-1])[:5])}"
+
+
+def _quoting(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    """The first words of the seeker in quotation marks, then a generic sentence."""
+    lines = _texts()["generic"]
+    return f'You said "{_user(chat)[-1][:60]}" and I hear how much that hurts. {lines[_turn(chat) % len(lines)]}'
+
+
+def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0) -> tuple[int, ...]:
+    """The best order of eight generic sentences among `steps` tried by hill climbing on train scenarios.
+
+    Starts from the stage order; each step draws eight of the sentences anew in one or two places and keeps what scores
+    no worse (mean final score). Deterministic.
+    """
+    people = scenarios or bank("train")
+    count = len(_texts()["generic"])
+    chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
+
+    def score(order: Sequence[int]) -> float:
+        found: list[float] = []
+        agent = ScriptedAgent("order", _in_order(order))
+        hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score))
+        return sum(found) / len(found)
+
+    best = tuple(range(8))
+    best_score = score(best)
+    for step in range(1, steps):
+        trial = list(best)
+        for change in range(1 + step % 2):
+            trial[derive(seed, "place", step, change) % 8] = derive(seed, "line", step, change) % count
+        trial_score = score(trial)
+        if trial_score >= best_score:
+            best, best_score = tuple(trial), trial_score
+    return best
+
+
+@cache
+def _climbed() -> tuple[int, ...]:
+    return climb()
+
+
+def _scripted(name: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Callable[[], Agent]:
+    return partial(ScriptedAgent, name, function)
+
+
+def _paraphrased() -> Agent:
+    lines = json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))
+    return ScriptedAgent("paraphrased", partial(skilled, lines=lines))
+
+
+def _attack(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
+    return Probe(name, about, _scripted(name, function), high=0.05, upper=0.08)
+
+
+def _probes() -> Iterator[Probe]:
+    texts = _texts()
+    yield _attack("empty", "says nothing", _say(""))
+    yield _attack("ok", 'says "ok"', _say("ok"))
+    yield _attack("one sentence", "one generic empathetic sentence, repeated", _say(texts["generic"][0]))
+    yield _attack("cue words", "a salad of empathic words", _say(texts["salad"]))
+    yield _attack("parrot", "the seeker's words back", lambda chat, seed: _user(chat)[-1])
+    yield _attack("turned parrot", "the same, pronouns turned", _turned_parrot)
+    yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
+    yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
+    yield _attack("to the critic", "an instruction to the critic", _say(texts["instruction"]))
+    yield Probe("stage order", "eight generic sentences in stage order", _scripted("stage order", _in_order(range(8))), high=0.15)
+    yield Probe(
+        "hill climbed",
+        "the best of 200 orders of generic sentences on train",
+        lambda: ScriptedAgent("hill climbed", _in_order(_climbed())),
+        high=0.15,
+    )
+    yield Probe("keyword salad", "cue words and this seeker's key words", _scripted("keyword salad", _keyword_salad), high=0.15)
+    yield Probe("quoting", "quotes the seeker, then a generic sentence", _scripted("quoting", _quoting), high=0.15)
+    yield Probe("template", "asks and mirrors, blind to the stage", SCRIPTED["template"], low=0.10, high=0.50)
+    yield Probe("skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], low=0.70)
+    yield Probe("paraphrased", "the same moves in another writer's words", _paraphrased, low=0.55)
+
+
+PROBES: tuple[Probe, ...] = tuple(_probes())
+"""All probes, in the order of the table."""
+
+
+def probe(name: str) -> Probe:
+    """The probe of this name."""
+    return next(item for item in PROBES if item.name == name)
+
+
+def run_probes(
+    folder: Path,
+    *,
+    probes: Sequence[Probe] = PROBES,
+    personas: Sequence[str] = PERSONAS,
+    trials: int = 10,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Row]:
+    """Run every probe on the test scenarios under every persona, one run folder each, resumably.
+
+    Args:
+        folder: gets one run folder per probe and persona.
+        probes: which.
+        personas: under which.
+        trials: conversations per scenario.
+        limit: only the first so many scenarios.
+        seed: of the runs.
+        progress: called with (title, conversations done, all).
+    """
+    for item in probes:
+        for persona in personas:
+            title = f"{item.name}, {persona}"
+            report = evaluate(
+                item.build(),
+                bank("test"),
+                persona=persona,
+                trials=trials,
+                limit=limit,
+                seed=seed,
+                out=folder / f"{item.name} {persona}".replace(" ", "-"),
+                progress=partial(progress, title) if progress else None,
+            )
+            yield Row(item, persona, report)
+
+
+def summary(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """The table as JSON."""
+    return [
+        {
+            "probe": row.probe.name,
+            "about": row.probe.about,
+            "persona": row.persona,
+            "success_rate": row.report.success_rate,
+            "interval": row.report.interval,
+            "average_turns": row.report.average_turns,
+            "bounds": [row.probe.low, row.probe.high],
+            "upper_bound_of_interval": row.probe.upper,
+            "holds": row.holds,
+        }
+        for row in rows
+    ]

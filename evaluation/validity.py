@@ -1,0 +1,196 @@
+"""Does a critic's score say anything about real conversations? Replay human ones whose outcome is known.
+
+The critic judges each whole conversation; the AUC is the chance that one that helped gets a higher score than one that
+did not. Long conversations score higher for being long, so the length-matched AUC compares only pairs whose numbers of
+supporter turns differ by at most one. *Source of the design:* protocol of the project; the bootstrap resamples
+conversations of either side (Efron and Tibshirani, 1993, chapter 16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esc_env._loop import run
+from esc_env.critics import resolve_critic
+from esc_env.errors import RecordError, ScenarioError
+from esc_env.protocols import Critic
+from esc_env.records import FolderLock, RecordWriter, read_records, write_json
+from esc_env.rules import Fingerprint, Rules
+from esc_env.scenarios import Scenario
+from esc_env.seeds import Seed, episode_seed
+
+__all__ = ["Estimate", "Validity", "auc", "validate_critic"]
+
+RESAMPLES = 2000
+TOLERANCE = 1
+"""Supporter turns by which two conversations may differ and still count as equally long."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """How well a critic tells conversations that helped from those that did not.
+
+    Attributes:
+        raw: AUC over all pairs, in [0, 1]; 0.5 is chance.
+        matched: AUC over pairs of equal length.
+        length: AUC of the number of supporter turns alone, for comparison.
+        helped, failed: conversations of either kind.
+        pairs: pairs of equal length.
+    """
+
+    raw: Estimate
+    matched: Estimate
+    length: Estimate
+    helped: int
+    failed: int
+    pairs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            **{
+                name: {"auc": estimate.value, "interval": [estimate.low, estimate.high]}
+                for name, estimate in (("raw", self.raw), ("length_matched", self.matched), ("length", self.length))
+            },
+            "helped": self.helped,
+            "failed": self.failed,
+            "pairs_of_equal_length": self.pairs,
+        }
+
+
+def auc(helped: Array, failed: Array, counted: npt.NDArray[np.bool_] | None = None, *, seed: int = 0) -> Estimate:
+    """The chance that a `helped` value exceeds a `failed` one (ties count half), with a bootstrap interval.
+
+    Args:
+        helped, failed: values of either side.
+        counted: which pairs (helped × failed) count; all by default.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: when no pair counts.
+    """
+    wins = (helped[:, None] > failed[None, :]) + 0.5 * (helped[:, None] == failed[None, :])
+    mask = np.ones(wins.shape) if counted is None else counted.astype(np.float64)
+    if not mask.sum():
+        raise ValueError("there is no pair to compare")
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = random.multinomial(len(helped), np.full(len(helped), 1 / len(helped))).astype(np.float64)
+        columns = random.multinomial(len(failed), np.full(len(failed), 1 / len(failed))).astype(np.float64)
+        total = rows @ mask @ columns
+        if total:
+            values.append(rows @ (wins * mask) @ columns / total)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(float((wins * mask).sum() / mask.sum()), float(low), float(high))
+
+
+def validate_critic(
+    critic: str | Critic | Callable[..., Any],
+    helped: Sequence[Scenario],
+    failed: Sequence[Scenario],
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Validity:
+    """Judge human conversations with a known outcome, and say how well the scores tell them apart.
+
+    Args:
+        critic: as a string, an object or a callable.
+        helped: scenarios with the human dialogues in which the supporter succeeded.
+        failed: those in which the supporter did not.
+        seed: of the votes.
+        out: a folder that keeps every judgement; the same call goes on where it stopped.
+        progress: called with (judged, all).
+
+    Raises:
+        ScenarioError: a scenario has no dialogue, or one side is empty.
+        RecordError: the folder holds judgements of another critic or other votes.
+    """
+    judge = resolve_critic(critic)
+    rules = Rules()
+    sides = [("helped", item) for item in helped] + [("failed", item) for item in failed]
+    for side, item in sides:
+        if item.dialogue is None or not item.dialogue.turns:
+            raise ScenarioError(f"scenario {item.id!r} ({side}): has no human dialogue with a supporter to judge")
+    if not helped or not failed:
+        raise ScenarioError("both kinds of conversation are needed: some that helped, some that did not")
+    if len({item.id for _, item in sides}) < len(sides):
+        raise ScenarioError("the two sides share a conversation, or one holds it twice; every id may stand once")
+
+    fingerprint = Fingerprint({"critic": dict(judge.identity), "votes": rules.votes, "seed": seed}).digest
+    scores: dict[str, float] = {}
+
+    async def judged(item: Scenario) -> float:
+        assert item.dialogue is not None  # checked above
+        name = Seed(episode_seed(seed, item.id, 0), role="critic", turn=item.dialogue.turns)
+        ballot = await judge.judge(item, item.dialogue, votes=rules.votes, seed=name)
+        verdict = rules.count(ballot)
+        return verdict.score if verdict.expected is None else verdict.expected
+
+    def work(keep: Callable[[str, float], None]) -> None:
+        for done, (_, item) in enumerate(sides):
+            if progress:
+                progress(done, len(sides))
+            if item.id not in scores:
+                keep(item.id, run(judged(item)))
+        if progress:
+            progress(len(sides), len(sides))
+
+    if out is None:
+        work(scores.__setitem__)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        with FolderLock(out), RecordWriter(out / "judgements.jsonl", "judgement") as writer:
+            for record in read_records(out / "judgements.jsonl", "judgement"):
+                if record["critic"] != fingerprint:
+                    raise RecordError(f"{out}: holds judgements of another critic or seed. Give another folder with --out")
+                scores[record["scenario"]] = record["score"]
+
+            def keep(key: str, score: float) -> None:
+                writer.write({"critic": fingerprint, "scenario": key, "score": score})
+                scores[key] = score
+
+            work(keep)
+
+    def values(items: Sequence[Scenario]) -> Array:
+        return np.array([scores[item.id] for item in items])
+
+    def turns(items: Sequence[Scenario]) -> Array:
+        return np.array([item.dialogue.turns if item.dialogue else 0 for item in items], dtype=np.float64)
+
+    equal = np.abs(turns(helped)[:, None] - turns(failed)[None, :]) <= TOLERANCE
+    if not equal.any():
+        raise ScenarioError("no two conversations of the two kinds are equally long; nothing can be length-matched")
+    validity = Validity(
+        raw=auc(values(helped), values(failed)),
+        matched=auc(values(helped), values(failed), equal),
+        length=auc(turns(helped), turns(failed)),
+        helped=len(helped),
+        failed=len(failed),
+        pairs=int(equal.sum()),
+    )
+    if out is not None:
+        write_json(out / "validity.json", validity.to_json())
+    return validity
