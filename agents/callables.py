@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ class CallableAgent:
 
 
 def code_digest(function: Callable[..., Any]) -> str:
-    """8 hex digits over a callable's own bytecode, constants, defaults and closed-over plain values.
+    """8 hex digits over a callable's own bytecode, constants, defaults and closed-over numbers and strings.
 
-    What it calls, imports or keeps in attributes is not covered: give such an agent an `identity` of its own.
+    What it calls, imports, changes or keeps in attributes is not covered: an agent that depends on such things needs an
+    object with an `identity` of its own.
     """
     return blake2b(repr(_essence(function)).encode(), digest_size=4).hexdigest()
 
@@ -70,12 +72,19 @@ def _essence(thing: Any) -> Any:
         return _essence(thing.func), _essence(thing.args), _essence(thing.keywords)
     function = getattr(thing, "__func__", thing)
     if hasattr(function, "__code__"):
-        cells = tuple(_content(cell) for cell in function.__closure__ or ())
-        return _essence(function.__code__), _essence(function.__defaults__), cells
+        changed = {step.argval for step in dis.get_instructions(function.__code__) if step.opname == "STORE_DEREF"}
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        kept = tuple(_content(cell) for name, cell in cells.items() if name not in changed)
+        return _essence(function.__code__), _essence(function.__defaults__), kept
     method = vars(type(thing)).get("__call__")
     return name_of(thing), _essence(method) if method else None
 
 
 def _content(cell: Any) -> Any:
-    value = cell.cell_contents
-    return name_of(value) if hasattr(value, "__code__") else _essence(value)
+    """What a closure holds, if it is a plain value or names a function; the type of anything that may change."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # a variable that is not set yet
+        return None
+    plain = value is None or isinstance(value, (bool, int, float, str, bytes))
+    return value if plain else name_of(value)

@@ -45,6 +45,8 @@ def build_app() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `esc`. Errors that are ours are one line on stderr and exit code 1, never a traceback."""
     warnings.showwarning = _show_warning
+    if "" not in sys.path:
+        sys.path.append("")  # python:my_agents:respond finds my_agents.py in the folder where `esc` is typed
     try:
         build_app()(None if arguments is None else list(arguments))
     except ESCError as error:

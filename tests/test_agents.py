@@ -150,6 +150,18 @@ def test_a_changed_function_is_another_agent_and_the_same_one_is_the_same():
     assert code_digest(lambda messages: "a") != code_digest(lambda messages: "b")
     assert code_digest(lambda messages: len(messages)) != code_digest(lambda messages: max(messages))
 
+    count, seen = 0, []
+
+    def counts(messages):
+        nonlocal count
+        count += 1
+        seen.append(messages)
+        return "Hm."
+
+    before = code_digest(counts)
+    counts(())
+    assert code_digest(counts) == before
+
     def with_word(messages, word):
         return word
 

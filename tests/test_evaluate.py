@@ -1,0 +1,517 @@
+"""Evaluation: every conversation is held once, kept, counted, and never confused with another run's."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from conftest import bank
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
+from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.evaluation import evaluate, read_run, success_interval
+from esc_env.evaluation.statistics import clustered_bootstrap, wilson
+from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
+from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
+
+AGENT = ScriptedAgent(["What happened?", "And then?"])
+SEEKER = ScriptedSeeker(["I see.", "Maybe."])
+
+
+class OddOnes:
+    """A critic for whom persons with an odd number are solved in turn 2, the others never."""
+
+    identity: ClassVar = {"name": "odd ones"}
+
+    async def judge(self, scenario, dialogue, *, votes, seed):
+        solved = int(scenario.id.split("-")[1]) % 2 and dialogue.turns >= 2
+        return Ballot((1.0 if solved else -0.5,) * votes)
+
+
+def held(agent=AGENT, scenarios=None, **options):
+    return evaluate(
+        agent, bank(4) if scenarios is None else scenarios, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options}
+    )
+
+
+def lines(folder: Path) -> list[dict]:
+    return list(read_records(folder / "trajectories.jsonl", "trajectory"))
+
+
+# --- what is reported -----------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_happened(tmp_path):
+    report = held(out=tmp_path / "run")
+    assert (report.episodes, report.completed, report.errors, report.supporter_failures) == (4, 4, 0, 0)
+    assert report.success_rate == 0.5
+    assert report.average_turns == (2 + 3 + 2 + 3) / 4
+    assert report.mean_score == (1 - 0.5 + 1 - 0.5) / 4
+    assert report.interval == wilson(2, 4)
+    assert report.success_rate_if_errors_failed == 0.5
+    assert report.complete
+    assert [trajectory.scenario.id for trajectory in report.trajectories] == [f"person-{i}" for i in range(4)]
+    assert report.by_emotion["anxiety"].episodes == 4
+    assert report.by_persona["cooperative"].success_rate == 0.5
+
+
+def test_report_json_has_the_names_of_the_report(tmp_path):
+    report = held(out=tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    for name in ("agent", "scenarios", "run_key", "episodes", "completed", "errors", "supporter_failures",
+                 "success_rate", "success_rate_if_errors_failed", "average_turns", "mean_score"):  # fmt: skip
+        assert data[name] == getattr(report, name), name
+    assert data["interval"] == list(report.interval)
+    assert data["fingerprint"] == report.fingerprint.digest
+    assert data["by_problem"]["job crisis"]["success_rate"] == 0.5
+
+
+def test_reading_the_folder_gives_the_same_report(tmp_path):
+    report = held(out=tmp_path / "run", trials=2)
+    again = read_run(tmp_path / "run")
+    assert again == report
+
+
+def test_the_default_folder_is_named_by_the_run_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = held()
+    assert report.folder == Path("runs") / report.run_key
+    assert sorted(path.name for path in report.folder.iterdir()) == [
+        ".lock", "report.html", "report.json", "run.json", "trajectories.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_supporter_that_raises_fails_its_conversations_and_is_counted(tmp_path):
+    report = held(lambda messages: 1 / 0, out=tmp_path / "run")
+    assert (report.completed, report.supporter_failures, report.errors) == (4, 4, 0)
+    assert report.success_rate == 0.0
+    assert report.average_turns == 3
+    assert report.mean_score == -1
+    (failure,) = report.failure_messages
+    assert failure[0] == "supporter"
+    assert "ZeroDivisionError: division by zero" in failure[1]
+    assert failure[2] == 4
+
+
+def test_a_failed_call_is_never_a_failed_conversation(tmp_path):
+    seeker = Faulty(SEEKER, {n: ModelError("no such model") for n in range(1, 100)})
+    report = held(out=tmp_path / "run", seeker=seeker)
+    assert (report.completed, report.errors, report.supporter_failures) == (0, 4, 0)
+    assert report.success_rate is None
+    assert report.interval is None
+    assert report.average_turns is None
+    assert report.mean_score is None
+    assert report.success_rate_if_errors_failed == 0.0
+    assert not report.complete
+    assert report.failure_messages == (("seeker", "no such model", 4),)
+    assert "NaN" not in (tmp_path / "run" / "report.json").read_text()
+
+
+def test_errors_are_tried_again_and_the_last_line_counts(tmp_path):
+    seeker = Faulty(SEEKER, {1: ModelError("busy")})
+    first = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
+    assert (first.completed, first.errors, first.success_rate) == (3, 1, pytest.approx(2 / 3))
+    assert first.success_rate_if_errors_failed == 0.5
+    second = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
+    assert (second.completed, second.errors, second.success_rate) == (4, 0, 0.5)
+    kept = [(line["scenario"]["id"], line["stop_reason"]) for line in lines(tmp_path / "run")]
+    assert kept.count(("person-0", "error")) == 1
+    assert len(kept) == 5
+
+
+# --- seeds and fingerprints -----------------------------------------------------------------------
+
+
+def test_an_episode_seed_depends_on_nothing_but_run_seed_scenario_and_trial(tmp_path):
+    few = held(out=tmp_path / "a", limit=2, trials=3, seed=5, concurrency=1)
+    many = held(ScriptedAgent(["Hm."]), out=tmp_path / "b", trials=3, seed=5)
+    seeds = {(t.scenario.id, t.trial): t.seed for t in many.trajectories}
+    assert len(set(seeds.values())) == 12
+    for trajectory in few.trajectories:
+        key = (trajectory.scenario.id, trajectory.trial)
+        assert trajectory.seed == seeds[key] == episode_seed(5, *key)
+
+
+def test_concurrency_changes_nothing(tmp_path):
+    one = held(out=tmp_path / "a", trials=3, concurrency=1)
+    many = held(out=tmp_path / "b", trials=3, concurrency=7)
+    assert one.run_key == many.run_key
+    assert one.trajectories == many.trajectories
+
+
+def test_no_more_conversations_are_alive_than_asked_for(tmp_path):
+    gate = threading.Lock()
+    alive = most = 0
+
+    def respond(messages):
+        nonlocal alive, most
+        with gate:
+            alive += 1
+            most = max(most, alive)
+        both.wait(timeout=30)
+        with gate:
+            alive -= 1
+        return "Hm."
+
+    both = threading.Barrier(2)
+    report = held(respond, bank(6), out=tmp_path / "run", concurrency=2, critic=ScriptedCritic(["same"]))
+    assert report.supporter_failures == 0
+    assert most == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"trials": 2},
+        {"limit": 3},
+        {"persona": "hostile"},
+        {"rules": Rules(max_turns=4)},
+        {"seeker": ScriptedSeeker(["Other."])},
+        {"critic": ScriptedCritic(["same"])},
+    ],
+)
+def test_whatever_the_agent_faces_is_in_the_fingerprint(tmp_path, change):
+    first, second = held(out=tmp_path / "a"), held(out=tmp_path / "b", **change)
+    assert first.fingerprint.digest != second.fingerprint.digest
+    assert first.run_key != second.run_key
+    with pytest.raises(ProtocolMismatch, match="What differs") as caught:
+        held(out=tmp_path / "a", **change)
+    for line in first.fingerprint.differences(second.fingerprint):
+        assert line.split(":")[0] in str(caught.value)
+
+
+def test_the_agent_is_in_the_run_key_but_not_in_the_fingerprint(tmp_path):
+    first, second = held(out=tmp_path / "a"), held(ScriptedAgent(["Hm."]), out=tmp_path / "b")
+    assert first.fingerprint.digest == second.fingerprint.digest
+    assert first.run_key != second.run_key
+    with pytest.raises(ProtocolMismatch, match="agent"):
+        held(ScriptedAgent(["Hm."]), out=tmp_path / "a")
+
+
+def test_a_persona_that_all_scenarios_have_is_the_same_run(tmp_path):
+    assert held(out=tmp_path / "a").run_key == held(out=tmp_path / "b", persona="cooperative").run_key
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def test_a_complete_run_is_not_run_again(tmp_path):
+    calls, told = [], []
+
+    def respond(messages):
+        calls.append(messages)
+        return "Hm."
+
+    first = held(respond, out=tmp_path / "run")
+    before = len(calls)
+    second = held(respond, out=tmp_path / "run", progress=lambda done, all_: told.append((done, all_)))
+    assert len(calls) == before
+    assert second == first
+    assert told == [(4, 4)]
+
+
+def test_fresh_starts_over_and_keeps_the_old_run_beside_it(tmp_path):
+    first = held(out=tmp_path / "run")
+    held(ScriptedAgent(["Hm."]), out=tmp_path / "run", fresh=True)
+    third = held(out=tmp_path / "run", fresh=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run~1", "run~2"]
+    assert read_run(tmp_path / "run~1").trajectories == first.trajectories == third.trajectories
+
+
+def test_fresh_leaves_a_folder_alone_that_holds_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RecordError, match="holds no run"):
+        held(out=tmp_path, fresh=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert held(out=tmp_path / "new", fresh=True).complete
+
+
+def test_two_writers_on_one_folder_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FolderLock(folder), pytest.raises(RecordError, match="another process is writing here"):
+        held(out=folder)
+    assert held(out=folder).complete
+    with FolderLock(folder), pytest.raises(RecordError, match="another process is writing here"):
+        held(out=folder, fresh=True)
+    assert folder.exists()
+
+
+def test_a_torn_last_line_costs_one_conversation_and_a_warning(tmp_path):
+    whole = held(out=tmp_path / "run")
+    path = tmp_path / "run" / "trajectories.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.warns(TornLineWarning):
+        again = held(out=tmp_path / "run")
+    assert again.trajectories == whole.trajectories
+    assert len(lines(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("run.json", "", "damaged"),
+        ("run.json", "[]", "damaged"),
+        ("run.json", '{"kind": "run", "version": 99}', "newer esc-env"),
+        ("trajectories.jsonl", "x\n", "not a JSON record"),
+        ("trajectories.jsonl", '{"kind": "trajectory", "version": 1}\n', "not a conversation"),
+    ],
+)
+def test_a_damaged_folder_is_told_and_left_as_it_is(tmp_path, name, text, told):
+    held(out=tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    for use in (lambda: held(out=tmp_path / "run"), lambda: read_run(tmp_path / "run")):
+        with pytest.raises(RecordError, match=told):
+            use()
+    assert (tmp_path / "run" / name).read_text() == text
+
+
+def test_conversations_of_another_run_are_never_taken_in(tmp_path):
+    held(scenarios=bank(6), out=tmp_path / "big")
+    held(out=tmp_path / "run")
+    with RecordWriter(tmp_path / "run" / "trajectories.jsonl", "trajectory") as writer:
+        writer.write(lines(tmp_path / "big")[-1])
+    with pytest.raises(RecordError, match="no part of this run"):
+        read_run(tmp_path / "run")
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "run"
+    for error, options in (
+        (SpecError, {"agent": "builtin:skiled"}),
+        (SpecError, {"seeker": "builtin:nobody"}),
+        (ScenarioError, {"scenarios": []}),
+        (ScenarioError, {"persona": "grumpy"}),
+        (ValueError, {"trials": 0}),
+        (ValueError, {"limit": 0}),
+        (ValueError, {"concurrency": 0}),
+    ):
+        with pytest.raises(error):
+            held(**{"scenarios": bank(2), "out": out, **options})
+    assert not out.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="--out"):
+        held(out=tmp_path / "file")
+
+
+def test_an_identity_that_is_no_json_is_refused(tmp_path):
+    class Odd(ScriptedAgent):
+        identity: ClassVar = {"name": object()}
+
+    with pytest.raises(SpecError, match="plain JSON"):
+        held(Odd(["Hm."]), out=tmp_path / "run")
+
+
+def test_a_full_disk_stops_the_run_with_all_before_it_kept(tmp_path, monkeypatch):
+    kept = RecordWriter.write
+    count = 0
+
+    def write(self, data):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RecordError("no room")
+        kept(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    with pytest.raises(RecordError, match="no room"):
+        held(out=tmp_path / "run", concurrency=1)
+    monkeypatch.undo()
+    assert len(lines(tmp_path / "run")) == 2
+    assert held(out=tmp_path / "run").complete
+
+
+def test_it_works_inside_a_running_event_loop(tmp_path):
+    import asyncio
+
+    async def notebook():
+        return held(out=tmp_path / "run")
+
+    assert asyncio.run(notebook()).complete
+
+
+def test_every_text_on_the_page_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>\"'&"
+    people = [type(bank(1)[0])(id=evil, situation=evil, emotion=evil, problem=evil)]
+    people += [type(bank(1)[0])(id="other", situation="Hm.")]
+    report = evaluate(
+        lambda messages: f"<think>{evil}</think>{evil}", people, seeker=ScriptedSeeker([evil]),
+        critic=ScriptedCritic(["same"]), out=tmp_path / "run",
+    )  # fmt: skip
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert report.complete
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+KILLED = """
+import os, threading
+from esc_env import Reply
+
+stop_at = int(os.environ.get("STOP_AT", "0"))
+calls = 0
+lock = threading.Lock()
+
+def respond(messages):
+    global calls
+    with lock:
+        calls += 1
+        number = calls
+    if stop_at and number == stop_at:
+        print("reached", flush=True)
+    if stop_at and number >= stop_at:
+        threading.Event().wait()
+    return f"So {messages[-1]['content'][:20]}? Tell me more ({len(messages)})."
+"""
+
+
+def _esc(folder: Path, out: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from esc_env.cli import main; main()", "eval", "--agent", "python:slow_agent:respond",
+         "--scenarios", "people.jsonl", "--trials", "2", "--max-turns", "3", "--concurrency", "3", "--out", out],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stops", [(1,), (8, 8), (17, 4)])
+def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, stops):
+    (tmp_path / "slow_agent.py").write_text(KILLED)
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(4)))
+    for stop in stops:
+        process = _esc(tmp_path, "run", STOP_AT=str(stop))
+        assert process.stdout.readline() == "reached\n"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    before = lines(tmp_path / "run")
+    with (tmp_path / "run" / "trajectories.jsonl").open("ab") as file:
+        file.write(b'{"kind": "trajectory", "vers')
+    resumed = _esc(tmp_path, "run")
+    _, told = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0
+    assert "cut off by a crash" in told
+    whole = _esc(tmp_path, "whole")
+    whole.communicate(timeout=60)
+    kept = lines(tmp_path / "run")
+    assert kept[: len(before)] == before
+    assert len(kept) == len({(line["scenario"]["id"], line["trial"]) for line in kept}) == 8
+    ordered = [sorted(map(json.dumps, rows)) for rows in (kept, lines(tmp_path / "whole"))]
+    assert ordered[0] == ordered[1]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "whole")]
+    assert reports[0] == reports[1]
+
+
+def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path):
+    (tmp_path / "slow_agent.py").write_text(KILLED)
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(4)))
+    process = _esc(tmp_path, "run", STOP_AT="14")
+    assert process.stdout.readline() == "reached\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on, type: esc eval --agent python:slow_agent:respond" in told
+    assert "Traceback" not in told
+    assert not read_run(tmp_path / "run").complete
+    resumed = _esc(tmp_path, "run")
+    resumed.communicate(timeout=60)
+    assert resumed.returncode == 0
+    assert read_run(tmp_path / "run").complete
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+OUTCOMES = st.lists(st.lists(st.booleans(), max_size=4), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(OUTCOMES)
+def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
+    interval = success_interval(outcomes)
+    flat = [solved for trials in outcomes for solved in trials]
+    if not flat:
+        assert interval is None
+        return
+    low, high = interval
+    assert 0 <= low <= sum(flat) / len(flat) <= high <= 1
+    assert low < high
+
+
+@settings(deadline=None, max_examples=30)
+@given(OUTCOMES.filter(any), st.randoms())
+def test_the_order_of_scenarios_hardly_matters_and_the_same_data_gives_the_same_interval(outcomes, random):
+    interval = success_interval(outcomes)
+    assert success_interval(outcomes) == interval
+    shuffled = random.sample(outcomes, len(outcomes))
+    if all(len(trials) <= 1 for trials in outcomes):
+        assert success_interval(shuffled) == interval
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_symmetric_and_narrows_with_more_trials(counts):
+    solved, tried = counts
+    low, high = wilson(solved, tried)
+    mirrored = wilson(tried - solved, tried)
+    assert math.isclose(low, 1 - mirrored[1], abs_tol=1e-12)
+    more = wilson(10 * solved, 10 * tried)
+    assert more[1] - more[0] < high - low
+
+
+def test_wilson_agrees_with_published_numbers():
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
+    for solved, tried, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
+                                     (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert wilson(solved, tried) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_trials_of_one_scenario_count_as_alike():
+    alike = [[True] * 5] * 20 + [[False] * 5] * 20
+    low, high = success_interval(alike)
+    independent = wilson(100, 200)
+    assert high - low > 1.8 * (independent[1] - independent[0])
+    assert (low, high) == pytest.approx(wilson(20, 40), abs=0.03)
+
+
+def test_the_bootstrap_covers_about_95_percent():
+    import numpy as np
+
+    draw = np.random.default_rng(1)
+    hits = 0
+    for run in range(200):
+        hardness = draw.beta(1, 1, 40)
+        counts = [(int(draw.binomial(3, p)), 3) for p in hardness]
+        low, high = clustered_bootstrap(counts, seed=run)
+        hits += low <= 0.5 <= high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
+def test_counts_that_cannot_be_are_refused(counts):
+    with pytest.raises(ValueError, match="counts"):
+        clustered_bootstrap(counts)
+
+
+def test_stop_reasons_partition_the_report(tmp_path):
+    def respond(messages):
+        return "Hm." if "person 1" in messages[0]["content"] else None
+
+    report = held(respond, out=tmp_path / "run")
+    reasons = [trajectory.stop_reason for trajectory in report.trajectories]
+    assert reasons.count(StopReason.SUPPORTER_FAILED) == report.supporter_failures == 3
+    assert all(isinstance(trajectory, Trajectory) for trajectory in report.trajectories)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_run(tmp_path / "run") == report
