@@ -37,7 +37,8 @@ _LINKS = frozenset(
     too took tried try trying under until up us used very want wanted was wasn't we we'd we're well went were weren't what
     what's when where which while who why will with without won't would wouldn't yeah yes yet you you'd you'll you're you've
     your yourself ain't cannot dont didnt cant wont thats ive id lot feel feeling feels felt guess kind bit way came come
-    comes it'd aye nah well sorry please honestly basically suddenly probably perhaps anyway""".split()
+    comes it'd aye nah understand understood understands expressed recently thinking anymore appreciate agree true
+    happened happens happen looking worried exactly precisely recent well sorry please honestly basically suddenly probably perhaps anyway""".split()
 )
 _DARK = re.compile(
     r"(?:rather|sooner|prefer) not (?:be|live|continue|exist|wake)|not (?:be|being|been) (?:here|there|around|in the world|alive)"
@@ -74,6 +75,8 @@ def key_phrases(text: str) -> list[str]:
             score = owner + 5 * name + sum(min(len(word), 8) for word in run[:3]) / len(run[:3])
             if lead in ("a", "an"):
                 lead = "the"
+            if not (owner or name or len(run) > 1):
+                score -= 6
             phrase = " ".join(run[:3])
             found.append((-score, first, f"{_YOURS[lead]} {phrase}" if lead in _YOURS else phrase))
         run.clear()
@@ -116,7 +119,7 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
     wording = lines or _phrases()["skilled"]
     heard, mine = _said(chat, "user"), _said(chat, "assistant")
     turn = len(mine) + 1
-    phrases = [key_phrases(text) for text in heard]
+    phrases = [key_phrases(text if i == 0 else _told(text)) for i, text in enumerate(heard)]
     used = " ".join(mine).lower()
     pool = [phrase for found in (phrases[-1], *reversed(phrases[:-1])) for phrase in found]
     fresh = [phrase for phrase in dict.fromkeys(pool) if phrase.lower() not in used] or pool or ["all this"]
@@ -140,6 +143,12 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
     options = wording[move]
     line = options[int(seed.at(turn=0).uniform("wording", move) * len(options) + turn) % len(options)]
     return _fill(line, topic=topic, detail=detail, resource=resource)
+
+
+def _told(text: str) -> str:
+    """A reply without a short first sentence, which mostly is a reaction and tells nothing."""
+    first, _, rest = (part.strip() for part in re.sub(r"([.!?]+)\s+", r"\1\n", text, count=1).partition("\n"))
+    return rest if rest and len(first.split()) <= 8 else text
 
 
 def _plan(step: int, stories: int) -> str:

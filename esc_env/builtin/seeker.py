@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from functools import cache
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from esc_env.builtin.moves import asset_digest
 from esc_env.builtin.state import State, follow
+from esc_env.builtin.voices import persona_lines, reaction_lines, voices_digest
 from esc_env.dialogue import Dialogue
 from esc_env.protocols import Reply
 from esc_env.scenarios import Scenario
@@ -18,15 +15,8 @@ from esc_env.seeds import Seed, derive
 
 __all__ = ["BuiltinSeeker"]
 
-VOICES = Path(__file__).with_name("voices.json")
 RELIEVED = 0.82
 """Relief from which the seeker says that the weight has lifted."""
-
-
-@cache
-def _voices() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(VOICES.read_text(encoding="utf-8"))
-    return loaded
 
 
 class BuiltinSeeker:
@@ -41,7 +31,7 @@ class BuiltinSeeker:
     @property
     def identity(self) -> Mapping[str, Any]:
         """Name and hashes of the assets it speaks and hears with."""
-        return {"name": "builtin", "moves": asset_digest(), "voices": _voices_digest()}
+        return {"name": "builtin", "moves": asset_digest(), "voices": voices_digest()}
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The situation on an empty dialogue, else a reaction to the supporter's last turn."""
@@ -66,11 +56,6 @@ class BuiltinSeeker:
         }
 
 
-@cache
-def _voices_digest() -> str:
-    return blake2b(VOICES.read_bytes(), digest_size=8).hexdigest()
-
-
 def _speak(scenario: Scenario, state: State, episode: int, said: frozenset[str]) -> str:
     """The words for a state."""
     luck = derive(episode, "words", state.turns) / 2**63
@@ -79,17 +64,17 @@ def _speak(scenario: Scenario, state: State, episode: int, said: frozenset[str])
     hurt = state.reaction in ("stung", "pressed", "silence", "puzzled", "unheard")
     match scenario.persona:
         case "pleasing" if state.relief < RELIEVED and (luck < 0.6 or not story) and state.turns > 1:
-            opener = _persona_line("pleasing", "fine", state, episode)
+            opener = _persona_line("fine", state, episode)
         case "hostile" if hurt or state.trust < 0.3:
-            opener = _persona_line("hostile", "snap", state, episode)
+            opener = _persona_line("snap", state, episode)
         case "guarded" if not story:
-            opener = _persona_line("guarded", "deflect", state, episode)
+            opener = _persona_line("deflect", state, episode)
         case "guarded" | "hostile" if state.reaction == "eased" and luck < 0.5:
-            opener = _persona_line("wary_thaw", "thaw", state, episode)
+            opener = _persona_line("thaw", state, episode)
         case "resistant" if state.reaction in ("hopeful", "yes_but") and state.plan < 0.7:
-            opener = _persona_line("resistant", "yes_but", state, episode)
+            opener = _persona_line("yes_but", state, episode)
         case "drifting" if not story or luck < 0.3:
-            story = f"{story} {_persona_line('drifting', 'tangent', state, episode)}".strip()
+            story = f"{story} {_persona_line('tangent', state, episode)}".strip()
         case _:
             pass
     if state.relief >= RELIEVED and scenario.persona != "hostile":
@@ -99,12 +84,9 @@ def _speak(scenario: Scenario, state: State, episode: int, said: frozenset[str])
 
 def _line(scenario: Scenario, state: State, kind: str, episode: int, said: frozenset[str]) -> str:
     """A reaction line of this kind in the scenario's voice, one that was not said yet where there is one."""
-    if not kind:
-        return ""
-    lines: Sequence[str] = scenario.voice.get(kind, ())
+    lines = reaction_lines(scenario, kind)
     if not lines:
-        voices = _voices()["voices"]
-        lines = voices[derive("voice", scenario.id) % len(voices)][kind]
+        return ""
     start = derive(episode, "line", kind) % len(lines)
     turned = [*lines[start:], *lines[:start]]
     for line in turned:
@@ -113,6 +95,6 @@ def _line(scenario: Scenario, state: State, kind: str, episode: int, said: froze
     return turned[state.turns % len(turned)]
 
 
-def _persona_line(persona: str, kind: str, state: State, episode: int) -> str:
-    lines: Sequence[str] = _voices()["persona"][persona][kind]
+def _persona_line(kind: str, state: State, episode: int) -> str:
+    lines = persona_lines(kind)
     return lines[(derive(episode, "persona", kind) + state.turns) % len(lines)]

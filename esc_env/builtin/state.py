@@ -16,6 +16,7 @@ from typing import Literal
 
 from esc_env.builtin.language import copied_share, function_share, sentences, stem, tokens
 from esc_env.builtin.moves import read, weight
+from esc_env.builtin.voices import story_of
 from esc_env.dialogue import Dialogue
 from esc_env.scenarios import Scenario, mentions_self_harm
 from esc_env.seeds import derive
@@ -230,10 +231,11 @@ def start(scenario: Scenario) -> State:
     return State(trust=PERSONA_TRAITS[scenario.persona].trust)
 
 
-def _listen(state: State, text: str) -> State:
-    """The seeker has said `text`: it can be taken up from now on."""
-    stems = _stems(text)
-    return replace(state, said=state.said | stems, recent=stems, words=(*state.words, text))
+def _listen(state: State, scenario: Scenario, text: str) -> State:
+    """The seeker has said `text`: what it tells can be taken up from now on."""
+    stems = _stems(story_of(scenario, text))
+    recent = stems or state.recent
+    return replace(state, said=state.said | stems, recent=recent, words=(*state.words, text))
 
 
 def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
@@ -394,7 +396,7 @@ def follow(scenario: Scenario, dialogue: Dialogue, episode: int) -> State:
         state, done = start(scenario), 0
     for position in range(done, len(turns)):
         role, content = turns[position]
-        state = _listen(state, content) if role == "seeker" else _react(state, scenario, content, episode)
+        state = _listen(state, scenario, content) if role == "seeker" else _react(state, scenario, content, episode)
         if len(_known) >= 4096:
             _known.clear()
         _known[scenario, episode, turns[: position + 1]] = state
