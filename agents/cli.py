@@ -156,6 +156,7 @@ def _be_supported(console: Console, agent: str, seed: int) -> tuple[Scenario, Di
 
     supporter = resolve_agent(agent)
     name = Seed(episode_seed(seed, "chat", 0), role="supporter")
+    typer.echo("This is a research program, no help in need: in danger, call your local emergency number.")
     typer.echo("Say what troubles you.")
     dialogue = Dialogue()
     while (said := _read()) is not None:

@@ -40,9 +40,8 @@ class OddOnes:
 
 
 def held(agent=AGENT, scenarios=None, **options):
-    return evaluate(
-        agent, bank(4) if scenarios is None else scenarios, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options}
-    )
+    people = bank(4) if scenarios is None else scenarios
+    return evaluate(agent, people, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options})
 
 
 def lines(folder: Path) -> list[dict]:

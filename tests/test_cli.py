@@ -1,0 +1,296 @@
+"""The command line: what a person types, sees, and is told when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import bank
+
+from esc_env.cli import main
+
+PEOPLE = 3
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a scenario file and somebody's agents."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESC_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(PEOPLE)))
+    (tmp_path / "cli_agents.py").write_text(
+        "def mine(messages): return 'What happened then?'\n"
+        "def raises(messages): raise ValueError('my \\x1b[31mbug')\n"
+        "def seeker_fails(scenario, dialogue): raise OSError('no network')\n"
+    )
+    yield tmp_path
+    sys.modules.pop("cli_agents", None)
+
+
+@pytest.fixture
+def esc(here, capsys):
+    """Type a command: (exit code, stdout, stderr)."""
+
+    def type_(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return type_
+
+
+# --- eval -----------------------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table_and_leaves_a_run(esc, here):
+    code, out, err = esc("eval", "--agent", "python:cli_agents:mine", "--scenarios", "people.jsonl", "--out", "run")
+    assert (code, err) == (0, "")
+    for word in ("python:cli_agents:mine", "SR", "95 %", "AT", "score", "errors", "run/report.html"):
+        assert word in out
+    assert sorted(path.name for path in (here / "run").iterdir() if path.name != ".lock") == [
+        "report.html", "report.json", "run.json", "trajectories.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_complete_run_says_so_and_prints_its_table(esc):
+    command = ("eval", "--agent", "builtin:silent", "--scenarios", "people.jsonl", "--out", "run")
+    _, first, _ = esc(*command)
+    code, second, _ = esc(*command)
+    assert code == 0
+    assert "was complete; nothing was run" in second
+    assert first.splitlines()[:6] == second.splitlines()[:6]
+    _, third, _ = esc(*command, "--fresh")
+    assert "was complete" not in third
+
+
+def test_without_agents_all_builtin_ones_run(esc, here):
+    code, out, _ = esc("eval", "--scenarios", "people.jsonl", "--limit", "1", "--max-turns", "2", "--out", "all")
+    assert code == 0
+    for name in ("silent", "template", "advice", "parrot", "skilled", "random-strategy"):
+        assert f"builtin:{name}" in out
+        assert (here / "all" / f"builtin-{name}--people.jsonl" / "report.json").exists()
+
+
+def test_agents_and_scenarios_repeat(esc, here):
+    (here / "others.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(1)))
+    code, out, _ = esc("eval", "-a", "builtin:silent", "-a", "builtin:parrot", "-s", "people.jsonl", "-s", "others.jsonl",
+                       "--out", "all")  # fmt: skip
+    assert code == 0
+    assert out.count("SR") == 2
+    assert len(list((here / "all").iterdir())) == 4
+
+
+def test_a_supporter_that_raises_everywhere_is_shown_and_no_reason_to_fail(esc):
+    code, out, _ = esc("eval", "--agent", "python:cli_agents:raises", "--scenarios", "people.jsonl", "--out", "run")
+    assert code == 0
+    assert f"failed in {PEOPLE} of {PEOPLE} conversations by itself" in out
+    assert f"{PEOPLE} × supporter: turn 1: the agent raised ValueError: my" in out
+    assert "\x1b" not in out
+
+
+def test_a_run_with_errors_fails_and_says_what_completes_it(esc):
+    code, out, _ = esc("eval", "--agent", "builtin:silent", "--scenarios", "people.jsonl", "--out", "run",
+                       "--seeker", "python:cli_agents:seeker_fails")  # fmt: skip
+    assert code == 1
+    assert f"{PEOPLE} × seeker: OSError: no network" in out
+    assert "The same command tries them again" in out
+    assert "–" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("eval", "--agent", "builtin:skiled"), "Did you mean 'builtin:skilled'"),
+        (("eval", "--agent", "openai/gpt-4o"), "no model agents yet"),
+        (("eval", "--agent", "python:cli_agents:mien"), "Did you mean 'mine'?"),
+        (("eval", "--scenarios", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("eval", "--scenarios", "builtin:tset"), "builtin:test"),
+        (("eval", "--scenarios", "people.jsonl", "--persona", "grumpy"), "unknown persona 'grumpy'"),
+        (("eval", "--scenarios", "people.jsonl", "--out", "people.jsonl"), "people.jsonl"),
+        (("eval", "--scenarios", "people.jsonl", "--out", ".", "--fresh"), "--fresh leaves it alone"),
+        (("leaderboard", "nowhere"), "no run here"),
+        (("scenarios", "nowhere"), "nowhere"),
+        (("chat", "--scenarios", "people.jsonl", "--scenario", "person-9"), "person-"),
+        (("chat", "--save", "no/such/folder/file"), "no/such/folder/file"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_never_a_traceback(esc, arguments, told):
+    options = ("--agent", "builtin:silent") if arguments[0] == "eval" and "--agent" not in arguments else ()
+    code, out, err = esc(*arguments, *options)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("esc: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--trials", "--limit", "--concurrency", "--max-turns"])
+def test_numbers_out_of_range_are_refused(esc, option):
+    code, _, err = esc("eval", option, "0")
+    assert code == 2
+    assert option in err
+
+
+def test_the_progress_bar_is_for_terminals_or_on_request(esc):
+    command = ("eval", "--agent", "builtin:silent", "--scenarios", "people.jsonl", "--out", "run")
+    assert esc(*command)[2] == ""
+    assert f"{PEOPLE}/{PEOPLE}" in esc(*command, "--fresh", "--progress")[2]
+
+
+# --- leaderboard ----------------------------------------------------------------------------------
+
+
+def test_leaderboard_ranks_and_writes_three_files(esc, here):
+    esc("eval", "-a", "builtin:silent", "-a", "builtin:parrot", "--scenarios", "people.jsonl", "--out", "runs")
+    code, out, _ = esc("leaderboard", "runs", "--out", "board")
+    assert code == 0
+    assert out.index("builtin:parrot") > out.index("Leaderboard")
+    assert sorted(path.name for path in (here / "board").iterdir()) == [
+        "leaderboard.html", "leaderboard.json", "leaderboard.md",
+    ]  # fmt: skip
+    assert json.loads((here / "board" / "leaderboard.json").read_text())["ranked"]
+    esc("eval", "-a", "builtin:silent", "--scenarios", "people.jsonl", "--seed", "3", "--out", "other")
+    code, _, err = esc("leaderboard", "runs", "other")
+    assert code == 1
+    assert "seed: 0 / 3" in err
+
+
+# --- chat -----------------------------------------------------------------------------------------
+
+
+def typed(monkeypatch, *lines: str) -> None:
+    waiting = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_chat_as_supporter_hides_the_state_and_saves_the_transcript(esc, here, monkeypatch):
+    typed(monkeypatch, "What happened?", "", "Tell me more.")
+    code, out, _ = esc("chat", "--scenarios", "people.jsonl", "--seed", "1", "--save", "talks.jsonl")
+    assert code == 0
+    assert "cannot sleep because of my job" in out
+    assert "score" not in out
+    assert "distress" not in out
+    assert "--seed 1" in out
+    code, out, _ = esc("scenarios", "talks.jsonl")
+    assert code == 0
+    assert "1 scenarios of 1 records" in out
+    (line,) = (here / "talks.jsonl").read_text().splitlines()
+    said = [m["content"] for m in json.loads(line)["dialogue"] if m["role"] == "supporter"]
+    assert said == ["What happened?", "Tell me more."]
+
+
+def test_chat_reveals_score_and_state_on_request_and_repeats_by_seed(esc, monkeypatch):
+    shown = []
+    for _ in range(2):
+        typed(monkeypatch, "What happened?")
+        shown.append(esc("chat", "--scenarios", "people.jsonl", "--seed", "1", "--reveal"))
+    assert shown[0] == shown[1]
+    assert "turn 1: score" in shown[0][1]
+    assert "distress" in shown[0][1]
+
+
+def test_chat_ends_after_the_last_turn(esc, monkeypatch):
+    typed(monkeypatch, "Hm.", "Hm.", "never read")
+    _, out, _ = esc("chat", "--scenarios", "people.jsonl", "--max-turns", "2")
+    assert "Not solved within 2 turns." in out
+
+
+def test_chat_as_seeker_talks_to_an_agent(esc, here, monkeypatch):
+    typed(monkeypatch, "I lost my job.", "Last week.", "/quit")
+    code, out, _ = esc("chat", "--as", "seeker", "--agent", "python:cli_agents:mine", "--save", "talk.jsonl")
+    assert code == 0
+    assert out.count("What happened then?") == 2
+    assert "emergency number" in out
+    saved = json.loads((here / "talk.jsonl").read_text())
+    assert [m["role"] for m in saved["dialogue"]] == ["seeker", "supporter"] * 2
+    typed(monkeypatch, "I lost my job.")
+    code, _, err = esc("chat", "--as", "seeker", "--agent", "python:cli_agents:raises")
+    assert code == 1
+    assert "raised ValueError" in err
+
+
+# --- scenarios, doctor, help ----------------------------------------------------------------------
+
+
+def test_scenarios_counts_and_accounts_for_every_record(esc, here):
+    with (here / "people.jsonl").open("a") as file:
+        file.write('{"id": "broken"}\n')
+    code, out, _ = esc("scenarios", "people.jsonl")
+    assert code == 0
+    assert f"{PEOPLE} scenarios of {PEOPLE + 1} records" in out
+    assert "anxiety" in out
+    assert f"line {PEOPLE + 1}" in out
+    code, out, _ = esc("scenarios", "people.jsonl", "--json")
+    assert json.loads(out)["scenarios"] == PEOPLE
+
+
+def test_doctor_never_shows_a_key(esc, here, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setenv("ESC_DATA", str(here))
+    code, out, _ = esc("doctor")
+    assert code == 0
+    assert "secret" not in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert lines["OPENAI_API_KEY"].endswith("   set")
+    assert lines["ANTHROPIC_API_KEY"].endswith("not set")
+    assert "people.jsonl" in out
+    for extra in ("llm", "train", "dev"):
+        assert extra in lines
+
+
+def test_doctor_says_what_a_missing_extra_adds(esc, monkeypatch):
+    monkeypatch.setattr("esc_env.cli._installed", lambda package: None)
+    _, out, _ = esc("doctor")
+    assert "adds chat models behind an API" in out
+    assert "pip install 'esc-env[llm]'" in out
+
+
+@pytest.mark.parametrize("command", ["eval", "leaderboard", "chat", "scenarios", "doctor"])
+def test_every_option_has_help(esc, command):
+    code, out, _ = esc(command, "--help")
+    assert code == 0
+    for line in out.splitlines():
+        words = line.split()
+        if words and words[0].startswith("-"):
+            assert len(words) > 2 or len(line) < 40, line
+
+
+def test_help_is_quick_and_loads_no_package_of_models_or_scenarios():
+    code = (
+        "import sys\n"
+        "from esc_env.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'openai', 'litellm', 'esc_env.datasets', 'esc_env.builtin.seeker', 'sklearn'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=True)
+    assert "loaded []" in done.stderr
+    for command in ("eval", "leaderboard", "chat", "scenarios", "doctor"):
+        assert command in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(here):
+    script = "from esc_env.cli import main; main(['scenarios', 'people.jsonl'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+    )
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(60)
