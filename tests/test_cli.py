@@ -80,8 +80,8 @@ def test_without_agents_all_builtin_ones_run(esc, here):
 
 def test_agents_and_scenarios_repeat(esc, here):
     (here / "others.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(1)))
-    code, out, _ = esc("eval", "-a", "builtin:silent", "-a", "builtin:parrot", "-s", "people.jsonl", "-s", "others.jsonl",
-                       "--out", "all")  # fmt: skip
+    agents, sources = ("-a", "builtin:silent", "-a", "builtin:parrot"), ("-s", "people.jsonl", "-s", "others.jsonl")
+    code, out, _ = esc("eval", *agents, *sources, "--out", "all")
     assert code == 0
     assert out.count("SR") == 2
     assert len(list((here / "all").iterdir())) == 4
@@ -276,7 +276,7 @@ def test_help_is_quick_and_loads_no_package_of_models_or_scenarios():
         "from esc_env.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'transformers', 'openai', 'litellm', 'esc_env.datasets', 'esc_env.builtin.seeker', 'sklearn'}\n"
+        "heavy = {'torch', 'transformers', 'openai', 'litellm', 'esc_env.datasets', 'esc_env.builtin.seeker'}\n"
         "print('loaded', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=True)
