@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
@@ -21,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import PERSONAS, Dialogue, Message, Scenario
+from esc_env.conversation import converse
 from esc_env.datasets import load_scenarios
 from esc_env.env import ESCEnv
 from esc_env.errors import ActionError, ChairError, ModelUnavailable, ScenarioError, SpecError
-from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
+from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 
 def make(**options):
@@ -227,6 +229,20 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path):
     assert len(make(scenarios=str(file)).unwrapped.scenarios) == 3
 
 
+def test_another_data_folder_is_other_scenarios(monkeypatch):
+    asked = []
+
+    def load(name):
+        asked.append((name, os.environ["ESC_DATA"]))
+        return bank()
+
+    monkeypatch.setattr("esc_env.env.load_scenarios", load)
+    for folder in ("one", "one", "two"):
+        monkeypatch.setenv("ESC_DATA", folder)
+        make(scenarios="test")
+    assert asked == [("esconv:test", "one"), ("esconv:test", "two")]
+
+
 # Actions, observations, info
 
 
@@ -374,6 +390,8 @@ def test_a_sampled_chair_makes_the_spec_nondeterministic(capsys):
     env = make(critic=Faulty(ScriptedCritic(["better"]), deterministic=False))
     assert env.spec.nondeterministic
     assert gym.make(env.spec).spec.nondeterministic
+    env.unwrapped.spec = gym.spec("ESConv-v0")
+    assert env.unwrapped.spec.nondeterministic
     assert not gym.spec("ESConv-v0").nondeterministic
     check_env(env.unwrapped)
 
@@ -431,3 +449,24 @@ def test_the_class_can_be_used_without_gym_make():
     env = ESCEnv(bank(), max_turns=1)
     assert env.spec is None
     assert play(env)[-1][2]
+
+
+# One engine
+
+
+LINES = st.lists(st.text(max_size=40), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(LINES, st.integers(0, 2**63 - 1), st.sampled_from(["situation", "seeker"]))
+def test_an_episode_is_the_conversation_that_converse_holds(lines, seed, opening):
+    person = bank()[2]
+    env = make(opening=opening, max_turns=3).unwrapped
+    env.reset(options={"scenario": person, "episode_seed": seed})
+    over = False
+    while not over:
+        observation, reward, over, _, info = env.step(lines[env.episode.turn % len(lines)])
+        assert observation in env.observation_space
+    talk = asyncio.run(converse(person, ScriptedAgent(lines), env.chairs, seed=seed))
+    assert (env.episode.dialogue, env.episode.verdicts) == (talk.dialogue, talk.verdicts)
+    assert (reward, info["stop_reason"]) == (talk.final_score, talk.stop_reason)

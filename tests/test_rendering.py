@@ -55,6 +55,8 @@ def test_human_prints_what_is_new_as_it_happens(capsys):
     assert printed == ["Supporter  Since when?", "Seeker     Since spring.", "           turn 1: score -0.50"]
     assert env.render() is None
     assert capsys.readouterr().out == ""
+    env.reset(seed=0)
+    assert capsys.readouterr().out.startswith("Seeker     I am person 0")
 
 
 def test_a_history_is_shown_without_verdicts_it_never_had():

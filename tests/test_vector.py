@@ -256,6 +256,11 @@ def test_a_time_limit_truncates_as_gymnasiums_does_and_warns_below_t(mode):
         left, right = ours.step(("Hello.",) * 2), theirs.step(("Hello.",) * 2)
         assert data_equivalence(left, right, exact=True)
     assert mode != "Disabled" or left[3].all()
+    for envs in (ours, theirs):
+        envs.reset(seed=1)
+        envs.step(("Hello.",) * 2)
+    assert data_equivalence(ours.reset(seed=2), theirs.reset(seed=2), exact=True)
+    assert data_equivalence(ours.step(("Hello.",) * 2), theirs.step(("Hello.",) * 2), exact=True)
 
 
 @pytest.mark.parametrize(
