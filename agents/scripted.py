@@ -25,37 +25,39 @@ PHRASES = Path(__file__).with_name("phrases.json")
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,;:!?()\"“”…—–]+")
 _LINKS = frozenset(
-    """a about actually after again all almost already also always am an and any anyone anything are aren't around as at away
-    back be because been before being both but by came can can't could couldn't did didn't do does doesn't doing don't done
-    down each else even ever every everyone everything for from gave get gets getting go goes going gone gonna got had
-    hadn't has hasn't have haven't having he he'd he'll he's her here hers herself hey hi hello him himself his how i i'd i'll
-    i'm i've if im in into is isn't it it's its itself just keep keeps kept knew know let like literally made make makes
-    making maybe me mean mine more most much must my myself need never no nobody nor not nothing now of off oh ok okay on
-    once one only or other our out over own put quite rather really right said same saw say saying says see she she'd she's
-    should since so some somebody someone something sort still stuff such take takes tell than thank thanks that that's the
-    their them then there there's these they they'd they're thing things think this those though thought through to told
-    too took tried try trying under until up us used very want wanted was wasn't we we'd we're well went were weren't what
-    what's when where which while who why will with without won't would wouldn't yeah yes yet you you'd you'll you're you've
-    your yourself ain't cannot dont didnt cant wont thats ive id lot feel feeling feels felt guess kind bit way came come
-    comes it'd aye nah understand understood understands expressed recently thinking anymore appreciate agree true
-    happened happens happen looking worried exactly precisely recent well sorry please honestly basically suddenly probably perhaps anyway""".split()
+    """a about actually after again all almost already also always am an and any anyone anything are aren't
+    around as at away back be because been before being both but by came can can't could couldn't did didn't do
+    does doesn't doing don't done down each else even ever every everyone everything for from gave get gets
+    getting go goes going gone gonna got had hadn't has hasn't have haven't having he he'd he'll he's her here
+    hers herself hey hi hello him himself his how i i'd i'll i'm i've if im in into is isn't it it's its itself
+    just keep keeps kept knew know let like literally made make makes making maybe me mean mine more most much
+    must my myself need never no nobody nor not nothing now of off oh ok okay on once one only or other our out
+    over own put quite rather really right said same saw say saying says see she she'd she's should since so
+    some somebody someone something sort still stuff such take takes tell than thank thanks that that's the
+    their them then there there's these they they'd they're thing things think this those though thought through
+    to told too took tried try trying under until up us used very want wanted was wasn't we we'd we're well went
+    were weren't what what's when where which while who why will with without won't would wouldn't yeah yes yet
+    you you'd you'll you're you've your yourself ain't cannot dont didnt cant wont thats ive id lot feel feeling
+    feels felt guess kind bit way come comes it'd aye nah understand understood understands expressed recently
+    thinking anymore appreciate agree true happened happens happen looking worried exactly precisely recent
+    sorry please honestly basically suddenly probably perhaps anyway""".split()
 )
 _DARK = re.compile(
-    r"(?:rather|sooner|prefer) not (?:be|live|continue|exist|wake)|not (?:be|being|been) (?:here|there|around|in the world|alive)"
+    r"(?:rather|sooner|prefer) not (?:be|live|continue|exist|wake)"
+    r"|not (?:be|being|been) (?:here|there|around|in the world|alive)"
     r"|(?:point|interested|interest) in (?:being|living|going on)|(?:not|n't) (?:want to )?wake up|pray\w* not to"
-    r"|(?:wasn't|weren't) going to be around|without me|being dead|getting up for|switched back on|way (?:it|this) stops"
+    r"|(?:wasn't|weren't) going to be around|without me|being dead|getting up for|way (?:it|this) stops"
 )
+"""Words that make a careful listener ask about suicide, beyond those that say it outright."""
+_CHECK = re.compile(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself|kill(?:ing)?")
 _YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "his", "their": "their", "the": "the"}
-_SMALL = frozenset("of for with and in at to from".split())
-
-
 @cache
 def _phrases() -> Any:
     return json.loads(PHRASES.read_text(encoding="utf-8"))
 
 
 def key_phrases(text: str) -> list[str]:
-    """Short phrases of a text that name what it is about, most telling first, pronouns turned (`my boss` → `your boss`).
+    """Short phrases of a text that name what it is about, most telling first, `my boss` turned into `your boss`.
 
     Runs of up to three content words, with the possessive or article before them. A plain heuristic: it prefers what is
     somebody's, then names, then long words, and it knows nothing of the seeker's insides.
@@ -128,7 +130,7 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
 
     # What has been done is read off the dialogue: who told how much, and when safety was raised.
     stories = sum(len(text.split()) >= 14 for text in heard[1:])
-    checks = [i for i, text in enumerate(mine, 1) if re.search(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself", text)]
+    checks = [i for i, text in enumerate(mine, 1) if _CHECK.search(text)]
     risky = any(mentions_self_harm(text) or _DARK.search(text.lower()) for text in heard)
     if risky and not checks:
         move = "safety"
@@ -211,15 +213,16 @@ class ScriptedAgent:
         return said if isinstance(said, Reply) else Reply(said)
 
 
+_FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] = {
+    "silent": _silent,
+    "template": _template,
+    "advice": _advice,
+    "parrot": _parrot,
+    "skilled": skilled,
+    "random-strategy": _random_strategy,
+}
+
 SCRIPTED: Mapping[str, Callable[[], Agent]] = {
-    name: partial(ScriptedAgent, f"builtin:{name}", function)
-    for name, function in {
-        "silent": _silent,
-        "template": _template,
-        "advice": _advice,
-        "parrot": _parrot,
-        "skilled": skilled,
-        "random-strategy": _random_strategy,
-    }.items()
+    name: partial(ScriptedAgent, f"builtin:{name}", function) for name, function in _FUNCTIONS.items()
 }
 """The built-in supporters, by name."""

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from esc_env._loop import run
 from esc_env.agents.scripted import SCRIPTED, ScriptedAgent, key_phrases, skilled
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
@@ -129,7 +130,7 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
     def score(order: Sequence[int]) -> float:
         found: list[float] = []
         agent = ScriptedAgent("order", _in_order(order))
-        hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score))
+        run(hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score)))
         return sum(found) / len(found)
 
     best = tuple(range(8))
@@ -162,6 +163,10 @@ def _attack(name: str, about: str, function: Callable[[Sequence[ChatMessage], Se
     return Probe(name, about, _scripted(name, function), high=0.05, upper=0.08)
 
 
+def _adaptive(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
+    return Probe(name, about, _scripted(name, function), high=0.15)
+
+
 def _probes() -> Iterator[Probe]:
     texts = _texts()
     yield _attack("empty", "says nothing", _say(""))
@@ -173,15 +178,15 @@ def _probes() -> Iterator[Probe]:
     yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
     yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
     yield _attack("to the critic", "an instruction to the critic", _say(texts["instruction"]))
-    yield Probe("stage order", "eight generic sentences in stage order", _scripted("stage order", _in_order(range(8))), high=0.15)
+    yield _adaptive("stage order", "eight generic sentences in stage order", _in_order(range(8)))
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
         lambda: ScriptedAgent("hill climbed", _in_order(_climbed())),
         high=0.15,
     )
-    yield Probe("keyword salad", "cue words and this seeker's key words", _scripted("keyword salad", _keyword_salad), high=0.15)
-    yield Probe("quoting", "quotes the seeker, then a generic sentence", _scripted("quoting", _quoting), high=0.15)
+    yield _adaptive("keyword salad", "cue words and this seeker's key words", _keyword_salad)
+    yield _adaptive("quoting", "quotes the seeker, then a generic sentence", _quoting)
     yield Probe("template", "asks and mirrors, blind to the stage", SCRIPTED["template"], low=0.10, high=0.50)
     yield Probe("skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], low=0.70)
     yield Probe("paraphrased", "the same moves in another writer's words", _paraphrased, low=0.55)

@@ -37,7 +37,7 @@ from esc_env.seeds import episode_seed
 from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory
 
-__all__ = ["evaluate", "is_run", "read_run"]
+__all__ = ["evaluate", "hold", "is_run", "read_run"]
 
 Episode = tuple[str, int]
 """Scenario id and trial: what is held once."""
@@ -114,7 +114,7 @@ def evaluate(
         if progress:
             progress(held, len(plan.episodes))
         if pending:
-            run(_hold(pending, supporter, chairs, seed, concurrency, keep))
+            run(hold(pending, supporter, chairs, seed, concurrency, keep))
         report = _report(folder, plan, ended)
         _write_report(report)
     return report
@@ -306,7 +306,7 @@ def _has_outcome(trajectory: Trajectory | None) -> bool:
     return trajectory is not None and trajectory.completed
 
 
-async def _hold(
+async def hold(
     pending: Sequence[tuple[Scenario, int]],
     agent: Agent,
     chairs: Chairs,

@@ -165,7 +165,7 @@ def validate_critic(
         with FolderLock(out), RecordWriter(out / "judgements.jsonl", "judgement") as writer:
             for record in read_records(out / "judgements.jsonl", "judgement"):
                 if record["critic"] != fingerprint:
-                    raise RecordError(f"{out}: holds judgements of another critic or seed. Give another folder with --out")
+                    raise RecordError(f"{out}: holds judgements of another critic or seed. Give another --out")
                 scores[record["scenario"]] = record["score"]
 
             def keep(key: str, score: float) -> None:

@@ -35,7 +35,8 @@ class BuiltinCritic:
     """A critic that needs no model.
 
     It judges any dialogue by the supporter turns in their context, whoever wrote the seeker's: what the seeker *says*
-    about feeling better moves nothing. Raters keep their leniency through a conversation, so asking again does not help.
+    about feeling better moves nothing. Raters keep their leniency through a conversation, so that
+    asking again gains little.
     """
 
     deterministic = True

@@ -18,12 +18,13 @@ _TURNED = {
     "mine": "yours", "myself": "yourself", "am": "are", "we": "you", "our": "your", "us": "you",
 }  # fmt: skip
 _FUNCTION = frozenset(
-    """a about after all also am an and any are aren't as at be because been before being but by can can't could couldn't
-    did didn't do does doesn't don't for from get go had hadn't has hasn't have haven't he he's her here him his how i i'd
-    i'll i'm i've if in into is isn't it it's its just like me more most much my no not of off on one only or other our out
-    over own s should shouldn't so some such t than that that's the their them then there there's these they they're this
-    those through to too up us very was wasn't we we're were weren't what what's when where which while who why will with
-    won't would wouldn't you you'd you'll you're you've your yourself im ive dont cant thats its u ur""".split()
+    """a about after all also am an and any are aren't as at be because been before being but by can can't could
+    couldn't did didn't do does doesn't don't for from get go had hadn't has hasn't have haven't he he's her
+    here him his how i i'd i'll i'm i've if in into is isn't it it's its just like me more most much my no not
+    of off on one only or other our out over own s should shouldn't so some such t than that that's the their
+    them then there there's these they they're this those through to too up us very was wasn't we we're were
+    weren't what what's when where which while who why will with won't would wouldn't you you'd you'll you're
+    you've your yourself im ive dont cant thats u ur""".split()
 )
 
 

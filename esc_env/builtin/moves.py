@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ __all__ = ["MOVES", "Reading", "asset_digest", "features", "read", "weight"]
 ASSET = Path(__file__).with_name("moves.npz")
 
 MOVES = (
-    "open_question", "closed_question", "coping_question", "restatement", "reflection", "self_disclosure", "affirmation",
-    "suggestion", "information", "other", "dismissal", "safety_question", "safety_referral", "commitment", "noise",
+    "open_question", "closed_question", "coping_question", "restatement", "reflection", "self_disclosure",
+    "affirmation", "suggestion", "information", "other", "dismissal", "safety_question", "safety_referral", "commitment", "noise",
 )  # fmt: skip
 """The moves told apart: ESConv's strategies, its questions told apart, and what a seeker must not be fooled by."""
 
@@ -43,7 +44,7 @@ Reading = dict[str, float]
 def features(text: str) -> list[str]:
     """The 1- and 2-grams of a text, as the classifier sees them."""
     words = list(tokens(text))
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
 
 
 @cache

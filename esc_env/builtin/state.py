@@ -3,8 +3,9 @@
 The state is a fold over the supporter's turns in their context. What a turn does depends on what it *is* (the move
 classifier), on whether it is about *this* person (rarity-weighted overlap with what the seeker has said), on whether it
 fits the stage the seeker has reached (exploration, comforting, action: Hill's helping skills, as in ESConv), and on
-whether it is speech at all rather than an echo, a repetition, or a list of words. docs/simulator.md explains the model and what it leaves out.
-All constants here are ours: they were set by hand on train scenarios, and are no claims about people.
+whether it is speech at all rather than an echo, a repetition, or a list of words. docs/simulator.md explains the model
+and what it leaves out. All constants here are ours: they were set by hand on train scenarios, and are no claims about
+people.
 """
 
 from __future__ import annotations
@@ -327,7 +328,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     if scenario.risk and not (asked and referred):
         relief = min(relief, 0.6)
     stage: Stage = "exploration" if explored < 1 else "comforting" if comfort < UNDERSTOOD else "action"
-    after = replace(
+    return replace(
         state,
         trust=min(1.0, max(0.0, trust)),
         comfort=comfort,
@@ -346,7 +347,6 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         reflected=state.reflected | (_stems(text) & state.said),
         frames=state.frames.union(_frame(part, state) for part in sentences(text)),
     )
-    return after
 
 
 def _hits(text: str, lines: tuple[str, ...]) -> float:

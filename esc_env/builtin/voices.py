@@ -1,4 +1,4 @@
-"""How a seeker reacts in words: lines in the scenario's own voice, else in one of eight general ones, and by persona."""
+"""How a seeker reacts in words: in the scenario's own voice, else in one of eight general ones, and by persona."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def voices_digest() -> str:
 
 
 def reaction_lines(scenario: Scenario, kind: str) -> Sequence[str]:
-    """The scenario's lines of a kind (`eased`, `stung`, …); those of a general voice, fixed by its id, if it has none."""
+    """The scenario's lines of a kind (`eased`, …); those of a general voice, fixed by its id, if it has none."""
     own = scenario.voice.get(kind, ())
     if own or not kind:
         return own
