@@ -49,7 +49,7 @@ _DARK = re.compile(
     r"|(?:wasn't|weren't) going to be around|without me|being dead|getting up for|way (?:it|this) stops"
 )
 """Words that make a careful listener ask about suicide, beyond those that say it outright."""
-_CHECK = re.compile(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself|kill(?:ing)?")
+_CHECK = re.compile(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself|\bkill(?:ing)?\b")
 _YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "his", "their": "their", "the": "the"}
 @cache
 def _phrases() -> Any:

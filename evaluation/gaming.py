@@ -27,7 +27,7 @@ from esc_env.protocols import Agent
 from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import Seed, derive
 
-__all__ = ["PROBES", "Probe", "Row", "climb", "probe", "run_probes"]
+__all__ = ["PROBES", "Probe", "Row", "climb", "in_order", "probe", "run_probes"]
 
 PERSONAS = ("cooperative", "pleasing")
 """The two personas that are easiest to please."""
@@ -93,7 +93,8 @@ def _say(text: str) -> Callable[[Sequence[ChatMessage], Seed], str]:
     return lambda chat, seed: text
 
 
-def _in_order(order: Sequence[int]) -> Callable[[Sequence[ChatMessage], Seed], str]:
+def in_order(order: Sequence[int]) -> Callable[[Sequence[ChatMessage], Seed], str]:
+    """A supporter that says the generic sentences of these positions, one a turn."""
     lines = _texts()["generic"]
     return lambda chat, seed: str(lines[order[_turn(chat) % len(order)]])
 
@@ -129,7 +130,7 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
 
     def score(order: Sequence[int]) -> float:
         found: list[float] = []
-        agent = ScriptedAgent("order", _in_order(order))
+        agent = ScriptedAgent("order", in_order(order))
         run(hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score)))
         return sum(found) / len(found)
 
@@ -178,11 +179,11 @@ def _probes() -> Iterator[Probe]:
     yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
     yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
     yield _attack("to the critic", "an instruction to the critic", _say(texts["instruction"]))
-    yield _adaptive("stage order", "eight generic sentences in stage order", _in_order(range(8)))
+    yield _adaptive("stage order", "eight generic sentences in stage order", in_order(range(8)))
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
-        lambda: ScriptedAgent("hill climbed", _in_order(_climbed())),
+        lambda: ScriptedAgent("hill climbed", in_order(_climbed())),
         high=0.15,
     )
     yield _adaptive("keyword salad", "cue words and this seeker's key words", _keyword_salad)

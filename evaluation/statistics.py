@@ -59,8 +59,10 @@ def _wilson(rate: float, tried: float) -> tuple[float, float]:
 def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of a success rate, resampling whole scenarios with replacement.
 
-    When all scenarios have one and the same rate (all solved, say), resampling cannot see any spread; then Wilson's
-    interval is given with the number of scenarios as its sample size: wide, and never a point.
+    When all scenarios have one and the same rate, resampling cannot see any spread; then the number of scenarios is the
+    sample size. If nothing at all was solved (or everything), the error can lie on one side only, and the interval is
+    the one-sided exact one, [0, 1 - 0.05^(1/n)]: the "rule of three" (Hanley and Lippman-Hand, JAMA 249 (1983) 1743-1745),
+    0 to 7.2 % for 40 scenarios. Else it is Wilson's.
 
     Args:
         counts: (solved, tried) for every scenario, tried >= 1.
@@ -74,6 +76,9 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
     if not len(table) or (tried < 1).any() or (solved < 0).any() or (solved > tried).any():
         raise ValueError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
     rate = float(solved.sum() / tried.sum())
+    if rate in (0.0, 1.0):
+        edge = 1 - 0.05 ** (1 / len(table))
+        return (0.0, edge) if rate == 0.0 else (1 - edge, 1.0)
     if np.ptp(solved / tried) == 0:
         return _wilson(rate, len(table))
     draw = np.random.default_rng(seed)

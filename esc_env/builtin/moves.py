@@ -23,7 +23,8 @@ ASSET = Path(__file__).with_name("moves.npz")
 
 MOVES = (
     "open_question", "closed_question", "coping_question", "restatement", "reflection", "self_disclosure",
-    "affirmation", "suggestion", "information", "other", "dismissal", "safety_question", "safety_referral", "commitment", "noise",
+    "affirmation", "suggestion", "information", "other", "dismissal", "safety_question", "safety_referral",
+    "commitment", "noise",
 )  # fmt: skip
 """The moves told apart: ESConv's strategies, its questions told apart, and what a seeker must not be fooled by."""
 

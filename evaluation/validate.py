@@ -1,0 +1,132 @@
+"""`esc validate gaming` and `esc validate critic`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `esc`."""
+    group = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
+    group.command("gaming")(_gaming)
+    group.command("critic")(_critic)
+    app.add_typer(group, name="validate")
+
+
+def _gaming(
+    out: Annotated[Path, typer.Option(help="Folder for the runs; the same command continues there.")] = Path(
+        "runs/gaming"
+    ),
+    trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario and probe.")] = 10,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all 40.", show_default=False)
+    ] = None,
+    persona: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeat it for several. Default: cooperative and pleasing.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.", show_default=False)
+    ] = None,
+) -> None:
+    """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
+
+    Exit code 1 when a bound is broken. Probes marked "after" were written once the simulator was frozen; they have no
+    bounds and are reported as they come out.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from esc_env.errors import SpecError, did_you_mean
+    from esc_env.evaluation.gaming import PERSONAS, PROBES, Row, run_probes, summary
+    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.records import write_json
+
+    names = [item.name for item in PROBES]
+    for name in only or ():
+        if name not in names:
+            raise SpecError(f"no probe {name!r}. {did_you_mean(name, names)}")
+    chosen = [item for item in PROBES if not only or item.name in only]
+    rows: list[Row] = []
+    with _bar() as told:
+        for row in run_probes(
+            out, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told
+        ):
+            rows.append(row)
+    table = Table(title="Can it be gamed?", title_justify="left")
+    table.add_column("probe")
+    table.add_column("persona")
+    for name in ("SR", "95 %", "AT", "allowed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        item, report = row.probe, row.report
+        allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
+        table.add_row(
+            item.name, row.persona, percent(report.success_rate), interval_text(report.interval),
+            number(report.average_turns, 2), allowed if item.frozen else "after",
+            "" if not item.frozen else "ok" if row.holds else "BROKEN",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
+    write_json(out / "gaming.json", summary(rows))
+    typer.echo(f"Written: {out / 'gaming.json'}")
+    if not all(row.holds for row in rows if row.probe.frozen):
+        raise typer.Exit(1)
+
+
+def _critic(
+    helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
+    failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],
+    critic: Annotated[str, typer.Option(help="The critic to check: builtin, or python:MODULE:NAME.")] = "builtin",
+    seed: Annotated[int, typer.Option(help="Of the votes.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every judgement; the same command continues there. Default: none kept."),
+    ] = None,
+) -> None:
+    """Hold a critic against human conversations whose outcome is known: AUC, raw and length-matched.
+
+    Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
+    """
+    from esc_env.evaluation.validity import validate_critic
+    from esc_env.readers import read_file
+
+    with _bar() as told:
+        validity = validate_critic(
+            critic,
+            read_file(helped).scenarios,
+            read_file(failed).scenarios,
+            seed=seed,
+            out=out,
+            progress=lambda done, all_: told(f"{critic} judges", done, all_),
+        )
+    typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
+    for name, estimate in (
+        ("AUC, raw", validity.raw),
+        (f"AUC, length-matched ({validity.pairs:,} pairs)", validity.matched),
+        ("AUC of the length alone", validity.length),
+    ):
+        typer.echo(f"{name:42} {estimate}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr in a terminal, else nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: Sequence[TextColumn | BarColumn | MofNCompleteColumn | TimeRemainingColumn] = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda title, done, count: bar.update(task, description=title, completed=done, total=count)

@@ -1,0 +1,117 @@
+"""The simulator against those who try to game it: a smaller run of `esc validate gaming`, and the critic's validity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esc_env import Ballot, Dialogue, Message, Scenario
+from esc_env._loop import run
+from esc_env.agents.scripted import ScriptedAgent
+from esc_env.builtin.bank import bank
+from esc_env.builtin.critic import BuiltinCritic
+from esc_env.builtin.seeker import BuiltinSeeker
+from esc_env.conversation import Chairs
+from esc_env.errors import RecordError, ScenarioError
+from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
+from esc_env.evaluation.runner import hold
+from esc_env.evaluation.validity import auc, validate_critic
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    "item", [item for item in PROBES if item.frozen and item.name != "hill climbed"], ids=lambda item: item.name
+)
+def test_no_probe_leaves_its_bounds(item, tmp_path):
+    for row in run_probes(tmp_path, probes=[item], trials=2):
+        assert row.holds, f"{row.persona}: {row.report.success_rate} {row.report.interval}"
+
+
+def test_the_paraphrased_agent_scores_within_15_points_of_the_skilled_one(tmp_path):
+    rows = list(run_probes(tmp_path, probes=[probe("skilled"), probe("paraphrased")], trials=3))
+    rates = {(row.probe.name, row.persona): row.report.success_rate or 0.0 for row in rows}
+    for persona in ("cooperative", "pleasing"):
+        assert abs(rates["skilled", persona] - rates["paraphrased", persona]) <= 0.15
+    assert len(summary(rows)) == 4
+
+
+def test_an_order_found_by_hill_climbing_stays_below_15_percent():
+    order = climb(24, bank("train")[:40])
+    solved: list[bool] = []
+    chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
+    agent = ScriptedAgent("climbed", in_order(order))
+    run(hold([(person, 0) for person in bank("test")], agent, chairs, 0, 16, lambda t: solved.append(t.solved)))
+    assert sum(solved) <= 0.15 * len(solved)
+
+
+def test_hill_climbing_is_deterministic_and_never_worse_than_its_start():
+    few = bank("train")[:6]
+    assert climb(6, few) == climb(6, few)
+    assert len(climb(3, few)) == 8
+
+
+def talk(name: str, turns: int, word: str) -> Scenario:
+    pair = (Message("supporter", word), Message("seeker", "hm"))
+    return Scenario(id=name, situation="I am sad.", dialogue=Dialogue((Message("seeker", "I am sad."), *pair * turns)))
+
+
+class CountsWarmth:
+    """A critic that likes one word."""
+
+    identity = {"name": "counts-warmth"}
+    calls = 0
+
+    async def judge(self, scenario, dialogue, *, votes, seed):
+        type(self).calls += 1
+        return Ballot((0.5 if "warm" in dialogue.transcript() else -0.5,) * votes)
+
+
+def test_a_critic_that_sees_the_difference_has_auc_one_and_a_blind_one_half(tmp_path):
+    helped = [talk(f"h{i}", 3 + i % 2, "warm") for i in range(8)]
+    failed = [talk(f"f{i}", 3 + i % 2, "cold") for i in range(8)]
+    seeing = validate_critic(CountsWarmth(), helped, failed)
+    assert seeing.raw.value == seeing.matched.value == 1.0
+    blind = validate_critic(lambda scenario, dialogue: "same", helped, failed)
+    assert blind.raw.value == blind.matched.value == 0.5
+    assert blind.raw.low <= 0.5 <= blind.raw.high
+
+
+def test_judging_goes_on_where_it_stopped_and_refuses_another_critics_folder(tmp_path):
+    helped, failed = [talk("h", 2, "warm")], [talk("f", 2, "cold")]
+    first = validate_critic(CountsWarmth(), helped, failed, out=tmp_path)
+    before = CountsWarmth.calls
+    assert validate_critic(CountsWarmth(), helped, failed, out=tmp_path) == first
+    assert CountsWarmth.calls == before
+    with pytest.raises(RecordError, match="another critic"):
+        validate_critic(lambda scenario, dialogue: "same", helped, failed, out=tmp_path)
+
+
+def test_conversations_that_cannot_be_compared_are_refused():
+    with pytest.raises(ScenarioError, match="no human dialogue"):
+        validate_critic("builtin", [Scenario(id="x", situation="hi")], [talk("f", 2, "cold")])
+    with pytest.raises(ScenarioError, match="equally long"):
+        validate_critic("builtin", [talk("h", 2, "warm")], [talk("f", 9, "cold")])
+    with pytest.raises(ScenarioError, match="share a conversation"):
+        validate_critic("builtin", [talk("h", 2, "warm")], [talk("h", 2, "cold")])
+
+
+def test_auc_counts_ties_as_half_and_agrees_with_a_count_of_pairs():
+    assert auc(np.array([1.0, 2.0]), np.array([1.0, 0.0])).value == (1 + 0.5 + 1 + 1) / 4
+    with pytest.raises(ValueError, match="no pair"):
+        auc(np.array([1.0]), np.array([1.0]), np.array([[False]]))
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the real conversations are not part of the project")
+def test_on_real_conversations_the_builtin_critic_has_the_right_sign():
+    from esc_env.readers import read_file
+
+    validity = validate_critic(
+        "builtin",
+        read_file(DATA / "esconv_valid130_ppdpp.txt").scenarios,
+        read_file(DATA / "failed_half_official.json").scenarios,
+    )
+    assert validity.matched.value >= 0.55
+    assert validity.matched.low > 0.5
