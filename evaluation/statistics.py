@@ -61,8 +61,8 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
 
     When all scenarios have one and the same rate, resampling cannot see any spread; then the number of scenarios is the
     sample size. If nothing at all was solved (or everything), the error can lie on one side only, and the interval is
-    the one-sided exact one, [0, 1 - 0.05^(1/n)]: the "rule of three" (Hanley and Lippman-Hand, JAMA 249 (1983) 1743-1745),
-    0 to 7.2 % for 40 scenarios. Else it is Wilson's.
+    the one-sided exact one, [0, 1 - 0.05^(1/n)]: the "rule of three" (Hanley and Lippman-Hand, JAMA 249 (1983)
+    1743-1745), 0 to 7.2 % for 40 scenarios. Else it is Wilson's.
 
     Args:
         counts: (solved, tried) for every scenario, tried >= 1.

@@ -61,8 +61,11 @@ def talk(name: str, turns: int, word: str) -> Scenario:
 class CountsWarmth:
     """A critic that likes one word."""
 
-    identity = {"name": "counts-warmth"}
     calls = 0
+
+    @property
+    def identity(self):
+        return {"name": "counts-warmth"}
 
     async def judge(self, scenario, dialogue, *, votes, seed):
         type(self).calls += 1

@@ -35,14 +35,17 @@ PERSON = Scenario(
         "Last Tuesday I gave the wrong dose, and I only noticed it in the car park.",
         "I have not told anyone about the dose, I am afraid of losing my licence.",
     ),
-    helps=("Swimming in the quarry lake on Sundays is the only hour my head is quiet.", "My colleague Ruth has been through it."),
+    helps=(
+        "Swimming in the quarry lake on Sundays is the only hour my head is quiet.",
+        "My colleague Ruth has been through it.",
+    ),
     hurts=("People saying that I chose this job.",),
 )
 GOOD = (
-    "You sound worn out by the night ward, and sad that your twins only see you asleep. What has it been like for you?",
-    "It hurts that nobody asked you about the rota, and you feel pushed aside by Carla. Tell me more about what happened?",
+    "You sound worn out by the night ward, and sad that your twins only see you asleep. What has it been like?",
+    "It hurts that nobody asked you about the rota, and you feel pushed aside by Carla. Tell me more about it?",
     "You are frightened about that wrong dose, and so alone with it. What weighs on you most?",
-    "You feel guilty towards your twins and ashamed about the car park. After nights on that ward anyone would be shaken.",
+    "You feel guilty towards your twins and ashamed about the car park. Anyone would be shaken.",
     "Thinking of the ward and the twins, what has helped you through hard weeks before, and who could you lean on?",
     "Maybe you could swim in the quarry lake on Sunday, and ask your colleague Ruth to listen to you about the dose?",
 )
@@ -148,15 +151,18 @@ def test_the_same_seed_gives_the_same_conversation_in_another_process():
         "from esc_env.builtin.critic import BuiltinCritic\n"
         "from esc_env.builtin.seeker import BuiltinSeeker\n"
         "from esc_env.conversation import Chairs, converse\n"
-        "t = asyncio.run(converse(bank('test')[3], SCRIPTED['skilled'](), Chairs(BuiltinSeeker(), BuiltinCritic()), seed=5))\n"
+        "chairs = Chairs(BuiltinSeeker(), BuiltinCritic())\n"
+        "t = asyncio.run(converse(bank('test')[3], SCRIPTED['skilled'](), chairs, seed=5))\n"
         "print(t.dialogue.transcript(), [v.votes for v in t.verdicts])\n"
     )
-    runs = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in "ab"}
-    assert len(runs) == 1
+    command = [sys.executable, "-c", script]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second
 
 
 def test_on_a_human_dialogue_the_seeker_speaks_the_persons_own_statements_in_order():
-    person = Scenario(id="s", situation="I lost my job at the bakery.", facts=("The bakery closed in May.", "My rent is due."))
+    told = ("The bakery closed in May.", "My rent is due.")
+    person = Scenario(id="s", situation="I lost my job at the bakery.", facts=told)
     first = say("That must hurt, losing the bakery job. What happened?", scenario=person).messages[-1].content
     assert person.facts[0] in first
 
