@@ -52,7 +52,7 @@ def _named(text: str) -> Agent:
             raise SpecError(f"no builtin agent {spec.name!r}. {did_you_mean(f'builtin:{spec.name}', builtin_names())}")
         return SCRIPTED[spec.name]()
     if spec.kind == "python":
-        thing = import_object(spec.name)
+        thing: Any = import_object(spec.name)
         if isinstance(thing, str):
             raise SpecError(f"{text}: this is a str, not an agent")
         if inspect.isclass(thing) and hasattr(thing, "respond"):

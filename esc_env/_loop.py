@@ -111,12 +111,19 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise LoopError(f"{name} was run synchronously from inside esc-env's own event loop; await it instead")
     outcome, cancel = _start(coroutine)
     try:
-        return outcome.result()
+        _wait(outcome)
     except BaseException:
         if not outcome.done():
             cancel()
-            concurrent.futures.wait([outcome])
+            _wait(outcome)
         raise
+    return outcome.result()
+
+
+def _wait(outcome: concurrent.futures.Future[Any]) -> None:
+    """Wait in short spells: a signal that the system hands to another thread (or any, on Windows) ends no long wait."""
+    while not outcome.done():
+        concurrent.futures.wait([outcome], timeout=0.1)
 
 
 def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -114,7 +116,7 @@ def test_an_object_with_respond_is_used_as_it_is():
         async def respond(self, dialogue, *, seed):
             return Reply("mine")
 
-    mine = Mine()
+    mine: Any = Mine()
     assert resolve_agent(mine) is mine
     assert identity_of(mine)["name"].endswith("Mine")
     with pytest.raises(SpecError, match=r"give an object of it: Mine\(\.\.\.\)"):
@@ -205,8 +207,7 @@ def test_what_a_callable_does_wrong_fails_its_conversation_and_nothing_else(agen
     trajectory = run(converse(scenarios[0], resolve_agent(agent), CHAIRS, seed=1))
     assert trajectory.stop_reason is StopReason.SUPPORTER_FAILED
     assert trajectory.completed
-    import re
-
+    assert trajectory.failure is not None
     assert re.search(told, trajectory.failure.message)
 
 

@@ -41,7 +41,7 @@ def esc(here, capsys):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
+        return int(ended.value.code or 0), out, err
 
     return type_
 
@@ -290,7 +290,7 @@ def test_a_reader_that_leaves_early_is_no_error(here):
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
     )
+    assert process.stdout is not None
     process.stdout.close()
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-    process.wait(60)
+    process.stdout = None
+    assert "Traceback" not in process.communicate(timeout=60)[1]

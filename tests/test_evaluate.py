@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from conftest import bank
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
-from esc_env.evaluation import evaluate, read_run, success_interval
+from esc_env.evaluation import Report, evaluate, read_run, success_interval
 from esc_env.evaluation.statistics import clustered_bootstrap, wilson
 from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -39,7 +39,7 @@ class OddOnes:
         return Ballot((1.0 if solved else -0.5,) * votes)
 
 
-def held(agent=AGENT, scenarios=None, **options):
+def held(agent: Any = AGENT, scenarios: Any = None, **options: Any) -> Report:
     people = bank(4) if scenarios is None else scenarios
     return evaluate(agent, people, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options})
 
@@ -71,7 +71,7 @@ def test_report_json_has_the_names_of_the_report(tmp_path):
     for name in ("agent", "scenarios", "run_key", "episodes", "completed", "errors", "supporter_failures",
                  "success_rate", "success_rate_if_errors_failed", "average_turns", "mean_score"):  # fmt: skip
         assert data[name] == getattr(report, name), name
-    assert data["interval"] == list(report.interval)
+    assert tuple(data["interval"]) == report.interval
     assert data["fingerprint"] == report.fingerprint.digest
     assert data["by_problem"]["job crisis"]["success_rate"] == 0.5
 
@@ -306,11 +306,12 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_an_identity_that_is_no_json_is_refused(tmp_path):
-    class Odd(ScriptedAgent):
+    class Odd:
         identity: ClassVar = {"name": object()}
+        respond = AGENT.respond
 
     with pytest.raises(SpecError, match="plain JSON"):
-        held(Odd(["Hm."]), out=tmp_path / "run")
+        held(Odd(), out=tmp_path / "run")
 
 
 def test_a_full_disk_stops_the_run_with_all_before_it_kept(tmp_path, monkeypatch):
@@ -378,7 +379,24 @@ def respond(messages):
 """
 
 
-def _esc(folder: Path, out: str, **environment: str) -> subprocess.Popen:
+@pytest.fixture
+def start(tmp_path):
+    """Start `esc eval` into a folder; whatever still runs at the end of the test is killed."""
+    (tmp_path / "slow_agent.py").write_text(KILLED)
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(4)))
+    started: list[subprocess.Popen] = []
+
+    def start_(out: str, **environment: str) -> subprocess.Popen:
+        started.append(_esc(tmp_path, out, environment))
+        return started[-1]
+
+    yield start_
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _esc(folder: Path, out: str, environment: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", "from esc_env.cli import main; main()", "eval", "--agent", "python:slow_agent:respond",
          "--scenarios", "people.jsonl", "--trials", "2", "--max-turns", "3", "--concurrency", "3", "--out", out],
@@ -387,23 +405,26 @@ def _esc(folder: Path, out: str, **environment: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def _line(process: subprocess.Popen) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 @pytest.mark.parametrize("stops", [(1,), (8, 8), (17, 4)])
-def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, stops):
-    (tmp_path / "slow_agent.py").write_text(KILLED)
-    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(4)))
+def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, start, stops):
     for stop in stops:
-        process = _esc(tmp_path, "run", STOP_AT=str(stop))
-        assert process.stdout.readline() == "reached\n"
+        process = start("run", STOP_AT=str(stop))
+        assert _line(process) == "reached\n"
         process.send_signal(signal.SIGKILL)
         process.communicate()
     before = lines(tmp_path / "run")
     with (tmp_path / "run" / "trajectories.jsonl").open("ab") as file:
         file.write(b'{"kind": "trajectory", "vers')
-    resumed = _esc(tmp_path, "run")
+    resumed = start("run")
     _, told = resumed.communicate(timeout=60)
     assert resumed.returncode == 0
     assert "cut off by a crash" in told
-    whole = _esc(tmp_path, "whole")
+    whole = start("whole")
     whole.communicate(timeout=60)
     kept = lines(tmp_path / "run")
     assert kept[: len(before)] == before
@@ -414,18 +435,16 @@ def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, stops)
     assert reports[0] == reports[1]
 
 
-def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path):
-    (tmp_path / "slow_agent.py").write_text(KILLED)
-    (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(4)))
-    process = _esc(tmp_path, "run", STOP_AT="14")
-    assert process.stdout.readline() == "reached\n"
+def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path, start):
+    process = start("run", STOP_AT="14")
+    assert _line(process) == "reached\n"
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "To go on, type: esc eval --agent python:slow_agent:respond" in told
     assert "Traceback" not in told
     assert not read_run(tmp_path / "run").complete
-    resumed = _esc(tmp_path, "run")
+    resumed = start("run")
     resumed.communicate(timeout=60)
     assert resumed.returncode == 0
     assert read_run(tmp_path / "run").complete
@@ -444,6 +463,7 @@ def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
     if not flat:
         assert interval is None
         return
+    assert interval is not None
     low, high = interval
     assert 0 <= low <= sum(flat) / len(flat) <= high <= 1
     assert low < high
@@ -478,7 +498,7 @@ def test_wilson_agrees_with_published_numbers():
 
 def test_trials_of_one_scenario_count_as_alike():
     alike = [[True] * 5] * 20 + [[False] * 5] * 20
-    low, high = success_interval(alike)
+    low, high = success_interval(alike) or (0, 0)
     independent = wilson(100, 200)
     assert high - low > 1.8 * (independent[1] - independent[0])
     assert (low, high) == pytest.approx(wilson(20, 40), abs=0.03)

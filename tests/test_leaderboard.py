@@ -28,7 +28,7 @@ class Listens:
 
     async def judge(self, scenario, dialogue, *, votes, seed):
         said = next(m.content for m in reversed(dialogue.messages) if m.role == "supporter")
-        solved = int(scenario.id.split("-")[1]) < int(re.search(r"\d+", said)[0])
+        solved = int(scenario.id.split("-")[1]) < int(said)
         return Ballot((1.0 if solved else -0.5,) * votes)
 
 
