@@ -264,7 +264,10 @@ def _leaderboard(
             percent(report.success_rate), interval_text(report.interval), number(report.average_turns, 2),
             number(report.mean_score, 2, signed=True), f"{report.completed:,}",
         )  # fmt: skip
-    _console().print(table)
+    if board.entries:
+        _console().print(table)
+    else:
+        typer.echo("No complete run yet.")
     for note in board.notes():
         typer.echo(_line(note))
     if out:

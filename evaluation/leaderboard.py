@@ -156,7 +156,8 @@ def _agent(name: str, report: Report) -> str:
     more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
         f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{page.percent(report.success_rate)}, {len(report.trajectories):,} conversations</span>'
+        f'<span class="soft">{page.percent(report.success_rate)}, {report.completed:,} of {report.episodes:,} '
+        "conversations</span>"
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"
     )
