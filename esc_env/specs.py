@@ -4,18 +4,23 @@
     python:MODULE:NAME           your own object or callable
     PROVIDER/NAME[@BASE_URL]     a chat model, as LiteLLM names it, optionally at any OpenAI-compatible server
     local:PATH_OR_HUB_ID         a local Transformers model or LoRA adapter folder
+
+After a model, `#STYLE` names how an agent uses it: openai/gpt-4o#cot.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from esc_env.errors import SpecError, did_you_mean
 
 __all__ = ["Spec", "import_object", "name_of", "parse_spec"]
+
+_STYLE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,13 @@ class Spec:
         kind: `builtin`, `python`, `model` or `local`.
         name: what stands after the kind; `MODULE:NAME` for python, `PROVIDER/NAME` for a model.
         url: base URL of an OpenAI-compatible server, if given.
+        style: how an agent uses the model (`#STYLE`), if given.
     """
 
     kind: Literal["builtin", "python", "model", "local"]
     name: str
     url: str | None = None
+    style: str | None = None
 
 
 def parse_spec(text: str) -> Spec:
@@ -42,20 +49,28 @@ def parse_spec(text: str) -> Spec:
     kind, colon, rest = text.partition(":")
     if text == "builtin":
         return Spec("builtin", "")
-    if colon and rest and kind in ("builtin", "local"):
-        return Spec(kind, rest)  # type: ignore[arg-type]  # just checked
+    if colon and rest and kind == "builtin":
+        return Spec("builtin", rest)
+    plain, mark, style = text.rpartition("#")
+    if mark and plain and not _STYLE.fullmatch(style):
+        raise SpecError(f"{text!r}: what follows # must be a style such as cot or self-refine")
+    plain, chosen = (plain, style) if mark else (text, None)
+    rest = plain.partition(":")[2]
+    if colon and kind == "local" and rest:
+        return Spec("local", rest, None, chosen)
     if colon and kind == "python":
-        if ":" not in rest:
+        if not all(rest.rpartition(":")):
             raise SpecError(f"{text!r}: write python:MODULE:NAME, for example python:my_agents:respond")
-        return Spec("python", rest)
-    model, at, url = text.partition("@")
-    if "/" in model and not model.startswith("/") and not model.endswith("/"):
+        return Spec("python", rest, None, chosen)
+    model, at, url = plain.partition("@")
+    if all(model.partition("/")):
         if at and not url.startswith(("http://", "https://")):
             raise SpecError(f"{text!r}: what follows @ must be a URL such as http://127.0.0.1:8000/v1")
-        return Spec("model", model, url or None)
+        return Spec("model", model, url.rstrip("/") or None, chosen)
     hint = did_you_mean(kind, ["builtin", "python", "local"]) if colon else ""
     raise SpecError(
-        f"{text!r} names nothing. Write builtin:NAME, python:MODULE:NAME, PROVIDER/NAME[@URL] or local:PATH. {hint}".strip()
+        f"{text!r} names nothing. Write builtin:NAME, python:MODULE:NAME, PROVIDER/NAME[@URL][#STYLE] "
+        f"or local:PATH. {hint}".strip()
     )
 
 
@@ -69,12 +84,16 @@ def import_object(name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise SpecError(f"python:{name}: cannot import {module_name!r} ({error}). Is its folder on PYTHONPATH?") from error
+        raise SpecError(
+            f"python:{name}: cannot import {module_name!r} ({error}). Is its folder on PYTHONPATH?"
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise SpecError(f"python:{name}: {module_name} has no {attribute!r}. {did_you_mean(attribute, public)}") from None
+        raise SpecError(
+            f"python:{name}: {module_name} has no {attribute!r}. {did_you_mean(attribute, public)}"
+        ) from None
 
 
 def name_of(thing: Any) -> str:

@@ -1,0 +1,220 @@
+"""Chat models behind any API, any OpenAI-compatible server, or in this process: from a string to a `ChatModel`.
+
+    cassette ( budget ( choices ( patience ( wire ))))
+
+Each layer is a `ChatModel` around another: the *wire* makes one exchange, *patience* retries it and keeps the
+endpoint's limits, *choices* makes n of it, the *budget* prices and counts it, the *cassette* keeps or replays it.
+Nothing here knows of scenarios, seekers or critics. Importing this package needs no extra; opening a model does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from esc_env.errors import BadCompletion, MissingExtra, ModelError, SpecError, did_you_mean
+from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
+from esc_env.models.capabilities import Capabilities, Seedless, capabilities_of, check_parameters
+from esc_env.models.cassette import Cassette, Mode
+from esc_env.protocols import ChatModel
+from esc_env.specs import Spec, import_object, parse_spec
+
+if TYPE_CHECKING:
+    from esc_env.models.patience import Endpoint
+
+__all__ = ["Budget", "ModelSettings", "Wire", "check_model", "check_parameters", "open_model"]
+
+Wire = Literal["auto", "aiohttp", "openai", "litellm"]
+"""How requests travel. `auto`: aiohttp for `openai/…` and for any `@URL`, LiteLLM for every other provider."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How chat models are called; nothing here changes what a model is asked.
+
+    Attributes:
+        concurrency: requests in flight per endpoint, at least 1.
+        requests_per_minute: at most so many per endpoint; None for no limit.
+        tokens_per_minute: at most so many, prompt and completion together, per endpoint; None for no limit.
+        timeout: seconds for one exchange with the server.
+        deadline: seconds for one call with all its retries; None for patience's own.
+        budget: what this process may spend on models, such as "5 USD" or "200k tokens"; None for no limit.
+        record: keep every request and completion in this file.
+        replay: answer from this file; a request that is not there is refused.
+        cache: answer from this file what is there, ask for and keep the rest.
+        wire: how requests travel.
+
+    Raises:
+        SpecError: a value that cannot be used.
+    """
+
+    concurrency: int = 64
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    timeout: float = 60.0
+    deadline: float | None = None
+    budget: str | None = None
+    record: Path | None = None
+    replay: Path | None = None
+    cache: Path | None = None
+    wire: Wire = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "deadline"):
+            value = getattr(self, name)
+            if value is None and name not in ("concurrency", "timeout"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise SpecError(f"{name} must be a number above 0, not {value!r}")
+        if self.budget is not None:
+            Budget.parse(self.budget)
+        if self.wire not in get_args(Wire):
+            raise SpecError(f"no wire {self.wire!r}. {did_you_mean(str(self.wire), get_args(Wire))}")
+        kept = [name for name in ("record", "replay", "cache") if getattr(self, name) is not None]
+        if len(kept) > 1:
+            raise SpecError(f"{' and '.join(kept)} cannot be used together; give one of record, replay and cache")
+        for name in kept:
+            object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @property
+    def cassette(self) -> tuple[Path | None, Mode | None]:
+        """The file to keep or replay, and which of the two; (None, None) without one."""
+        modes: tuple[Mode, ...] = ("record", "replay", "cache")
+        return next(((getattr(self, mode), mode) for mode in modes if getattr(self, mode)), (None, None))
+
+
+def open_model(spec: str | Spec, settings: ModelSettings | None = None) -> ChatModel:
+    """The chat model that a string names, with its retries, limits, budget and cassette around it.
+
+    The same string and settings give the same object, so that all chairs on an endpoint share its limits.
+
+    Args:
+        spec: `PROVIDER/NAME[@URL]`, `local:PATH_OR_HUB_ID`, or `python:MODULE:NAME` of a `ChatModel`. A `#STYLE` is
+            left to agents.
+        settings: by default `ModelSettings()`.
+
+    Raises:
+        SpecError: the string names no model, or its price is unknown and the budget is in dollars.
+        MissingExtra: the packages it needs are not installed.
+    """
+    parsed = parse_spec(spec) if isinstance(spec, str) else spec
+    return _open(parsed.kind, parsed.name, parsed.url, settings or ModelSettings())
+
+
+@cache
+def _open(kind: str, name: str, url: str | None, settings: ModelSettings) -> ChatModel:
+    path, mode = settings.cassette
+    budget = Budget.parse(settings.budget) if settings.budget else None
+    model: ChatModel | None
+    takes = Capabilities()
+    if kind == "model":
+        provider, _, plain = name.partition("/")
+        takes = capabilities_of(provider, plain, hosted=url is None)
+        identity = {"provider": provider, "name": plain, **({} if takes.seed else {"seed": False})}
+        model = None if mode == "replay" else _remote(provider, plain, url, takes, budget, settings)
+    elif kind in ("local", "python"):
+        model = _here(kind, name)
+        identity = dict(model.identity)
+        model = Budgeted(model, budget, who=f"{kind}:{name}", capabilities=takes)
+    else:
+        raise SpecError(f"{kind}:{name} is no chat model. Write PROVIDER/NAME[@URL], local:PATH or python:MODULE:NAME")
+    if path is not None and mode is not None:
+        return Cassette(path, mode, identity, None if mode == "replay" else model, capabilities=takes)
+    assert model is not None  # only a replayed one is not there
+    return model
+
+
+def _remote(
+    provider: str, name: str, url: str | None, takes: Capabilities, budget: Budget | None, settings: ModelSettings
+) -> ChatModel:
+    """Everything below the cassette, of a model behind an API."""
+    who = f"{provider}/{name}" + (f" at {url}" if url else "")
+    own = url or (os.environ.get("OPENAI_BASE_URL") if provider == "openai" else None)
+    price = None if own and "//api.openai.com" not in own else price_of(provider, name)
+    if budget and budget.unit == "USD" and price is None:
+        raise SpecError(f"{who}: {unpriced(budget)}")
+    wire = _wire(provider, name, url, takes, settings)
+    if not takes.seed:
+        wire = Seedless(wire)
+    from esc_env.models.choices import Choices
+    from esc_env.models.patience import Patient
+
+    endpoint = _endpoint(
+        own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
+    )
+    choices = Choices(Patient(wire, endpoint, deadline=settings.deadline), single=not takes.choices)
+    return Budgeted(choices, budget, price, who=who, capabilities=takes)
+
+
+def _wire(provider: str, name: str, url: str | None, takes: Capabilities, settings: ModelSettings) -> ChatModel:
+    way = settings.wire
+    if way == "auto":
+        way = "aiohttp" if url or provider == "openai" else "litellm"
+    if way != "litellm" and not url and provider != "openai":
+        raise SpecError(
+            f"wire {way!r} speaks to openai/NAME and to PROVIDER/NAME@URL only, not to {provider}/{name}. "
+            "Leave --wire (wire=…) away"
+        )
+    package = {"aiohttp": "aiohttp", "openai": "openai", "litellm": "litellm"}[way]
+    for needed in (package, "tenacity"):
+        if importlib.util.find_spec(needed) is None:
+            raise MissingExtra(needed, "llm")
+    if way == "litellm":
+        from esc_env.models.sdk import LiteLLMModel
+
+        return LiteLLMModel(f"{provider}/{name}", url, timeout=settings.timeout)
+    if way == "openai":
+        from esc_env.models.sdk import OpenAISDK as chosen
+    else:
+        from esc_env.models.wire import OpenAIWire as chosen
+    return chosen(
+        name, url, provider=provider, timeout=settings.timeout, connections=settings.concurrency,
+        token_limit=takes.token_limit,
+    )  # fmt: skip
+
+
+@cache
+def _endpoint(key: str, concurrency: int, requests: int | None, tokens: int | None) -> Endpoint:
+    from esc_env.models.patience import Endpoint
+
+    return Endpoint(key, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
+
+
+def _here(kind: str, name: str) -> ChatModel:
+    """A model in this process."""
+    if kind == "local":
+        from esc_env.models.local import LocalModel
+
+        return LocalModel(name)
+    model = import_object(name)
+    if isinstance(model, type) or not isinstance(model, ChatModel):
+        raise SpecError(f"python:{name} is no ChatModel: it needs `identity` and an async `complete`")
+    return model
+
+
+async def check_model(model: ChatModel, chair: str = "model") -> None:
+    """Ask a model for one word, so that a wrong key or name is known before a run starts.
+
+    A model that only replays is asked nothing, and what a cassette holds is not used.
+
+    Args:
+        model: one of `open_model`, or any other.
+        chair: `agent`, `seeker` or `critic`: named in the message.
+
+    Raises:
+        ModelError: it does not answer; the message is one line that names the chair and what to set.
+    """
+    asked = model.model if isinstance(model, Cassette) else model
+    if asked is None:
+        return
+    try:
+        await asked.complete([{"role": "user", "content": "Say OK."}], temperature=1.0, max_tokens=16)
+    except BadCompletion:
+        return  # it answers; 16 tokens may be too few for one that thinks first
+    except ModelError as error:
+        error.args = (f"{chair}: {error}",)
+        raise

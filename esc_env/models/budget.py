@@ -1,0 +1,188 @@
+"""What models cost, and a limit on it.
+
+One ledger per process counts every completion that comes back, whoever asked for it. A `Budget` is a limit on that
+ledger: so it holds for all chairs, envs and runs of a process together, and a larger budget goes on where a smaller one
+stopped. Requests in flight when it is reached are still paid; no further one is made. Failed requests report no usage
+and are not counted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
+from esc_env.models.capabilities import Capabilities
+from esc_env.protocols import ChatModel, Completion, Usage
+
+__all__ = ["Budget", "Budgeted", "Price", "price_of", "spent", "unpriced"]
+
+_AMOUNT = re.compile(
+    r"(?P<usd>\$)?\s*(?P<number>\d[\d,_]*(?:\.\d+)?|\.\d+)\s*(?P<scale>[kKmM])?\s*(?P<unit>\$|[a-zA-Z]+)?"
+)
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on what this process spends on models.
+
+    Attributes:
+        amount: above 0.
+        unit: US dollars, or tokens (prompt and completion together).
+    """
+
+    amount: float
+    unit: Literal["USD", "tokens"]
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """The budget that a person wrote: "5 USD", "$0.50", "200k tokens", "2M tokens".
+
+        Raises:
+            SpecError: when it is none.
+        """
+        found = _AMOUNT.fullmatch(text.strip())
+        if found:
+            unit = ("usd" if found["usd"] else "") + (found["unit"] or "").lower().replace("$", "usd")
+            amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[(found["scale"] or "").lower()]
+            if amount > 0 and unit in ("usd", "dollars", "dollar"):
+                return cls(amount, "USD")
+            if amount > 0 and unit in ("tokens", "token"):
+                return cls(amount, "tokens")
+        raise SpecError(f"budget {text!r}: write an amount above 0 with its unit, such as '5 USD' or '200k tokens'")
+
+    def check(self) -> None:
+        """Raise BudgetExceeded once this process has spent it."""
+        total = spent()
+        used = total.cost or 0.0 if self.unit == "USD" else total.prompt_tokens + total.completion_tokens
+        if used >= self.amount:
+            raise BudgetExceeded(
+                f"the budget of {self} is spent: {_shown(used, self.unit)} in {total.requests:,} requests. "
+                "Everything finished is kept; the same command with a larger --budget (budget=…) goes on"
+            )
+
+    def __str__(self) -> str:
+        return _shown(self.amount, self.unit)
+
+
+def _shown(amount: float, unit: str) -> str:
+    return f"{amount:,.0f} tokens" if unit == "tokens" else f"{amount:{',.2f' if amount >= 0.01 else 'g'}} USD"
+
+
+_lock = threading.Lock()
+_total = Usage()
+
+
+def spent() -> Usage:
+    """What this process has spent on models so far. Calls of unknown price add nothing to `cost`."""
+    return _total
+
+
+def _count(usage: Usage) -> None:
+    global _total
+    with _lock:
+        _total += replace(usage, cost=usage.cost or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per token of a prompt and of a completion, at list price (no discount for cached prompts)."""
+
+    prompt: float
+    completion: float
+
+    def of(self, usage: Usage) -> float:
+        """US dollars."""
+        return usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
+
+
+def price_of(provider: str, name: str) -> Price | None:
+    """What a model costs, where LiteLLM's table, as installed, says so; None (unknown) otherwise, never $0."""
+    table = _table()
+    entry = table.get(f"{provider}/{name}") or table.get(name) or {}
+    prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+    if not isinstance(prompt, (int, float)) or not isinstance(completion, (int, float)) or not prompt + completion:
+        return None
+    if not str(entry.get("litellm_provider", "")).startswith(provider):
+        return None
+    return Price(float(prompt), float(completion))
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, dict[str, Any]]:
+    """LiteLLM's cost map, read from its package without importing it (which takes seconds)."""
+    package = importlib.util.find_spec("litellm")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder, "model_prices_and_context_window_backup.json")
+        if path.is_file():
+            table: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            return table
+    return {}
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A chat model whose completions are priced and counted, and which stops once the budget is spent.
+
+    Attributes:
+        model: whom to ask.
+        budget: the limit; None to count only.
+        price: what its tokens cost; None where unknown. A cost that `model` reports itself counts before it.
+        who: how messages call the model.
+        capabilities: what the model takes, where that is known.
+    """
+
+    model: ChatModel
+    budget: Budget | None = None
+    price: Price | None = None
+    who: str = "the model"
+    capabilities: Capabilities | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """That of the model."""
+        return self.model.identity
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """What the model says. Raises BudgetExceeded, before any request, once the budget is spent."""
+        if self.budget:
+            self.budget.check()
+        completion = await self.model.complete(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+        )
+        usage = completion.usage
+        if usage.cost is None and self.price:
+            usage = replace(usage, cost=self.price.of(usage))
+        _count(usage)
+        if self.budget and self.budget.unit == "tokens" and not usage.prompt_tokens + usage.completion_tokens:
+            raise ModelUnavailable(
+                f"{self.who} does not report how many tokens it used, so a budget in tokens cannot be kept; "
+                "leave --budget (budget=…) away"
+            )
+        if self.budget and self.budget.unit == "USD" and usage.cost is None:
+            raise ModelUnavailable(f"{self.who}: {unpriced(self.budget)}")
+        return replace(completion, usage=usage)
+
+
+def unpriced(budget: Budget) -> str:
+    """Why a dollar budget cannot be kept for a model of unknown price, and what to type."""
+    return f"its price is unknown, so a budget of {budget} cannot be kept; give it in tokens, such as '2M tokens'"

@@ -1,0 +1,236 @@
+"""Cassettes: a file that keeps every request to a model and what it answered, and answers in the model's place.
+
+A request is known by a hash of the model's identity, the messages, all parameters and the call's seed. The first
+completion of a request is the one that counts: so every run that was ever kept in a file replays from it, bit for bit.
+
+    record   kept requests are answered from the file (a run that was stopped goes on), others are asked for and kept
+    cache    the same, but what comes from the file costs nothing in the usage
+    replay   only from the file; a request that is not there is refused by name
+
+SQLite in WAL mode: what was kept survives kill -9, and several processes may share a file. No URL and no header is ever
+written, and the values of the environment's keys are struck out wherever they may stand.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import ModelUnavailable, RecordError
+from esc_env.models.capabilities import Capabilities
+from esc_env.protocols import ChatModel, Completion, Usage
+
+__all__ = ["Cassette", "Mode"]
+
+Mode = Literal["record", "replay", "cache"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS completions (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, completion TEXT NOT NULL, made TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+) WITHOUT ROWID
+"""
+_KEY_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_ACCESS_KEY")
+_STRUCK = "[redacted]"
+
+
+class Cassette:
+    """A `ChatModel` that keeps what a model answers in a file, or answers from it.
+
+    Args:
+        path: the file.
+        mode: `record`, `replay` or `cache`.
+        identity: of the model, whether it is there or not.
+        model: whom to ask for what is not in the file; not needed for `replay`.
+        capabilities: what the model takes, where that is known.
+
+    Raises:
+        RecordError: the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        mode: Mode,
+        identity: Mapping[str, Any],
+        model: ChatModel | None = None,
+        *,
+        capabilities: Capabilities | None = None,
+    ) -> None:
+        if mode != "replay" and model is None:
+            raise ValueError(f"mode {mode!r} needs a model")
+        self.path = Path(path).resolve()
+        self.mode = mode
+        self.model = model
+        self.capabilities = capabilities
+        self._identity = dict(identity)
+        _database(self.path, make=mode != "replay")  # what cannot be used is told before anything starts
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """That of the model."""
+        return self._identity
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """What the file holds, or else, unless replaying, what the model says.
+
+        Raises:
+            ModelUnavailable: replaying, and the request is not in the file; or the file cannot be written.
+        """
+        asked = {
+            "model": self._identity,
+            "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
+            "n": n,
+            "temperature": float(temperature),
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stop": list(stop),
+            "logprobs": logprobs,
+        }
+        request = json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        key = blake2b(request.encode(), digest_size=16).hexdigest()
+        kept = self._kept(key)
+        if kept is not None:
+            return replace(kept, usage=Usage()) if self.mode == "cache" else kept
+        if self.model is None:
+            last = _short(messages[-1]["content"]) if messages else "nothing"
+            raise ModelUnavailable(
+                f"{self.path} does not hold the request {key[:8]} to {self._who} (seed {seed}, {len(messages)} "
+                f"messages, the last: {last!r}). Replay with the options of the recorded run, "
+                "or record the rest with --cache"
+            )
+        completion = await self.model.complete(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+        )
+        return self._keep(key, request, completion)
+
+    @property
+    def _who(self) -> str:
+        return "/".join(str(self._identity[part]) for part in ("provider", "name") if part in self._identity)
+
+    def _kept(self, key: str) -> Completion | None:
+        with self._using() as database:
+            row = database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _from_json(json.loads(row[0]))
+
+    def _keep(self, key: str, request: str, completion: Completion) -> Completion:
+        """Keep it, unless another call has kept one meanwhile: then that one is the answer."""
+        row = (key, _redacted(request), _redacted(json.dumps(_to_json(completion), sort_keys=True)))
+        with self._using() as database:
+            done = database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)", row)
+        kept = None if done.rowcount else self._kept(key)
+        return completion if kept is None else replace(kept, usage=completion.usage)
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        try:
+            database, lock = _database(self.path, make=self.mode != "replay")
+            with lock:
+                yield database
+        except (sqlite3.Error, RecordError) as error:
+            raise ModelUnavailable(
+                f"{self.path}: the cassette cannot be used any more ({error}). Everything finished is kept; make room "
+                "or mend the file, and type the same command again"
+            ) from error
+
+
+_open: dict[tuple[int, Path, bool], tuple[sqlite3.Connection, threading.Lock]] = {}
+_opening = threading.Lock()
+
+
+def _database(path: Path, *, make: bool) -> tuple[sqlite3.Connection, threading.Lock]:
+    """This process' connection to a file, and the lock that guards it. A forked child opens its own."""
+    key = (os.getpid(), path, make)
+    with _opening:
+        if key not in _open:
+            _open[key] = (_connect(path, make), threading.Lock())
+        return _open[key]
+
+
+def _connect(path: Path, make: bool) -> sqlite3.Connection:
+    if not make and not path.is_file():
+        raise RecordError(f"{path}: there is no such cassette to replay. Make one with --record {path}")
+    wal = path.with_name(path.name + "-wal")
+    # A finished file is opened immutable: it may lie in a folder that cannot be written, and nothing is left beside it.
+    mode = "mode=rwc" if make else "mode=ro" if wal.is_file() and wal.stat().st_size else "immutable=1"
+    try:
+        database = sqlite3.connect(
+            f"{path.as_uri()}?{mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise RecordError(f"{path}: cannot be opened as a cassette ({error}). Give another file") from error
+    try:
+        if make:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute(_SCHEMA)
+        database.execute("SELECT key, request, completion, made FROM completions LIMIT 1").fetchone()
+    except sqlite3.Error as error:
+        database.close()
+        raise RecordError(f"{path}: no cassette of esc-env ({error}). Give another file") from error
+    return database
+
+
+@atexit.register
+def _close() -> None:
+    """Fold what is in the WAL into the files, so that each is whole by itself."""
+    for (process, _, _), (database, _) in _open.items():
+        if process == os.getpid():
+            database.close()
+
+
+def _to_json(completion: Completion) -> dict[str, Any]:
+    """All of a completion but its latency."""
+    return {
+        "texts": completion.texts,
+        "finish_reasons": completion.finish_reasons,
+        "usage": completion.usage.to_json(),
+        "model": completion.model,
+        "logprobs": completion.logprobs and [dict(choice) for choice in completion.logprobs],
+    }
+
+
+def _from_json(data: Mapping[str, Any]) -> Completion:
+    return Completion(
+        texts=tuple(data["texts"]),
+        finish_reasons=tuple(data["finish_reasons"]),
+        usage=Usage(**data["usage"]),
+        model=data["model"],
+        logprobs=None if data["logprobs"] is None else tuple(data["logprobs"]),
+    )
+
+
+def _redacted(text: str) -> str:
+    for secret in _secrets():
+        text = text.replace(secret, _STRUCK)
+    return text
+
+
+def _secrets() -> list[str]:
+    """The values of the environment's keys, as they stand in JSON."""
+    named = (value for name, value in os.environ.items() if name.endswith(_KEY_NAMES))
+    return [json.dumps(value)[1:-1] for value in named if len(value) >= 8]
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:59] + "…"
