@@ -85,7 +85,34 @@ class LoopError(ESCError, RuntimeError):
 
 
 class ModelError(ESCError):
-    """A model call failed. Never counted as a failed conversation."""
+    """A model call failed. Never counted as a failed conversation.
+
+    Attributes:
+        provider, model: whom we asked; None when it was no model of ours.
+        attempts: how many requests were sent for this call.
+        status: the last HTTP status; None when there was none (no connection, a timeout).
+        retryable: whether the same request may succeed later.
+        retry_after: seconds that the server asked us to wait, if it did.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        attempts: int = 1,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.model = model
+        self.attempts = attempts
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 class ModelUnavailable(ModelError):

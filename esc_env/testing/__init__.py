@@ -8,19 +8,36 @@ The `check_…` functions raise AssertionError with a sentence on what is wrong;
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from esc_env.testing.chairs import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 from esc_env.testing.contracts import check_agent, check_chat_model, check_critic, check_seeker
 from esc_env.testing.models import FakeChatModel, ModelCall
 
+if TYPE_CHECKING:
+    from esc_env.testing.fake_server import FakeServer, Fault, ServedRequest
+
 __all__ = [
     "FakeChatModel",
+    "FakeServer",
+    "Fault",
     "Faulty",
     "ModelCall",
     "ScriptedAgent",
     "ScriptedCritic",
     "ScriptedSeeker",
+    "ServedRequest",
     "check_agent",
     "check_chat_model",
     "check_critic",
     "check_seeker",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The fake server is imported when it is asked for: it needs the extra `llm`."""
+    if name in ("FakeServer", "Fault", "ServedRequest"):
+        from esc_env.testing import fake_server
+
+        return getattr(fake_server, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
