@@ -178,7 +178,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         inside = [path for path in sorted(folder.iterdir()) if is_run(path)] if folder.is_dir() else []
         runs = [folder] if is_run(folder) else []
-        runs += [path for path in inside if not path.name.rpartition("~")[2].isdigit() or "~" not in path.name]
+        runs += [path for path in inside if not re.search(r"~\d+$", path.name)]
         if not runs:
             raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
         found.update(dict.fromkeys(runs))
