@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from esc_env._loop import call
-from esc_env.dialogue import Dialogue
+from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
-from esc_env.protocols import VOTES, Ballot, Critic
+from esc_env.prompts import Prompts, seal, sealed_transcript
+from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.specs import import_object, name_of, parse_spec
 
-__all__ = ["CallableCritic", "resolve_critic"]
+if TYPE_CHECKING:
+    from esc_env.models import ModelSettings
+
+__all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
+
+CriticMode = Literal["votes", "logprobs"]
+"""`votes`: l sampled answers. `logprobs`: one request for one option letter, l votes drawn from its distribution."""
+
+_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
+_USED = ("critic", "critic-question")
+
+ATTEMPTS = 3
+"""How often unreadable votes are asked for before they stay unreadable. Ours."""
+_LETTERS: Mapping[str, str] = dict(zip("ABCD", VOTES, strict=True))
+_SENTENCES: Mapping[str, str] = {
+    "no, the seeker feels worse": "worse",
+    "no, the seeker feels the same": "same",
+    "no, but the seeker feels better": "better",
+    "yes, the seeker's issue has been solved": "solved",
+}
+_ANSWER = re.compile(r"(?:(?:the\s+|my\s+)?(?:answer|option|verdict)(?:\s+is)?\s*[:：]?\s*)?", re.IGNORECASE)
+_LETTER = re.compile(r"\(?([A-D])\s*[.):：,-]?\s*")
+_TOP = 20
+"""Alternatives asked for in logprobs mode: the most that OpenAI's API gives."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +72,165 @@ class CallableCritic:
         )
 
 
-def resolve_critic(critic: str | Critic | Callable[..., Any]) -> Critic:
+@dataclass(frozen=True)
+class LLMCritic:
+    """A chat model that is asked whether the seeker's issue is solved now.
+
+    It gets the dialogue as sealed JSON, so that no text in it can forge a turn. Prompts are
+    `esc_env/prompts/critic*.txt`. One request a verdict, unless votes are asked for again.
+
+    Attributes:
+        model: any ChatModel.
+        mode: `votes` or `logprobs`; the two never share a fingerprint.
+        temperature: of the votes, above 0. *Source:* PPDPP: 1.1.
+        max_tokens: longest answer in votes mode, thinking of the model included.
+    """
+
+    model: ChatModel
+    mode: CriticMode = "votes"
+    temperature: float = 1.1
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("votes", "logprobs"):
+            raise SpecError(f"no critic mode {self.mode!r}. {did_you_mean(str(self.mode), ['votes', 'logprobs'])}")
+        if self.mode == "logprobs" and not self.temperature > 0:
+            raise SpecError("the temperature of a critic with mode 'logprobs' must be above 0; or use mode 'votes'")
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model says that it answers the same request with the same text."""
+        return bool(getattr(self.model, "deterministic", False))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Model, mode, decoding and a hash of the prompts."""
+        identity = {
+            "name": "llm",
+            "model": dict(self.model.identity),
+            "mode": self.mode,
+            "temperature": self.temperature,
+            "prompts": _PROMPTS.digest(_USED),
+        }
+        return {**identity, "max_tokens": self.max_tokens} if self.mode == "votes" else identity
+
+    async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
+        """`votes` votes on how the seeker is now.
+
+        Raises:
+            BadCompletion: in logprobs mode, when the server gives no distribution over the options.
+            ModelError: the model could not be reached.
+        """
+        chat = critic_messages(scenario, dialogue)
+        return await (self._ask if self.mode == "votes" else self._draw)(chat, votes, seed)
+
+    async def _ask(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
+        """Sampled answers; unreadable ones are asked for again, under another seed each time, then None."""
+        valid: list[float] = []
+        usage = Usage()
+        faulty = attempt = 0
+        while len(valid) < votes and faulty < ATTEMPTS:
+            completion = await self.model.complete(
+                chat,
+                n=votes - len(valid),
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                seed=seed.at(attempt=attempt).value,
+            )
+            usage += completion.usage
+            read = [parse_vote(text) for text in completion.texts[: votes - len(valid)]]
+            valid += [vote for vote in read if vote is not None]
+            faulty += None in read or not read  # a server that only gave fewer choices than asked is asked on
+            attempt += 1
+        return Ballot((*valid, *[None] * (votes - len(valid))), usage=usage)
+
+    async def _draw(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
+        """Votes drawn by the call seed from the model's own distribution over the four letters."""
+        completion = await self.model.complete(chat, temperature=1.0, max_tokens=1, seed=seed.value, logprobs=_TOP)
+        if not completion.logprobs or not completion.logprobs[0]:
+            raise BadCompletion("the critic's server gave no log-probabilities. Use the critic mode 'votes'")
+        mass = dict.fromkeys(_LETTERS, 0.0)
+        for token, logprob in completion.logprobs[0].items():
+            if (letter := token.strip()) in mass:
+                mass[letter] += math.exp(logprob)
+        if sum(mass.values()) < 0.5:
+            likely = max(completion.logprobs[0], key=completion.logprobs[0].__getitem__)
+            raise BadCompletion(
+                f"the critic answered with no option: {1 - sum(mass.values()):.0%} of the probability lies outside of "
+                f"A, B, C and D (most likely: {likely!r}). Use the critic mode 'votes', or another critic"
+            )
+        best = max(mass.values())
+        weights = [(share / best) ** (1 / self.temperature) for share in mass.values()]
+        chances = [weight / sum(weights) for weight in weights]
+        values = tuple(VOTES.values())
+        drawn = tuple(_pick(values, chances, seed.at(sample=rater).uniform("vote")) for rater in range(votes))
+        expected = sum(value * chance for value, chance in zip(values, chances, strict=True))
+        return Ballot(drawn, expected, completion.usage)
+
+
+def critic_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]:
+    """What the critic's model is asked: task and person, then the growing dialogue, the question last."""
+    card = {
+        "situation": scenario.situation,
+        "emotion": scenario.emotion,
+        "problem": scenario.problem,
+        "how they meet help": scenario.persona,
+    }
+    system = _PROMPTS.fill("critic", card=seal({name: value for name, value in card.items() if value}))
+    question = _PROMPTS.fill("critic-question", transcript=sealed_transcript(dialogue))
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def parse_vote(text: str | None) -> float | None:
+    """The value of a critic's answer; None unless it is one option's letter, label or whole sentence, or two of them
+    that agree (`D. solved`). So "has not been solved" is no vote.
+
+    >>> parse_vote("D. Yes, the seeker's issue has been solved."), parse_vote("The issue has not been solved.")
+    (1.0, None)
+    """
+    answer = split_thought(text or "")[1].strip().replace("’", "'").strip("*_`\"“” \t\n").strip()
+    answer = _ANSWER.sub("", answer, count=1).strip("*_`\"“” \t\n")
+    letter = _LETTER.match(answer)
+    if letter and (rest := answer[letter.end() :].strip("*_ \t\n")):
+        named = _option(rest)
+        return VOTES[named] if named == _LETTERS[letter[1]] else None
+    if letter:
+        return VOTES[_LETTERS[letter[1]]]
+    option = _option(answer)
+    return VOTES[option] if option else None
+
+
+def _option(words: str) -> str | None:
+    plain = " ".join(words.casefold().split()).rstrip(".!")
+    return plain if plain in VOTES else _SENTENCES.get(plain)
+
+
+def _pick(values: tuple[float, ...], chances: list[float], draw: float) -> float:
+    for value, chance in zip(values, chances, strict=True):
+        if draw < chance:
+            return value
+        draw -= chance
+    return values[max(range(len(chances)), key=chances.__getitem__)]
+
+
+def resolve_critic(
+    critic: str | Critic | Callable[..., Any],
+    settings: ModelSettings | None = None,
+    *,
+    mode: CriticMode = "votes",
+    temperature: float = 1.1,
+) -> Critic:
     """The critic that a string, an object or a callable stands for.
+
+    Args:
+        critic: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMCritic`); `python:MODULE:NAME`
+            (a Critic, a ChatModel or a callable); or such an object itself.
+        settings: how chat models are called.
+        mode, temperature: of a chat model that votes.
 
     Raises:
         SpecError: an unknown string, or an object that is neither a Critic nor callable.
+        MissingExtra: the packages that the model needs are not installed.
     """
     if isinstance(critic, str):
         spec = parse_spec(critic)
@@ -59,11 +240,16 @@ def resolve_critic(critic: str | Critic | Callable[..., Any]) -> Critic:
             from esc_env.builtin.critic import BuiltinCritic
 
             return BuiltinCritic()
-        if spec.kind == "python":
-            return resolve_critic(import_object(spec.name))
-        raise SpecError(
-            f"critic {critic!r}: this release has no model critics yet; use 'builtin' or python:MODULE:NAME"
-        )
+        thing = import_object(spec.name) if spec.kind == "python" else None
+        if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
+            return resolve_critic(thing, settings, mode=mode, temperature=temperature)
+        if spec.style is not None:
+            raise SpecError(f"{critic!r}: a style (#{spec.style}) belongs to a supporter; a critic has none")
+        from esc_env.models import open_model
+
+        return LLMCritic(open_model(spec, settings), mode, temperature)
+    if isinstance(critic, ChatModel) and not isinstance(critic, type):
+        return LLMCritic(critic, mode, temperature)
     if isinstance(critic, Critic) and not isinstance(critic, type):
         return critic
     if callable(critic):

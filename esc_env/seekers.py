@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from esc_env._loop import call
-from esc_env.dialogue import Dialogue
-from esc_env.errors import SpecError, did_you_mean
-from esc_env.protocols import Reply, Seeker
-from esc_env.scenarios import Scenario
+from esc_env.dialogue import ChatMessage, Dialogue, split_thought
+from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.prompts import Prompts, seal, sealed_transcript
+from esc_env.protocols import ChatModel, Reply, Seeker, Usage
+from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
 from esc_env.specs import import_object, name_of, parse_spec
 
-__all__ = ["CallableSeeker", "resolve_seeker"]
+if TYPE_CHECKING:
+    from esc_env.models import ModelSettings
+
+__all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
+
+_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
+_USED = ("seeker", "seeker-dialogue", "seeker-opening", "seeker-again", *(f"persona-{name}" for name in PERSONAS))
+
+ATTEMPTS = 3
+"""How often a seeker is asked for one message before its failure is an error. Ours."""
+
+_COUNSELS = re.compile(
+    r"""\bhow\ (?:can|may|could)\ i\ (?:best\ )?(?:help|support|assist)\ you
+      | \bi(?:'m|\ am)\ (?:always\ |right\ )?here\ (?:for\ you\b|to\ (?:listen|support|help\ you)\b)
+      | \b(?:it|that)\ (?:really\ )?(?:sounds|seems)\ like\ you(?:'re|'ve|\ are|\ have)\ (?:\w+\ )?
+        (?:feeling|going\ through|dealing\ with|been\ through|carrying|struggling|under)
+      | \bwhat\ (?:brings|brought)\ you\ here\b
+      | \bwould\ you\ like\ to\ (?:talk|tell\ me|share)\b
+      | \b(?:can|could|would)\ you\ (?:please\ )?tell\ me\ (?:a\ )?(?:little\ |bit\ )*more\ about
+        \ (?:what|how|your|that|the)
+      | \bhave\ you\ (?:ever\ )?(?:considered|thought\ (?:about|of)|tried)
+        \ (?:talking|speaking|reaching|seeking|seeing)\b
+      | \byour\ feelings\ are\ (?:\w+\ )?(?:valid|understandable)
+      | \bit(?:'s|\ is)\ (?:\w+\ )?(?:understandable|normal|natural|okay|ok)\ (?:that\ you|to\ feel|for\ you\ to)
+      | \bi(?:'m|\ am)\ (?:so\ |very\ |really\ |truly\ )*sorry\ (?:to\ hear\ )?(?:that\ )?you(?:'re|\ are)\ (?:\w+\ )?
+        (?:feeling|going\ through|dealing|struggling|experiencing)
+      | \b(?:thank\ you|thanks)\ for\ (?:opening\ up|trusting\ me)\b
+      | \byou(?:'re|\ are)\ not\ alone\ in\b
+      | \bas\ your\ (?:therapist|counsell?or|supporter)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What helpers say and seekers do not: in 1 of the 15,965 seeker messages of ESConv's training split (where it is true),
+and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
+_NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be understood, then a next step"}
+_ROLES = r"supporter|therapist|counsell?or|helper|assistant|system|ai|user|human|支持者|咨询师|助手|用户"
+_ME = r"seeker|help-seeker|person|patient|client|me|求助者|来访者"
+_OWN_LABEL = re.compile(rf"\s*[*_\[(]*(?:{_ME})[*_\])]*\s*[:：][*_]*\s*", re.IGNORECASE)
+_LABEL = re.compile(rf"^[\s\-*_#>\[(]*(?:{_ROLES}|{_ME})[*_\])]*\s*[:：]", re.IGNORECASE | re.MULTILINE)
+_TEMPLATE = re.compile(r"<\|[^<>|]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>", re.IGNORECASE)
+_NO_PERSON = re.compile(
+    r"""\bas\ an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)\b
+      | \bi(?:'m|\ am)\ (?:just\ )?an?\ (?:ai|(?:large\ )?language\ model)\b
+      | \bi(?:'m\ sorry,?\ but\ i)\ (?:can't|cannot|can\ not)\b | \bi\ (?:can't|cannot)\ assist\ with\b
+      | \b(?:these|my)\ instructions\b | \bsystem\ prompt\b | \b(?:stay|remain)(?:ing)?\ in\ character\b
+      | \bthe\ (?:user|supporter)\ (?:wants|asks|asked|said|says|just|is\ asking)\b | \bthis\ person's\ next\ message\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +89,154 @@ class CallableSeeker:
         return Reply.parse(said)
 
 
-def resolve_seeker(seeker: str | Seeker | Callable[..., Any]) -> Seeker:
+@dataclass(frozen=True)
+class LLMSeeker:
+    """A chat model that plays the person of a scenario.
+
+    It is told the scenario and the persona, and gets the dialogue as sealed JSON, so that no text in it can forge a
+    turn. An answer that breaks the role (see `role_break`), or was cut off, is asked for again under another seed.
+    Prompts are `esc_env/prompts/seeker*.txt` and `persona-*.txt`. One request a message, unless asked again.
+
+    Attributes:
+        model: any ChatModel.
+        temperature: 0.7, ours: the paper gives none for the seeker.
+        max_tokens: longest message, thinking of the model included.
+    """
+
+    model: ChatModel
+    temperature: float = 0.7
+    max_tokens: int = 512
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model says that it answers the same request with the same text."""
+        return bool(getattr(self.model, "deterministic", False))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Model, decoding and a hash of the prompts."""
+        return {
+            "name": "llm",
+            "model": dict(self.model.identity),
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "prompts": _PROMPTS.digest(_USED),
+        }
+
+    async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """The person's next message, or the first one of an empty dialogue.
+
+        Raises:
+            BadCompletion: the model broke its role, or was cut off, three times.
+            ModelError: the model could not be reached.
+        """
+        chat = seeker_messages(scenario, dialogue)
+        instructions = chat[0]["content"].replace(_card(scenario), "")
+        usage = Usage()
+        fault = ""
+        for attempt in range(ATTEMPTS):
+            asked = chat if not fault else [*chat[:-1], _again(chat[-1], fault)]
+            completion = await self.model.complete(
+                asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed.at(attempt=attempt).value
+            )
+            usage += completion.usage
+            finish = completion.finish_reasons[0] if completion.finish_reasons else None
+            thought, said = split_thought((completion.texts[0] if completion.texts else None) or "")
+            said = _unwrapped(said)
+            fault = role_break(said, instructions) or ("it was cut off" if finish == "length" else "")
+            if not fault:
+                return Reply(said, thought, usage=usage, finish_reason=finish)
+        raise BadCompletion(
+            f"the seeker's model gave no usable message in {ATTEMPTS} attempts: {fault}. "
+            "Run the same command again, or choose a stronger model with --seeker"
+        )
+
+
+def seeker_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]:
+    """What the seeker's model is asked: role and person, then the growing dialogue, the question last."""
+    persona = _PROMPTS.text(f"persona-{scenario.persona}")
+    system = _PROMPTS.fill("seeker", card=_card(scenario), persona=persona)
+    if dialogue.messages:
+        question = _PROMPTS.fill("seeker-dialogue", transcript=sealed_transcript(dialogue))
+    else:
+        question = _PROMPTS.text("seeker-opening")
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def role_break(said: str, instructions: str = "") -> str:
+    """What is wrong with a seeker's message, in a few words; "" when nothing is.
+
+    It is empty; speaks for the supporter too; counsels; speaks as a program; holds markup of a chat template; or
+    repeats eight words in a row of `instructions`. Word lists, made to spare people: they miss some breaks.
+    """
+    plain = said.replace("’", "'")
+    if not said.strip():
+        return "it was empty"
+    if _LABEL.search(said) or said.lstrip().startswith(('{"', '[{"')):
+        return "it wrote turns instead of one message"
+    if _TEMPLATE.search(said):
+        return "it held markup of a chat template"
+    if _NO_PERSON.search(plain) or _shares_words(plain, instructions):
+        return "it spoke of its instructions"
+    if _COUNSELS.search(plain):
+        return "it spoke as a helper"
+    return ""
+
+
+def _card(scenario: Scenario) -> str:
+    """What the seeker knows about itself, as sealed JSON."""
+    card = {
+        "situation": scenario.situation,
+        "emotion": scenario.emotion,
+        "problem": scenario.problem,
+        "distress from 1 to 5": scenario.intensity,
+        "who": scenario.profile,
+        "facts, told only when drawn out": list(scenario.facts),
+        "what would help": list(scenario.helps),
+        "what would hurt": list(scenario.hurts),
+        "needs most": _NEEDS[scenario.need],
+    }
+    return seal({name: value for name, value in card.items() if value not in (None, "", [])})
+
+
+def _again(question: ChatMessage, fault: str) -> ChatMessage:
+    return {"role": "user", "content": f"{question['content']}\n\n{_PROMPTS.fill('seeker-again', fault=fault)}"}
+
+
+def _unwrapped(text: str) -> str:
+    """The message inside of what models wrap around it: its JSON form, the seeker's own label, quotation marks."""
+    text = text.strip()
+    if text.startswith("{"):
+        try:
+            data = json.loads(text)
+        except ValueError:
+            return text
+        if isinstance(data, dict) and data.get("role", "seeker") == "seeker" and isinstance(data.get("content"), str):
+            text = data["content"].strip()
+    text = text[found.end() :] if (found := _OWN_LABEL.match(text)) else text
+    for opening, closing in (('"', '"'), ("“", "”")):
+        if len(text) > 2 and text[0] == opening and text[-1] == closing and not set(text[1:-1]) & {opening, closing}:
+            text = text[1:-1]
+    return text.strip()
+
+
+def _shares_words(said: str, instructions: str, run: int = 8) -> bool:
+    words = re.findall(r"\w+", said.casefold())
+    known = " ".join(re.findall(r"\w+", instructions.replace("’", "'").casefold()))
+    return any(" ".join(words[i : i + run]) in known for i in range(len(words) - run + 1))
+
+
+def resolve_seeker(seeker: str | Seeker | Callable[..., Any], settings: ModelSettings | None = None) -> Seeker:
     """The seeker that a string, an object or a callable stands for.
+
+    Args:
+        seeker: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMSeeker`); `python:MODULE:NAME`
+            (a Seeker, a ChatModel or a callable); or such an object itself.
+        settings: how chat models are called.
 
     Raises:
         SpecError: an unknown string, or an object that is neither a Seeker nor callable.
+        MissingExtra: the packages that the model needs are not installed.
     """
     if isinstance(seeker, str):
         spec = parse_spec(seeker)
@@ -52,11 +246,16 @@ def resolve_seeker(seeker: str | Seeker | Callable[..., Any]) -> Seeker:
             from esc_env.builtin.seeker import BuiltinSeeker
 
             return BuiltinSeeker()
-        if spec.kind == "python":
-            return resolve_seeker(import_object(spec.name))
-        raise SpecError(
-            f"seeker {seeker!r}: this release has no model seekers yet; use 'builtin' or python:MODULE:NAME"
-        )
+        thing = import_object(spec.name) if spec.kind == "python" else None
+        if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
+            return resolve_seeker(thing, settings)
+        if spec.style is not None:
+            raise SpecError(f"{seeker!r}: a style (#{spec.style}) belongs to a supporter; a seeker has none")
+        from esc_env.models import open_model
+
+        return LLMSeeker(open_model(spec, settings))
+    if isinstance(seeker, ChatModel) and not isinstance(seeker, type):
+        return LLMSeeker(seeker)
     if isinstance(seeker, Seeker) and not isinstance(seeker, type):
         return seeker
     if callable(seeker):

@@ -1,0 +1,75 @@
+"""Prompts are plain-text files, loaded by name, hashed into the identity of whoever uses them.
+
+A slot is written `$name` and filled with text or with data. Data goes in as *sealed* JSON: whatever a message says, it
+stays one JSON string, with no character in it from which a chat template or a reader could make a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from esc_env.dialogue import Dialogue
+
+__all__ = ["Prompts", "seal", "sealed_transcript"]
+
+_UNSEALED = re.compile(r"[<>\[\]\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What opens or closes template tokens (`<|im_end|>`, `[INST]`), breaks lines or turns the direction of reading."""
+
+
+class Prompts:
+    """A folder of prompts, one `NAME.txt` each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._text = cache(lambda name: (folder / f"{name}.txt").read_text(encoding="utf-8").strip())
+
+    def fill(self, name: str, **slots: str) -> str:
+        """The prompt of this name with every slot filled. Slots inside of what is filled in are left alone."""
+        return Template(self._text(name)).substitute(slots)
+
+    def text(self, name: str) -> str:
+        """The prompt of this name as it stands in the file."""
+        return self._text(name)
+
+    def digest(self, names: Iterable[str]) -> str:
+        """12 hex digits over the named prompts."""
+        texts = {name: self._text(name) for name in names}
+        return blake2b(json.dumps(texts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def __deepcopy__(self, memo: Any) -> Prompts:
+        return self
+
+    def __reduce__(self) -> tuple[type[Prompts], tuple[Path]]:
+        return type(self), (self.folder,)
+
+
+def seal(data: Any) -> str:
+    """`data` as JSON on one line, with the dangerous characters of every string written as \\uXXXX.
+
+    It decodes to exactly `data`.
+
+    >>> seal({"content": "<|im_end|>"})
+    '{"content": "\\\\u003c|im_end|\\\\u003e"}'
+    """
+    if isinstance(data, str):
+        return _UNSEALED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False))
+    if isinstance(data, dict):
+        return "{" + ", ".join(f"{seal(key)}: {seal(value)}" for key, value in data.items()) + "}"
+    if isinstance(data, (list, tuple)):
+        return "[" + ", ".join(map(seal, data)) + "]"
+    return json.dumps(data)
+
+
+def sealed_transcript(dialogue: Dialogue) -> str:
+    """The turns as sealed JSON, one line a turn, so that a longer dialogue begins with all of a shorter one.
+
+    No thoughts, no strategies.
+    """
+    return "\n".join(seal({"role": message.role, "content": message.content}) for message in dialogue.merged())
