@@ -20,7 +20,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +73,7 @@ class Cassette:
         self.model = model
         self.capabilities = capabilities
         self._identity = dict(identity)
-        _database(self.path, make=mode != "replay")  # what cannot be used is told before anything starts
+        _file(self.path, make=mode != "replay")  # what cannot be used is told before anything starts
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -128,24 +128,25 @@ class Cassette:
         return "/".join(str(self._identity[part]) for part in ("provider", "name") if part in self._identity)
 
     def _kept(self, key: str) -> Completion | None:
-        with self._using() as database:
-            row = database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
+        with self._using() as file:
+            row = file.database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
         return None if row is None else _from_json(json.loads(row[0]))
 
     def _keep(self, key: str, request: str, completion: Completion) -> Completion:
         """Keep it, unless another call has kept one meanwhile: then that one is the answer."""
-        row = (key, _redacted(request), _redacted(json.dumps(_to_json(completion), sort_keys=True)))
-        with self._using() as database:
-            done = database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)", row)
+        answer = json.dumps(_to_json(completion), sort_keys=True)
+        with self._using() as file:
+            row = (key, file.redacted(request), file.redacted(answer))
+            done = file.database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)", row)
         kept = None if done.rowcount else self._kept(key)
-        return completion if kept is None else replace(kept, usage=completion.usage)
+        return kept or completion
 
     @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
+    def _using(self) -> Iterator[_File]:
         try:
-            database, lock = _database(self.path, make=self.mode != "replay")
-            with lock:
-                yield database
+            file = _file(self.path, make=self.mode != "replay")
+            with file.lock:
+                yield file
         except (sqlite3.Error, RecordError) as error:
             raise ModelUnavailable(
                 f"{self.path}: the cassette cannot be used any more ({error}). Everything finished is kept; make room "
@@ -153,16 +154,30 @@ class Cassette:
             ) from error
 
 
-_open: dict[tuple[int, Path, bool], tuple[sqlite3.Connection, threading.Lock]] = {}
+@dataclass(frozen=True)
+class _File:
+    """This process' connection to a file, the lock that guards it, and what must never be written."""
+
+    database: sqlite3.Connection
+    lock: threading.Lock
+    secrets: tuple[str, ...]
+
+    def redacted(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, _STRUCK)
+        return text
+
+
+_open: dict[tuple[int, Path, bool], _File] = {}
 _opening = threading.Lock()
 
 
-def _database(path: Path, *, make: bool) -> tuple[sqlite3.Connection, threading.Lock]:
-    """This process' connection to a file, and the lock that guards it. A forked child opens its own."""
+def _file(path: Path, *, make: bool) -> _File:
+    """This process' hold on a file. A forked child opens its own."""
     key = (os.getpid(), path, make)
     with _opening:
         if key not in _open:
-            _open[key] = (_connect(path, make), threading.Lock())
+            _open[key] = _File(_connect(path, make), threading.Lock(), _secrets())
         return _open[key]
 
 
@@ -193,9 +208,9 @@ def _connect(path: Path, make: bool) -> sqlite3.Connection:
 @atexit.register
 def _close() -> None:
     """Fold what is in the WAL into the files, so that each is whole by itself."""
-    for (process, _, _), (database, _) in _open.items():
+    for (process, _, _), file in _open.items():
         if process == os.getpid():
-            database.close()
+            file.database.close()
 
 
 def _to_json(completion: Completion) -> dict[str, Any]:
@@ -219,16 +234,10 @@ def _from_json(data: Mapping[str, Any]) -> Completion:
     )
 
 
-def _redacted(text: str) -> str:
-    for secret in _secrets():
-        text = text.replace(secret, _STRUCK)
-    return text
-
-
-def _secrets() -> list[str]:
+def _secrets() -> tuple[str, ...]:
     """The values of the environment's keys, as they stand in JSON."""
     named = (value for name, value in os.environ.items() if name.endswith(_KEY_NAMES))
-    return [json.dumps(value)[1:-1] for value in named if len(value) >= 8]
+    return tuple(json.dumps(value)[1:-1] for value in named if len(value) >= 8)
 
 
 def _short(text: str) -> str:
