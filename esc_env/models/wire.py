@@ -1,0 +1,440 @@
+"""The OpenAI chat-completions wire over bare aiohttp: one exchange, no retries, next to no CPU.
+
+The SDKs cost 4 to 13 ms of CPU a request at concurrency 64, which stops a process at 60 to 200 requests a second; this
+costs a tenth of that. What must not differ from them is shared with them (`sdk.py`) and lives here: the request body,
+how an answer is read, and which failure is which error. The contract tests hold all wires to the same requests,
+completions and errors.
+
+Keys are read from the environment at every request and kept nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import re
+import ssl
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
+from esc_env.protocols import Completion, Usage
+
+try:
+    import aiohttp
+except ImportError as error:
+    raise MissingExtra("aiohttp", "llm") from error
+
+__all__ = ["Addressed", "OpenAIWire", "failure", "lent", "read_completion", "redacted", "request_body", "seconds_asked"]
+
+T = TypeVar("T")
+
+OPENAI = "https://api.openai.com/v1"
+
+_KEYLIKE = re.compile(r"\b(?:sk|gsk|xai|hf|key|pk)[-_][\w\-*.]{8,}|(?<=Bearer )\S+|\bAIza[\w\-]{20,}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """A model on an OpenAI-compatible server, and what every wire to it needs.
+
+    Args:
+        name: of the model, as the server knows it.
+        url: base URL, usually ending in `/v1`; None for `OPENAI_BASE_URL`, or OpenAI itself.
+        provider: part of the identity; also names the key (`PROVIDER_API_KEY`, else `OPENAI_API_KEY`).
+        timeout: seconds for the whole exchange.
+        connections: requests in flight that the wire must not hold back.
+        token_limit: the request field that carries `max_tokens` (`max_completion_tokens` for OpenAI's reasoning models).
+
+    Raises:
+        SpecError: the URL holds a user name or password.
+    """
+
+    name: str
+    url: str | None = None
+    provider: str = "openai"
+    timeout: float = 60.0
+    connections: int = 64
+    token_limit: str = "max_tokens"
+
+    def __post_init__(self) -> None:
+        if self.url and "@" in urlsplit(self.url).netloc:
+            raise SpecError(
+                f"the URL of {self.provider}/{self.name} holds a password, which would end up in records; "
+                f"take it out and set {self.key_name}"
+            )
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Provider and name."""
+        return {"provider": self.provider, "name": self.name}
+
+    @property
+    def base(self) -> str:
+        """The base URL in force, without a slash at its end."""
+        return (self.url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+
+    @property
+    def key_name(self) -> str:
+        """The environment variable that holds the key: the provider's own if it is set, else OpenAI's."""
+        own = re.sub(r"\W", "_", self.provider).upper() + "_API_KEY"
+        return own if os.environ.get(own) else "OPENAI_API_KEY"
+
+    @property
+    def key(self) -> str | None:
+        """The key from the environment, or None where a server of one's own needs none.
+
+        Raises:
+            ModelUnavailable: there is none and the server is OpenAI's, or it holds characters that no key has.
+        """
+        key = os.environ.get(self.key_name, "").strip()
+        if key and not re.fullmatch(r"[!-~]+", key):
+            raise self.error(f"{self.key_name} holds a space or a character that no key has. Set it again")
+        if not key and urlsplit(self.base).hostname == "api.openai.com":
+            raise self.error(f"no key. Set {self.key_name}, or name a server: openai/NAME@http://HOST:PORT/v1")
+        return key or None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Extra headers that OpenAI's own client takes from the environment: custom ones, organisation and project."""
+        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "")
+        pairs = (line.partition(":") for line in custom.splitlines() if ":" in line)
+        headers = {name.strip(): value.strip() for name, _, value in pairs}
+        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+            if value := os.environ.get(variable):
+                headers[name] = value
+        return headers
+
+    def error(
+        self, message: str, *, status: int | None = None, retryable: bool = False, retry_after: float | None = None
+    ) -> ModelUnavailable:
+        """An error about this model that names it and holds no key."""
+        parts = urlsplit(self.base)
+        where = f" at {parts.scheme}://{parts.netloc}{parts.path}" if self.base != OPENAI else ""
+        return failure(
+            self.provider, self.name, f"{self.provider}/{self.name}{where}", message,
+            status=status, retryable=retryable, retry_after=retry_after, key_name=self.key_name,
+        )  # fmt: skip
+
+
+class OpenAIWire(Addressed):
+    """A `ChatModel` behind any OpenAI-compatible server. See `Addressed` for its arguments.
+
+    Proxies (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`) and a CA bundle (`SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`) are taken
+    from the environment when the event loop makes its first request to the server. Connections are kept alive and never
+    capped: whoever calls decides how many requests are in flight.
+    """
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
+        body = request_body(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
+            token_limit=self.token_limit,
+        )  # fmt: skip
+        base = self.base
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}
+        if key := self.key:
+            headers["Authorization"] = f"Bearer {key}"
+        server = urlsplit(base)
+        session, proxy = (await lent(("aiohttp", server.scheme, server.netloc), lambda: _Line(base))).line
+        start = time.perf_counter()
+        try:
+            async with session.post(
+                urlunsplit(server._replace(path=server.path + "/chat/completions")),
+                data=json.dumps({"model": self.name, **body}, ensure_ascii=False, separators=(",", ":")).encode(),
+                headers=headers,
+                proxy=proxy,
+                timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
+            ) as response:
+                raw = await response.read()
+        except TimeoutError:
+            raise self.error(f"no answer within {self.timeout:g} s", retryable=True) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise self.error(
+                f"its certificate is not trusted ({error.certificate_error}). Set SSL_CERT_FILE to your CA bundle"
+            ) from None
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise self.error(f"the request cannot be sent ({error})") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.error(f"no connection ({error or type(error).__name__})", retryable=True) from None
+        try:
+            data = json.loads(raw)
+        except ValueError:
+            data = None
+        if response.status != 200:
+            message, code = error_told(data)
+            raise refused(self, response.status, message or response.reason or "", code, response.headers)
+        return read_completion(self, data, latency=time.perf_counter() - start, messages=messages)
+
+
+class _Line:
+    """The aiohttp session to one server, and the proxy on the way there."""
+
+    def __init__(self, base: str) -> None:
+        server = urlsplit(base)
+        host = server.hostname or ""
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(server.scheme) or proxies.get("all")
+        if proxy and urllib.request.proxy_bypass(host):
+            proxy = None
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+        context: ssl.SSLContext | bool = True
+        if "https" in (server.scheme, urlsplit(proxy or "").scheme):
+            context = ssl.create_default_context()
+            bundle = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+            if bundle:
+                context.load_verify_locations(bundle)
+        connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=30.0)
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers={"User-Agent": "esc-env"}
+        )
+        self.line = (self._session, proxy)
+
+    async def __aenter__(self) -> _Line:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.close()
+
+
+def request_body(
+    messages: Sequence[ChatMessage],
+    *,
+    n: int,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int | None,
+    stop: Sequence[str],
+    logprobs: int | None,
+    token_limit: str = "max_tokens",
+) -> dict[str, Any]:
+    """The arguments of `ChatModel.complete` as OpenAI's wire takes them, the model left out.
+
+    What is at its default is not sent. The seed is cut to 31 bits: the most that every server takes (llama.cpp and
+    Gemini hold it in 32).
+    """
+    body: dict[str, Any] = {
+        "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
+        "temperature": temperature,
+    }
+    if n != 1:
+        body["n"] = n
+    if max_tokens is not None:
+        body[token_limit] = max_tokens
+    if seed is not None:
+        body["seed"] = seed & 0x7FFFFFFF
+    if stop:
+        body["stop"] = list(stop)
+    if logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": logprobs}
+    return body
+
+
+def read_completion(
+    model: Addressed, data: Any, *, latency: float, messages: Sequence[ChatMessage]
+) -> Completion:
+    """An answer of OpenAI's wire as a `Completion`.
+
+    A refusal (OpenAI's field) is the text, with `finish_reason` `refusal`. Reasoning that the server returned apart
+    (`reasoning_content`, `reasoning`) is put in front of the text as a think block, so that a model reads the same
+    whether or not its server parses reasoning. Where the server counts no tokens, four characters are one.
+
+    Raises:
+        ModelUnavailable: worth retrying: no JSON object, or no choices in it.
+    """
+    if not isinstance(data, dict):
+        raise model.error("answered with something that is not a JSON object", status=200, retryable=True)
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices:
+        message, code = error_told(data)
+        if isinstance(code, int) and code >= 400:  # OpenRouter passes errors on with status 200
+            raise refused(model, code, message or "", None, {})
+        told = f" ({message})" if message else ""
+        raise model.error(f"answered without choices{told}", status=200, retryable=True)
+    try:
+        texts, reasons, tops = zip(*map(_choice, choices), strict=True)
+        counted = data.get("usage") or {}
+        prompt, written = (int(counted.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise model.error(
+            f"answered with choices that cannot be read ({type(error).__name__}: {error})", status=200, retryable=True
+        ) from None
+    if not prompt and not written:
+        prompt = _tokens(*(message["content"] for message in messages))
+        written = _tokens(*(text or "" for text in texts))
+    name = data.get("model")
+    return Completion(
+        texts,
+        reasons,
+        Usage(1, prompt, written, None),
+        name if isinstance(name, str) else None,
+        None if None in tops else tops,
+        latency,
+    )
+
+
+def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[str, float] | None]:
+    """(text, finish reason, the first token's alternatives) of one choice."""
+    message = choice["message"]
+    text, reason = message.get("content"), choice.get("finish_reason")
+    if isinstance(text, list):  # content parts
+        text = "".join(part["text"] for part in text if part.get("type") == "text")
+    if text is None and isinstance(message.get("refusal"), str):
+        text, reason = message["refusal"], "refusal"
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"content is {type(text).__name__}")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if text is not None and isinstance(thought, str):
+        text = f"<think>{thought}</think>{text}"
+    if text is not None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of an emoji: JSON can say it, no file can
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    tokens = (choice.get("logprobs") or {}).get("content")
+    if not tokens:
+        return text, reason, None
+    top: dict[str, float] = {}
+    for entry in tokens[0]["top_logprobs"]:
+        top.setdefault(entry["token"], float(entry["logprob"]))
+    return text, reason, top
+
+
+def error_told(data: Any) -> tuple[str | None, str | int | None]:
+    """(message, code) of the error that a body holds, in any of the shapes that servers give it."""
+    error = data.get("error", data) if isinstance(data, dict) else data
+    if isinstance(error, str):
+        return error, None
+    if not isinstance(error, dict):
+        return None, None
+    message = error.get("message") or error.get("detail")
+    return str(message) if message else None, error.get("code")
+
+
+def refused(
+    model: Addressed, status: int, message: str, code: str | int | None, headers: Mapping[str, str]
+) -> ModelUnavailable:
+    """The error for an answer with an error status."""
+    retryable = (status in (408, 409, 429) or status >= 500) and code != "insufficient_quota"
+    return model.error(message, status=status, retryable=retryable, retry_after=seconds_asked(headers))
+
+
+_REMEDIES = {
+    400: "It refuses what was asked. Check the options that the message names",
+    401: "Set {key_name} to a valid key",
+    403: "The key in {key_name} may not use this model",
+    404: "Check the model's name, and that the URL ends with the version (usually /v1)",
+    422: "It refuses what was asked. Check the options that the message names",
+    429: "The account behind {key_name} has nothing left to spend",
+}
+
+
+def failure(
+    provider: str,
+    model: str,
+    who: str,
+    message: str,
+    *,
+    key_name: str,
+    status: int | None,
+    retryable: bool,
+    retry_after: float | None = None,
+) -> ModelUnavailable:
+    """A `ModelUnavailable` in one line: who, which status, what the server said, what to set."""
+    told = redacted(" ".join(message.split()), os.environ.get(key_name))
+    told = told if len(told) <= 300 else told[:299] + "…"
+    if status not in (None, 200):
+        told = f"HTTP {status}" + (f": {told}" if told else "")
+    remedy = "" if retryable else _REMEDIES.get(status or 0, "").format(key_name=key_name)
+    sentences = f"{who}: {told.rstrip('.')}" + (f". {remedy}" if remedy else "")
+    return ModelUnavailable(
+        sentences, provider=provider, model=model, status=status, retryable=retryable, retry_after=retry_after
+    )
+
+
+def redacted(text: str, key: str | None = None) -> str:
+    """The text without `key` or anything that looks like one."""
+    if key and key.strip():
+        text = text.replace(key.strip(), "[key]")
+    return _KEYLIKE.sub("[key]", text)
+
+
+def seconds_asked(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` asks for, in seconds from now (it may hold a date); None if it asks for nothing readable."""
+    value = headers.get("Retry-After") or headers.get("retry-after") or ""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+    return max(0.0, seconds) if seconds == seconds and seconds != float("inf") else None
+
+
+def _tokens(*texts: str) -> int:
+    return -(-sum(map(len, texts)) // 4)
+
+
+_Kept = tuple[Any, AsyncGenerator[Any, None]]
+_lent: dict[tuple[int, asyncio.AbstractEventLoop], dict[Hashable, _Kept]] = {}
+
+
+async def lent(key: Hashable, opening: Callable[[], AbstractAsyncContextManager[T]]) -> T:
+    """This event loop's one `key`, opened at the first call and closed when the loop (`asyncio.run`) or process ends.
+
+    An async generator holds it open, since those are what a loop closes at its end.
+    """
+    home = (os.getpid(), asyncio.get_running_loop())
+    here = _lent.get(home)
+    if here is None:
+        for gone in [known for known in _lent if known[1].is_closed()]:
+            del _lent[gone]
+        here = _lent[home] = {}
+    if key not in here:
+        holder = _hold(opening())
+        here[key] = (await anext(holder), holder)
+    value: T = here[key][0]
+    return value
+
+
+async def _hold(opened: AbstractAsyncContextManager[T]) -> AsyncGenerator[T, None]:
+    async with opened as value:
+        yield value
+
+
+async def _close(things: Mapping[Hashable, _Kept]) -> None:
+    for _, holder in things.values():
+        await holder.aclose()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Loops that run in the background until the process ends close nothing themselves."""
+    for (process, loop), things in list(_lent.items()):
+        if process == os.getpid() and loop.is_running():
+            with contextlib.suppress(TimeoutError, RuntimeError):
+                asyncio.run_coroutine_threadsafe(_close(things), loop).result(timeout=1.0)
