@@ -2,7 +2,8 @@
 
 None of them supports anybody: they are what a policy that is paid for the seeker's relief might find instead. They
 see the observation only. They were tuned on train scenarios for some ten minutes; nothing in the simulator was
-changed because of them, they have no bounds to keep, and their success rates are reported as they come out.
+tuned because of them, they have no bounds to keep, and their success rates are reported as they come out. One hole
+that they found was mechanical and is closed since: characters that show nothing (`invisible` went from 97 % to 0).
 Three more were tried and left out: a parrot that stutters (much like `invisible`), two frames by turns, a wall of text.
 
 What they lean on: each sentence is heard by a bag of n-grams, so that a carrier that says nothing true is still a

@@ -21,6 +21,7 @@ from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
+from esc_env.evaluation.attacks import SECOND
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import evaluate, hold
 from esc_env.protocols import Agent
@@ -155,9 +156,10 @@ def _scripted(name: str, function: Callable[[Sequence[ChatMessage], Seed], str])
     return partial(ScriptedAgent, name, function)
 
 
-def _paraphrased() -> Agent:
-    lines = json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))
-    return ScriptedAgent("paraphrased", partial(skilled, lines=lines))
+def _paraphrased(writer: str) -> Agent:
+    """The skilled agent in the words of somebody who has seen the moves' descriptions, but none of its lines."""
+    lines = json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))[writer]
+    return ScriptedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
 
 
 def _attack(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
@@ -190,7 +192,10 @@ def _probes() -> Iterator[Probe]:
     yield _adaptive("quoting", "quotes the seeker, then a generic sentence", _quoting)
     yield Probe("template", "asks and mirrors, blind to the stage", SCRIPTED["template"], low=0.10, high=0.50)
     yield Probe("skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], low=0.70)
-    yield Probe("paraphrased", "the same moves in another writer's words", _paraphrased, low=0.55)
+    yield Probe("paraphrased", "the same moves in another writer's words", partial(_paraphrased, "first"), low=0.55)
+    yield Probe("paraphrased again", "in a second writer's words", partial(_paraphrased, "second"), frozen=False)
+    for name, about, function in SECOND:
+        yield Probe(name, about, _scripted(name, function), frozen=False)
 
 
 PROBES: tuple[Probe, ...] = tuple(_probes())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from math import fsum, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -50,14 +50,14 @@ class BuiltinCritic:
         """`votes` votes on the relief so far, and their expectation."""
         relief = follow(scenario, dialogue, seed.episode).relief
         chances = distribution(relief)
-        expected = sum(VOTES[option] * chance for option, chance in chances.items())
+        expected = fsum(VOTES[option] * chance for option, chance in chances.items())
         return Ballot(tuple(_vote(relief, seed, rater) for rater in range(votes)), expected)
 
 
 def _vote(relief: float, seed: Seed, rater: int) -> float:
     lasting = _normal(derive(seed.episode, "rater", rater) / 2**63)
     moment = _normal(seed.at(sample=rater).uniform("moment"))
-    seen = relief + SPREAD * (math.sqrt(RATER) * lasting + math.sqrt(1.0 - RATER) * moment)
+    seen = relief + SPREAD * (sqrt(RATER) * lasting + sqrt(1.0 - RATER) * moment)
     for option, cut in CUTS.items():
         if seen < cut:
             return VOTES[option]

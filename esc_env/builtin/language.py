@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
-__all__ = ["copied_share", "function_share", "sentences", "stem", "tokens"]
+__all__ = ["copied_share", "function_share", "sentences", "stem", "tokens", "visible"]
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[?!.]")
 _BREAK = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|;\s+|\s+[-–—]\s+")
@@ -26,6 +27,16 @@ _FUNCTION = frozenset(
     weren't what what's when where which while who why will with won't would wouldn't you you'd you'll you're
     you've your yourself im ive dont cant thats u ur""".split()
 )
+
+
+_BLANK = dict.fromkeys(map(ord, "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"), " ")
+
+
+@lru_cache(maxsize=4096)
+def visible(text: str) -> str:
+    """The text as the eye reads it: compatibility forms unified, characters that show nothing taken out."""
+    shown = unicodedata.normalize("NFKC", text.translate(_BLANK))
+    return "".join(char for char in shown if unicodedata.category(char) not in ("Cf", "Cc", "Mn") or char in "\n\t")
 
 
 @lru_cache(maxsize=8192)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import fsum
 from typing import Literal
 
-from esc_env.builtin.language import copied_share, function_share, sentences, stem, tokens
+from esc_env.builtin.language import copied_share, function_share, sentences, stem, tokens, visible
 from esc_env.builtin.moves import read, weight
 from esc_env.builtin.voices import story_of
 from esc_env.dialogue import Dialogue
@@ -158,13 +159,15 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def _used_before(frame: frozenset[str], state: State) -> float:
-    """The largest Jaccard overlap of a frame with an earlier one; those below a half are not looked at."""
+    """How much a frame is one used before, in [0, 1]: nearly the same words, or an earlier one with more around it."""
     most = 0.0
     for earlier in state.frames:
-        if len(frame) <= 2 * len(earlier) and len(earlier) <= 2 * len(frame):
-            common = len(frame & earlier)
-            union = len(frame) + len(earlier) - common
-            most = max(most, common / union if union else 1.0)
+        common = len(frame & earlier)
+        smaller = min(len(frame), len(earlier))
+        union = len(frame) + len(earlier) - common
+        most = max(most, _ramp(common / union, 0.5, 0.8) if union else 1.0)
+        if smaller >= 6:
+            most = max(most, _ramp(common / smaller, 0.8, 1.0))
     return most
 
 
@@ -175,27 +178,28 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 def hear(text: str, state: State) -> Heard:
     """What the supporter's turn `text` sounds like to a seeker in `state`."""
+    text = visible(text)
     does = dict.fromkeys(FAMILIES, 0.0)
     met = asked_about = built = grounding = fluency = copied = repeated = 0.0
     questions = proposals = 0
     left = state.said - state.reflected
     parts = sentences(text)
-    length = sum(len(part) for part in parts)
+    length = sum(map(len, parts))
     for part in parts:
         reading = read(part)
         mine = _stems(part)
         fresh = mine & left
         left -= fresh
-        taken = sum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
-        taken += 0.2 * sum(weight(word) for word in mine & state.reflected)
+        taken = fsum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
+        taken += 0.2 * fsum(weight(word) for word in mine & state.reflected)
         share = taken / 1.4
         part_does = {
-            family: _ramp(sum(rate * reading[move] for move, rate in rates.items()), low, high)
+            family: _ramp(fsum(rate * reading[move] for move, rate in rates.items()), low, high)
             for family, (rates, low, high) in FAMILIES.items()
         }
         part_fluency = _ramp(function_share(tokens(part)), 0.2, 0.36) * (1.0 - part_does["noise"])
         part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
-        part_repeated = _ramp(_used_before(_frame(part, state), state), 0.5, 0.8)
+        part_repeated = _used_before(_frame(part, state), state)
         honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
         for family, amount in part_does.items():
             does[family] = max(does[family], amount * honest)
@@ -265,7 +269,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         "unheard": 0.03 * (1.0 - _ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
     }
     hurt = max(hurts, key=lambda kind: hurts[kind])
-    pain = sum(hurts.values()) * traits.harm * (2.0 - temper)
+    pain = fsum(hurts.values()) * traits.harm * (2.0 - temper)
     kind = 1.0 - _ramp(hurts["stung"] + hurts["pressed"], 0.04, 0.16)
     # Who asks, consoles and proposes all at once is heard in part only.
     focus = 1.0 / max(1.0, asking + does["mirror"] + does["propose"] - 1.0)
@@ -352,7 +356,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
 def _hits(text: str, lines: tuple[str, ...]) -> float:
     """The most that `text` shares with one of `lines`, in summed word weights."""
     mine = _stems(text)
-    return max((sum(weight(word) for word in mine & _stems(line)) for line in lines), default=0.0)
+    return max((fsum(weight(word) for word in mine & _stems(line)) for line in lines), default=0.0)
 
 
 def _fit(text: str, scenario: Scenario, state: State) -> float:
@@ -372,8 +376,8 @@ def _tell(
     if about_risk:
         chosen = next((i for i in reversed(left) if mentions_self_harm(scenario.facts[i])), left[-1])
     else:
-        near = max(left, key=lambda i: (sum(weight(word) for word in mine & _stems(scenario.facts[i])), -i))
-        if sum(weight(word) for word in mine & _stems(scenario.facts[near])) >= 1.5:
+        near = max(left, key=lambda i: (fsum(weight(word) for word in mine & _stems(scenario.facts[i])), -i))
+        if fsum(weight(word) for word in mine & _stems(scenario.facts[near])) >= 1.5:
             chosen = near
     return (*told, chosen), scenario.facts[chosen]
 
