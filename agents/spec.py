@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from esc_env.agents.callables import CallableAgent, code_digest
 from esc_env.errors import SpecError, did_you_mean
-from esc_env.protocols import Agent
-from esc_env.specs import import_object, name_of, parse_spec
+from esc_env.protocols import Agent, ChatModel
+from esc_env.specs import Spec, import_object, name_of, parse_spec
+
+if TYPE_CHECKING:
+    from esc_env.models import ModelSettings
 
 __all__ = ["builtin_names", "identity_of", "resolve_agent"]
 
@@ -21,29 +24,40 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(f"builtin:{name}" for name in SCRIPTED)
 
 
-def resolve_agent(agent: str | Agent | Callable[..., Any]) -> Agent:
+def resolve_agent(
+    agent: str | Agent | Callable[..., Any], settings: ModelSettings | None = None, *, temperature: float = 0.0
+) -> Agent:
     """The agent that a string, an object or a callable stands for.
 
     Args:
-        agent: `builtin:NAME`; `python:MODULE:NAME` (a function, an object, or a class with `respond` that takes no
-            arguments); an object with an async `respond(dialogue, *, seed)`, used as it is; or a callable
+        agent: `builtin:NAME`; `PROVIDER/NAME[@URL][#STYLE]` or `local:PATH[#STYLE]` (a chat model as `ChatAgent`);
+            `python:MODULE:NAME` (a function, an object, a ChatModel, or a class with `respond` that takes no
+            arguments); an object with an async `respond(dialogue, *, seed)`, used as it is; a ChatModel; or a callable
             `function(messages) -> str | Reply`, sync or async (see `CallableAgent`).
+        settings: how chat models are called.
+        temperature: of a chat model.
 
     Raises:
-        SpecError: the string names nothing (with the nearest names), or the object is no agent.
+        SpecError: the string names nothing (with the nearest names), the object is no agent, or the model is known not
+            to take this temperature.
+        MissingExtra: the packages that the model needs are not installed.
     """
     if isinstance(agent, str):
-        return _named(agent)
+        return _named(agent, settings, temperature)
     if inspect.isclass(agent) and hasattr(agent, "respond"):
         raise SpecError(f"{name_of(agent)} is a class; give an object of it: {agent.__name__}(...)")
     if callable(getattr(agent, "respond", None)):
         return cast(Agent, agent)
+    if isinstance(agent, ChatModel) and not inspect.isclass(agent):
+        from esc_env.agents.chat import ChatAgent
+
+        return ChatAgent(agent, temperature=temperature)
     if callable(agent):
         return CallableAgent(agent)
     raise SpecError(f"an agent must be a string, an object with respond() or a callable, not {type(agent).__name__}")
 
 
-def _named(text: str) -> Agent:
+def _named(text: str, settings: ModelSettings | None, temperature: float) -> Agent:
     spec = parse_spec(text)
     if spec.kind == "builtin":
         from esc_env.agents.scripted import SCRIPTED
@@ -57,11 +71,24 @@ def _named(text: str) -> Agent:
             raise SpecError(f"{text}: this is a str, not an agent")
         if inspect.isclass(thing) and hasattr(thing, "respond"):
             thing = thing()
-        return resolve_agent(thing)
-    raise SpecError(
-        f"agent {text!r}: this release has no model agents yet (they come with the `llm` and `local` extras); "
-        "use builtin:NAME, or call your model in a function and give python:MODULE:NAME"
-    )
+        if inspect.isclass(thing) or not isinstance(thing, ChatModel) or hasattr(thing, "respond"):
+            if spec.style is not None:
+                raise SpecError(f"{text}: #{spec.style} is a style of chat models, and this is none")
+            return resolve_agent(cast("Callable[..., Any]", thing), settings)
+    return _chat(spec, settings, temperature)
+
+
+def _chat(spec: Spec, settings: ModelSettings | None, temperature: float) -> Agent:
+    from esc_env.agents.chat import STYLES, ChatAgent
+
+    style = spec.style or "standard"
+    if style not in STYLES:  # told before a model is opened
+        raise SpecError(f"no prompting style {style!r}. {did_you_mean(style, STYLES)}")
+    from esc_env.models import check_parameters, open_model
+
+    model = open_model(spec, settings)
+    check_parameters(model, "agent", temperature=temperature)
+    return ChatAgent(model, style, temperature)
 
 
 def identity_of(agent: Agent) -> Mapping[str, Any]:

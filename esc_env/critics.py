@@ -229,7 +229,8 @@ def resolve_critic(
         mode, temperature: of a chat model that votes.
 
     Raises:
-        SpecError: an unknown string, or an object that is neither a Critic nor callable.
+        SpecError: an unknown string, an object that is neither a Critic nor callable, or a model that is known not to
+            take this mode or temperature.
         MissingExtra: the packages that the model needs are not installed.
     """
     if isinstance(critic, str):
@@ -245,9 +246,13 @@ def resolve_critic(
             return resolve_critic(thing, settings, mode=mode, temperature=temperature)
         if spec.style is not None:
             raise SpecError(f"{critic!r}: a style (#{spec.style}) belongs to a supporter; a critic has none")
-        from esc_env.models import open_model
+        from esc_env.models import check_parameters, open_model
 
-        return LLMCritic(open_model(spec, settings), mode, temperature)
+        judge = LLMCritic(open_model(spec, settings), mode, temperature)
+        check_parameters(
+            judge.model, "critic", temperature=temperature if mode == "votes" else 1.0, logprobs=mode == "logprobs"
+        )
+        return judge
     if isinstance(critic, ChatModel) and not isinstance(critic, type):
         return LLMCritic(critic, mode, temperature)
     if isinstance(critic, Critic) and not isinstance(critic, type):

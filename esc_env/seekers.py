@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esc_env._loop import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
-from esc_env.prompts import Prompts, seal, sealed_transcript
+from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Reply, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
@@ -49,8 +48,8 @@ _COUNSELS = re.compile(
       | \bas\ your\ (?:therapist|counsell?or|supporter)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What helpers say and seekers do not: in 1 of the 15,965 seeker messages of ESConv's training split (where it is true),
-and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
+"""What helpers say and seekers do not: in 1 of the 15,965 seeker messages of ESConv's training split (and there it is
+true), and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
 _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be understood, then a next step"}
 _ROLES = r"supporter|therapist|counsell?or|helper|assistant|system|ai|user|human|支持者|咨询师|助手|用户"
 _ME = r"seeker|help-seeker|person|patient|client|me|求助者|来访者"
@@ -205,14 +204,7 @@ def _again(question: ChatMessage, fault: str) -> ChatMessage:
 
 def _unwrapped(text: str) -> str:
     """The message inside of what models wrap around it: its JSON form, the seeker's own label, quotation marks."""
-    text = text.strip()
-    if text.startswith("{"):
-        try:
-            data = json.loads(text)
-        except ValueError:
-            return text
-        if isinstance(data, dict) and data.get("role", "seeker") == "seeker" and isinstance(data.get("content"), str):
-            text = data["content"].strip()
+    text = said_as("seeker", text)
     text = text[found.end() :] if (found := _OWN_LABEL.match(text)) else text
     for opening, closing in (('"', '"'), ("“", "”")):
         if len(text) > 2 and text[0] == opening and text[-1] == closing and not set(text[1:-1]) & {opening, closing}:
@@ -226,16 +218,20 @@ def _shares_words(said: str, instructions: str, run: int = 8) -> bool:
     return any(" ".join(words[i : i + run]) in known for i in range(len(words) - run + 1))
 
 
-def resolve_seeker(seeker: str | Seeker | Callable[..., Any], settings: ModelSettings | None = None) -> Seeker:
+def resolve_seeker(
+    seeker: str | Seeker | Callable[..., Any], settings: ModelSettings | None = None, *, temperature: float = 0.7
+) -> Seeker:
     """The seeker that a string, an object or a callable stands for.
 
     Args:
         seeker: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMSeeker`); `python:MODULE:NAME`
             (a Seeker, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
+        temperature: of a chat model.
 
     Raises:
-        SpecError: an unknown string, or an object that is neither a Seeker nor callable.
+        SpecError: an unknown string, an object that is neither a Seeker nor callable, or a model that is known not to
+            take this temperature.
         MissingExtra: the packages that the model needs are not installed.
     """
     if isinstance(seeker, str):
@@ -248,14 +244,16 @@ def resolve_seeker(seeker: str | Seeker | Callable[..., Any], settings: ModelSet
             return BuiltinSeeker()
         thing = import_object(spec.name) if spec.kind == "python" else None
         if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
-            return resolve_seeker(thing, settings)
+            return resolve_seeker(thing, settings, temperature=temperature)
         if spec.style is not None:
             raise SpecError(f"{seeker!r}: a style (#{spec.style}) belongs to a supporter; a seeker has none")
-        from esc_env.models import open_model
+        from esc_env.models import check_parameters, open_model
 
-        return LLMSeeker(open_model(spec, settings))
+        model = open_model(spec, settings)
+        check_parameters(model, "seeker", temperature=temperature)
+        return LLMSeeker(model, temperature)
     if isinstance(seeker, ChatModel) and not isinstance(seeker, type):
-        return LLMSeeker(seeker)
+        return LLMSeeker(seeker, temperature)
     if isinstance(seeker, Seeker) and not isinstance(seeker, type):
         return seeker
     if callable(seeker):

@@ -15,9 +15,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from esc_env.dialogue import Dialogue
+from esc_env.dialogue import Dialogue, Role
 
-__all__ = ["Prompts", "seal", "sealed_transcript"]
+__all__ = ["Prompts", "said_as", "seal", "sealed_transcript"]
 
 _UNSEALED = re.compile(r"[<>\[\]\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What opens or closes template tokens (`<|im_end|>`, `[INST]`), breaks lines or turns the direction of reading."""
@@ -73,3 +73,20 @@ def sealed_transcript(dialogue: Dialogue) -> str:
     No thoughts, no strategies.
     """
     return "\n".join(seal({"role": message.role, "content": message.content}) for message in dialogue.merged())
+
+
+def said_as(role: Role, text: str) -> str:
+    """What a model said that was shown the dialogue as JSON: models like to answer in the same form.
+
+    >>> said_as("seeker", '{"role": "seeker", "content": "I am tired."}')
+    'I am tired.'
+    """
+    text = text.strip()
+    if text.startswith("{"):
+        try:
+            data = json.loads(text)
+        except ValueError:
+            return text
+        if isinstance(data, dict) and data.get("role", role) == role and isinstance(data.get("content"), str):
+            return str(data["content"]).strip()
+    return text

@@ -1,0 +1,256 @@
+"""Chat models as supporters, prompted in one of several styles.
+
+| style | requests a turn | what it does |
+|---|---|---|
+| `standard` | 1 | answers |
+| `think` | 1 | thinks between `<think>` tags, then answers: the paper's format |
+| `cot` | 1 | reasons step by step, then answers |
+| `chain-of-strategy` | 1 | chooses a support strategy, then answers |
+| `procot` | 1 | analyses the conversation, chooses a strategy, then answers |
+| `self-refine` | 3 | drafts, criticises the draft, writes it again |
+| `icl-aif` | 4 | tries on an imagined seeker, hears a coach, tries again |
+| `lookahead` | 10 | tries three strategies on an imagined seeker, says what went best |
+
+Prompts are the files `agents/prompts/*.txt`. What goes on before the reply is kept as its thought, and reaches nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from esc_env.agents import planners
+from esc_env.dialogue import ChatMessage, Dialogue, split_thought
+from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
+from esc_env.protocols import ChatModel, Completion, Reply, Usage
+from esc_env.seeds import Seed
+
+__all__ = ["STYLES", "ChatAgent", "Style", "Turn"]
+
+_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
+_LABEL = re.compile(r"^[\s*_#]*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.I | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ChatAgent:
+    """A chat model as the supporter.
+
+    A refusal, a cut reply and silence are replies like any other: the seeker hears what is left of them.
+
+    Attributes:
+        model: any ChatModel.
+        style: one of `STYLES`.
+        temperature: of every request, unless the style says otherwise. *Source:* PPDPP: 0 in evaluation.
+        max_tokens: longest completion of one request, thinking included. Ours.
+
+    Raises:
+        SpecError: an unknown style.
+    """
+
+    model: ChatModel
+    style: str = "standard"
+    temperature: float = 0.0
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise SpecError(f"no prompting style {self.style!r}. {did_you_mean(self.style, STYLES)}")
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model says that it answers the same request with the same text."""
+        return bool(getattr(self.model, "deterministic", False))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Style, model, decoding and a hash of the prompts."""
+        return {
+            "name": "chat",
+            "style": self.style,
+            "model": dict(self.model.identity),
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "prompts": _PROMPTS.digest(STYLES[self.style].prompts),
+        }
+
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """The next utterance. Raises a ModelError when the model cannot be reached."""
+        return await STYLES[self.style].speak(Turn(self, dialogue, seed))
+
+
+@dataclass(frozen=True)
+class Style:
+    """A way to come to a reply.
+
+    Attributes:
+        speak: the way.
+        requests: how many requests it makes a turn, always.
+        prompts: the files it uses.
+        source: where it comes from.
+    """
+
+    speak: Callable[[Turn], Awaitable[Reply]]
+    requests: int
+    prompts: tuple[str, ...]
+    source: str
+
+
+class Turn:
+    """One reply in the making: asks the model, names every request by its own seed, adds up the usage."""
+
+    def __init__(self, agent: ChatAgent, dialogue: Dialogue, seed: Seed) -> None:
+        self.agent = agent
+        self.dialogue = dialogue
+        self.seed = seed
+        self._usage: dict[int, Usage] = {}
+        self._transcript = _PROMPTS.fill("conversation", transcript=sealed_transcript(dialogue))
+
+    @property
+    def usage(self) -> Usage:
+        """Of all requests so far."""
+        return sum((self._usage[number] for number in sorted(self._usage)), Usage())
+
+    async def speak(self, form: str) -> Completion:
+        """The supporter's completion on the chat itself, in the form of `format-{form}.txt`. The turn's one request."""
+        system = f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
+        chat: list[ChatMessage] = [
+            {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}
+            for message in self.dialogue.as_chat("supporter", opening="...")
+        ]
+        return await self._complete([{"role": "system", "content": system}, *chat], 0)
+
+    async def ask(self, question: str, number: int, **slots: Any) -> str:
+        """The answer to a question about the conversation, without its thinking.
+
+        Args:
+            question: the prompt; the conversation stands before it as sealed JSON.
+            number: the position of this request in the turn.
+            slots: data (or plain strategy names) for the prompt's slots.
+        """
+        completion = await self._complete(self._about(question, slots), number)
+        return said_as("supporter", split_thought(_text(completion))[1])
+
+    async def votes(self, question: str, number: int, count: int, **slots: Any) -> Sequence[str | None]:
+        """`count` answers to a question, sampled at temperature 1."""
+        return (await self._complete(self._about(question, slots), number, n=count, temperature=1.0)).texts
+
+    async def write(self, question: str, number: int, thought: Callable[[], str], **slots: Any) -> Reply:
+        """The reply itself, as the answer to a question; what led to it is its thought."""
+        completion = await self._complete(self._about(question, slots), number)
+        inner, said = split_thought(_text(completion))
+        notes = "\n".join(note for note in (thought(), inner) if note)
+        return Reply(said_as("supporter", said), notes, usage=self.usage, finish_reason=_finish(completion))
+
+    def _about(self, question: str, slots: Mapping[str, Any]) -> list[ChatMessage]:
+        filled = {name: data if name == "strategy" else seal(data) for name, data in slots.items()}
+        return [
+            {"role": "system", "content": f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text('data')}"},
+            {"role": "user", "content": f"{self._transcript}\n\n{_PROMPTS.fill(question, **filled)}"},
+        ]
+
+    async def _complete(
+        self, chat: Sequence[ChatMessage], number: int, n: int = 1, temperature: float | None = None
+    ) -> Completion:
+        completion = await self.agent.model.complete(
+            chat,
+            n=n,
+            temperature=self.agent.temperature if temperature is None else temperature,
+            max_tokens=self.agent.max_tokens,
+            seed=self.seed.at(sample=number).value,
+        )
+        if not completion.texts:
+            raise BadCompletion("the supporter's model returned no choice. Run the same command again")
+        self._usage[number] = completion.usage
+        return completion
+
+
+def _text(completion: Completion) -> str:
+    return completion.texts[0] or ""
+
+
+def _finish(completion: Completion) -> str | None:
+    return completion.finish_reasons[0] if completion.finish_reasons else None
+
+
+async def _answer(turn: Turn, form: str) -> Reply:
+    """One request; a think block becomes the thought."""
+    completion = await turn.speak(form)
+    thought, said = split_thought(_text(completion))
+    return Reply(said.strip(), thought, usage=turn.usage, finish_reason=_finish(completion))
+
+
+async def _in_form(turn: Turn, form: str) -> Reply:
+    """One request for an answer under labels; what stands under `Response:` is said.
+
+    An answer that has no label is said as it is; one that was cut before `Response:` says nothing.
+    """
+    completion = await turn.speak(form)
+    inner, text = split_thought(_text(completion))
+    parts: dict[str, str] = {}
+    labels = list(_LABEL.finditer(text))
+    for place, label in enumerate(labels):
+        name = label[1].lower()
+        end = labels[place + 1].start() if place + 1 < len(labels) and name != "response" else len(text)
+        parts.setdefault(name, text[label.end() : end].strip())
+        if name == "response":
+            break
+    said = parts.pop("response", "" if parts else text.strip())
+    notes = [inner, *(f"{name.capitalize()}: {part}" for name, part in parts.items())]
+    thought = "\n".join(note for note in notes if note) or None
+    return Reply(
+        said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, _finish(completion)
+    )
+
+
+async def _self_refine(turn: Turn) -> Reply:
+    """Draft, feedback, refinement: one iteration, whatever the feedback says."""
+    draft = await turn.ask("draft", 0)
+    feedback = await turn.ask("self-refine-feedback", 1, draft=draft)
+    return await turn.write(
+        "self-refine-refine", 2, lambda: f"Draft: {draft}\nFeedback: {feedback}", draft=draft, feedback=feedback
+    )
+
+
+_ABOUT = ("standard", "data", "conversation")
+
+STYLES: Mapping[str, Style] = {
+    "standard": Style(
+        partial(_answer, form="plain"), 1, ("standard", "format-plain"),
+        "the vanilla prompt that RLFF-ESC (arXiv 2508.12935) and PPDPP (ICLR 2024) compare with; wording ours",
+    ),
+    "think": Style(
+        partial(_answer, form="think"), 1, ("standard", "format-think"), "RLFF-ESC (arXiv 2508.12935), stage 3"
+    ),
+    "cot": Style(
+        partial(_in_form, form="cot"), 1, ("standard", "format-cot"),
+        "Kojima et al., Large Language Models are Zero-Shot Reasoners (NeurIPS 2022)",
+    ),
+    "chain-of-strategy": Style(
+        partial(_in_form, form="chain-of-strategy"), 1, ("standard", "format-chain-of-strategy"),
+        "the baseline of RLFF-ESC's table, over the strategies of Liu et al. (ACL 2021); wording ours",
+    ),
+    "procot": Style(
+        partial(_in_form, form="procot"), 1, ("standard", "format-procot"),
+        "Deng et al., Prompting and Evaluating LLMs for Proactive Dialogues (Findings of EMNLP 2023)",
+    ),
+    "self-refine": Style(
+        _self_refine, 3, (*_ABOUT, "draft", "self-refine-feedback", "self-refine-refine"),
+        "Madaan et al., Self-Refine: Iterative Refinement with Self-Feedback (NeurIPS 2023)",
+    ),
+    "icl-aif": Style(
+        planners.icl_aif, 4, (*_ABOUT, "draft", "reaction", "icl-aif-coach", "icl-aif-again"),
+        "Fu et al., Improving Language Model Negotiation with Self-Play and In-Context Learning from AI Feedback "
+        "(arXiv 2305.10142)",
+    ),
+    "lookahead": Style(
+        planners.lookahead, 10, (*_ABOUT, "lookahead-plan", "lookahead-draft", "reaction", "lookahead-value"),
+        "after GDP-Zero: Yu et al., Prompt-Based Monte-Carlo Tree Search for Goal-Oriented Dialogue Policy Planning "
+        "(EMNLP 2023)",
+    ),
+}  # fmt: skip
+"""The prompting styles, by name."""

@@ -1,0 +1,79 @@
+"""Styles that try a reply on an imagined seeker before they say one.
+
+The imagined seeker is the supporter's own model: a planner knows no more than the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from esc_env.critics import parse_vote
+from esc_env.protocols import Reply
+
+if TYPE_CHECKING:
+    from esc_env.agents.chat import Turn
+
+__all__ = ["STRATEGIES", "icl_aif", "lookahead", "strategy_in"]
+
+STRATEGIES = (
+    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
+    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
+)  # fmt: skip
+"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
+
+BRANCHES = 3
+"""Strategies that `lookahead` tries. Ours: GDP-Zero spends 10 to 50 simulations a turn."""
+VOTES = 5
+"""Answers per judged future, in one request. Ours: GDP-Zero takes 10."""
+
+
+async def icl_aif(turn: Turn) -> Reply:
+    """An attempt, the imagined seeker's answer to it, a coach's advice on both, a second attempt: 4 requests.
+
+    *Source:* ICL-AIF (Fu et al., arXiv 2305.10142), whose coach comments on a whole self-played dialogue; here on one
+    exchange of it in every turn.
+    """
+    draft = await turn.ask("draft", 0)
+    attempt = {"supporter": draft, "seeker": await turn.ask("reaction", 1, draft=draft)}
+    advice = await turn.ask("icl-aif-coach", 2, attempt=attempt)
+    return await turn.write(
+        "icl-aif-again",
+        3,
+        lambda: f"Attempt: {draft}\nSeeker: {attempt['seeker']}\nCoach: {advice}",
+        attempt=attempt,
+        advice=advice,
+    )
+
+
+async def lookahead(turn: Turn) -> Reply:
+    """Three strategies, each tried on the imagined seeker and judged; the reply that went best is said: 10 requests.
+
+    One to propose strategies; then for each, all at once: the reply, the answer to it, and a vote on how the seeker
+    feels. Of equals, the one proposed first is taken.
+
+    *Source:* after GDP-Zero (Yu et al., EMNLP 2023): its prompted prior, simulation and value; a tree of depth 1, all
+    of whose branches are seen, in place of its search.
+    """
+    named = await turn.ask("lookahead-plan", 0)
+    proposed = [strategy_in(line) for line in named.splitlines()]
+    branches = list(dict.fromkeys([*filter(None, proposed), *STRATEGIES]))[:BRANCHES]
+
+    async def follow(place: int, strategy: str) -> tuple[float, str]:
+        draft = await turn.ask("lookahead-draft", 3 * place + 1, strategy=strategy)
+        future = {"supporter": draft, "seeker": await turn.ask("reaction", 3 * place + 2, draft=draft)}
+        answers = await turn.votes("lookahead-value", 3 * place + 3, VOTES, future=future)
+        votes = [vote for vote in map(parse_vote, answers) if vote is not None]
+        return (sum(votes) / len(votes) if votes else -1.0), draft
+
+    tried = await asyncio.gather(*(follow(place, strategy) for place, strategy in enumerate(branches)))
+    best = max(range(len(tried)), key=lambda place: tried[place][0])
+    notes = [f"{strategy} ({value:+.2f}): {draft}" for strategy, (value, draft) in zip(branches, tried, strict=True)]
+    return Reply(tried[best][1], "\n".join(notes), branches[best], turn.usage, "stop")
+
+
+def strategy_in(text: str) -> str | None:
+    """The strategy that a line names, in ESConv's spelling; None if it names none, or several."""
+    plain = text.casefold()
+    named = [strategy for strategy in STRATEGIES if strategy.casefold() in plain]
+    return named[0] if len(named) == 1 else None
