@@ -124,7 +124,7 @@ class Turn:
         ]
         return await self._complete([{"role": "system", "content": system}, *chat], 0)
 
-    async def ask(self, question: str, number: int, **slots: Any) -> str:
+    async def ask(self, question: str, number: int, /, **slots: Any) -> str:
         """The answer to a question about the conversation, without its thinking.
 
         Args:
@@ -135,11 +135,11 @@ class Turn:
         completion = await self._complete(self._about(question, slots), number)
         return said_as("supporter", split_thought(_text(completion))[1])
 
-    async def votes(self, question: str, number: int, count: int, **slots: Any) -> Sequence[str | None]:
+    async def votes(self, question: str, number: int, count: int, /, **slots: Any) -> Sequence[str | None]:
         """`count` answers to a question, sampled at temperature 1."""
         return (await self._complete(self._about(question, slots), number, n=count, temperature=1.0)).texts
 
-    async def write(self, question: str, number: int, thought: Callable[[], str], **slots: Any) -> Reply:
+    async def write(self, question: str, number: int, thought: Callable[[], str], /, **slots: Any) -> Reply:
         """The reply itself, as the answer to a question; what led to it is its thought."""
         completion = await self._complete(self._about(question, slots), number)
         inner, said = split_thought(_text(completion))

@@ -30,7 +30,7 @@ class Prompts:
         self.folder = folder
         self._text = cache(lambda name: (folder / f"{name}.txt").read_text(encoding="utf-8").strip())
 
-    def fill(self, name: str, **slots: str) -> str:
+    def fill(self, name: str, /, **slots: str) -> str:
         """The prompt of this name with every slot filled. Slots inside of what is filled in are left alone."""
         return Template(self._text(name)).substitute(slots)
 
