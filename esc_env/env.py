@@ -13,6 +13,7 @@ and changes nothing; `_commit` then puts it in place. So a step that fails, or i
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import warnings
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import gymnasium
 import numpy as np
@@ -31,10 +32,11 @@ from gymnasium.wrappers import TimeLimit
 
 from esc_env._loop import run
 from esc_env.conversation import Chairs, begin, check_history, exchange
-from esc_env.critics import resolve_critic
+from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ChairError, ScenarioError, did_you_mean
+from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rendering import Console, show, transcript
 from esc_env.rules import Rules
@@ -128,15 +130,21 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         threshold: solved when the critic's score is greater. *Source:* PPDPP: 0.5.
         votes: how often the critic is asked. *Source:* PPDPP: 10.
         critic_temperature: of those votes. *Source:* PPDPP: 1.1.
+        critic_mode: how a critic that is a chat model votes: `votes` (sampled answers) or `logprobs` (one request for
+            the distribution, votes drawn from it).
+        seeker_temperature: of a seeker that is a chat model. Ours: 0.7.
         max_chars: longest action, in characters.
         persona: how every seeker meets help (`esc_env.PERSONAS`); None leaves each scenario its own.
         on_error: what a failed seeker or critic does to `step`. `raise`: a `ChairError`; nothing has changed, and the
             same step may be made again. `truncate` (unattended training): the episode ends with `truncated=True`,
             reward 0 and `info["error"]`. A failed `reset` always raises: there is no episode to end.
         render_mode: `ansi` (`render` returns the conversation as text) or `human` (printed as it goes on).
+        models: how chat models are called, such as `budget="5 USD"`, `record="run.db"` or `concurrency=64`: the fields
+            of `esc_env.models.ModelSettings`.
 
     Raises:
-        SpecError: a seeker or critic that names nothing.
+        SpecError: a seeker or critic that names nothing, or a model that is known not to take what it would be asked.
+        MissingExtra: the packages that a model needs are not installed.
         ScenarioError: no scenarios, an unknown persona, or a file that cannot be used.
         ValueError: any other argument out of range.
     """
@@ -156,18 +164,27 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         threshold: float = 0.5,
         votes: int = 10,
         critic_temperature: float = 1.1,
+        critic_mode: CriticMode = "votes",
+        seeker_temperature: float = 0.7,
         max_chars: int = 8000,
         persona: str | None = None,
         on_error: Literal["raise", "truncate"] = "raise",
         render_mode: Literal["human", "ansi"] | None = None,
+        **models: Unpack[ModelOptions],
     ) -> None:
+        arguments = inspect.getfullargspec(ESCEnv.__init__)
+        settings = ModelSettings.of(models, *arguments.args[1:], *arguments.kwonlyargs)
         _one_of("dataset", dataset, ("esconv", "extes"))
         _one_of("reward", reward, ("terminal", "dense"))
         _one_of("on_error", on_error, ("raise", "truncate"))
         if render_mode is not None:
             _one_of("render_mode", render_mode, self.metadata["render_modes"])
         rules = Rules(max_turns, threshold, votes, critic_temperature, opening, max_chars)
-        self.chairs = Chairs(resolve_seeker(seeker), resolve_critic(critic), rules)
+        self.chairs = Chairs(
+            resolve_seeker(seeker, settings, temperature=seeker_temperature),
+            resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature),
+            rules,
+        )
         self.scenarios = _scenario_set(scenarios, dataset, persona)
         self.persona = persona
         self.reward = reward

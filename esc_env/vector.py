@@ -19,11 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from esc_env._loop import run
-from esc_env.critics import resolve_critic
 from esc_env.env import Draw, Episode, ESCEnv, Observation, warn_of_limit, with_determinism
 from esc_env.errors import ActionError, ESCError, VectorStepError, did_you_mean
-from esc_env.protocols import Critic, Reply, Seeker
-from esc_env.seekers import resolve_seeker
+from esc_env.protocols import Reply
 
 __all__ = ["ESCVectorEnv"]
 
@@ -47,8 +45,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         num_envs: how many; at least 1.
         autoreset_mode: Gymnasium's `AutoresetMode`, its value (`NextStep`) or its name (`NEXT_STEP`).
         max_episode_steps: truncate episodes after so many steps, as `TimeLimit` does. Below `max_turns` it warns.
-        scenarios, seeker, critic, options: as for `esc_env.env.ESCEnv`; chairs are made once and shared, since they
-            hold no conversation.
+        options: as for `esc_env.env.ESCEnv`; chairs are made once and shared, since they hold no conversation.
 
     Raises:
         ValueError: an argument out of range.
@@ -62,8 +59,6 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         *,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
-        seeker: str | Seeker | Callable[..., Any] = "builtin",
-        critic: str | Critic | Callable[..., Any] = "builtin",
         **options: Any,
     ) -> None:
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
@@ -72,10 +67,9 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
-        seeker, critic = resolve_seeker(seeker), resolve_critic(critic)
-        first = ESCEnv(seeker=seeker, critic=critic, **options)
-        options["scenarios"] = first.scenarios
-        others = (ESCEnv(seeker=seeker, critic=critic, **options) for _ in range(num_envs - 1))
+        first = ESCEnv(**options)
+        shared = {"scenarios": first.scenarios, "seeker": first.chairs.seeker, "critic": first.chairs.critic}
+        others = (ESCEnv(**{**options, **shared}) for _ in range(num_envs - 1))
         self.envs = (first, *others)
         warn_of_limit(max_episode_steps, first.chairs.rules)
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
+class _CriticMode(StrEnum):
+    VOTES = "votes"
+    LOGPROBS = "logprobs"
+
+
+class _Wire(StrEnum):
+    AUTO = "auto"
+    AIOHTTP = "aiohttp"
+    OPENAI = "openai"
+    LITELLM = "litellm"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
@@ -35,8 +48,8 @@ def _eval(
         typer.Option(
             "--agent",
             "-a",
-            help="The supporter: builtin:NAME, or python:MODULE:NAME for your own function or object. Repeat it for "
-            "several. Default: all builtin ones.",
+            help="The supporter: builtin:NAME; a chat model, PROVIDER/NAME[@URL][#STYLE] or local:PATH; or "
+            "python:MODULE:NAME for your own function or object. Repeat it for several. Default: all builtin ones.",
             show_default=False,
         ),
     ] = None,
@@ -51,10 +64,18 @@ def _eval(
         ),
     ] = None,
     seeker: Annotated[
-        str, typer.Option(help="Who plays the person with the problem: builtin, or python:MODULE:NAME.")
+        str,
+        typer.Option(
+            help="Who plays the person with the problem: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or "
+            "python:MODULE:NAME."
+        ),
     ] = "builtin",
     critic: Annotated[
-        str, typer.Option(help="Who judges whether the problem is solved: builtin, or python:MODULE:NAME.")
+        str,
+        typer.Option(
+            help="Who judges whether the problem is solved: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), "
+            "or python:MODULE:NAME."
+        ),
     ] = "builtin",
     persona: Annotated[
         str | None,
@@ -70,7 +91,6 @@ def _eval(
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges before a conversation counts as not solved.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Conversations held at the same time.")] = 16,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +106,67 @@ def _eval(
         bool | None,
         typer.Option("--progress/--no-progress", help="Show a bar. Default: in a terminal.", show_default=False),
     ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of agents that are chat models.")] = 0.0,
+    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
+    critic_temperature: Annotated[
+        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
+    ] = 1.1,
+    critic_mode: Annotated[
+        _CriticMode,
+        typer.Option(
+            help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of "
+            "one."
+        ),
+    ] = _CriticMode.VOTES,
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, help="Conversations held at the same time, and requests in flight per endpoint."),
+    ] = 64,
+    rpm: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests a minute per endpoint, at most.", show_default=False),
+    ] = None,
+    tpm: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens a minute per endpoint, at most.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for one answer of a server, before it is asked again.")
+    ] = 60.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Seconds for one call with all its retries. Default: 600.", show_default=False),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. The same command with "
+            "a larger one goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep every request to a model and its answer in this file.", show_default=False),
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer in the models' place from a recorded file; needs no key and no network. A request that is not "
+            "there is an error.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Answer from this file what is there; ask for and keep the rest.", show_default=False),
+    ] = None,
+    wire: Annotated[
+        _Wire,
+        typer.Option(
+            help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
+        ),
+    ] = _Wire.AUTO,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
@@ -95,12 +176,18 @@ def _eval(
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.evaluation.runner import evaluate
+    from esc_env.models import ModelOptions, ModelSettings
     from esc_env.rules import Rules
 
     agents = agent or list(builtin_names())
+    models: ModelOptions = {
+        "concurrency": concurrency, "requests_per_minute": rpm, "tokens_per_minute": tpm, "timeout": timeout,
+        "deadline": deadline, "budget": budget, "record": record, "replay": replay, "cache": cache, "wire": wire.value,
+    }  # fmt: skip
     for name in agents:
-        resolve_agent(name)  # a misspelt one is told before anything runs
+        resolve_agent(name, ModelSettings.of(models), temperature=temperature)  # a misspelt one is told at once
     sources = scenarios or ["builtin:test"]
+    rules = Rules(max_turns=max_turns, critic_temperature=critic_temperature)
     several = len(agents) * len(sources) > 1
     shown = sys.stderr.isatty() if progress is None else progress
     complete = True
@@ -111,9 +198,9 @@ def _eval(
             folder = out / f"{_slug(name)}--{_slug(source)}" if out and several else out
             with _told(f"{name} on {source}", shown) as told:
                 report = evaluate(
-                    name, source, seeker=seeker, critic=critic, rules=Rules(max_turns=max_turns), persona=persona,
-                    limit=limit, trials=trials, seed=seed, concurrency=concurrency, out=folder, fresh=fresh,
-                    progress=told,
+                    name, source, seeker=seeker, critic=critic, rules=rules, persona=persona, limit=limit,
+                    trials=trials, seed=seed, out=folder, fresh=fresh, progress=told, critic_mode=critic_mode.value,
+                    seeker_temperature=seeker_temperature, temperature=temperature, **models,
                 )  # fmt: skip
             reports.append(report)
             resumed[report.run_key] = told.first

@@ -13,6 +13,7 @@ The same call resumes: conversations with an outcome are never held again, error
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,16 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import resolve_critic
-from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.critics import CriticMode, resolve_critic
+from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.report import Report, summarise_run
-from esc_env.protocols import Agent, Critic, Seeker
+from esc_env.models import ModelOptions, ModelSettings, check_model
+from esc_env.protocols import Agent, ChatModel, Critic, Seeker
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
@@ -54,10 +56,13 @@ def evaluate(
     limit: int | None = None,
     trials: int = 1,
     seed: int = 0,
-    concurrency: int = 16,
     out: str | Path | None = None,
     fresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    critic_mode: CriticMode = "votes",
+    seeker_temperature: float = 0.7,
+    temperature: float = 0.0,
+    **models: Unpack[ModelOptions],
 ) -> Report:
     """Hold one conversation per scenario and trial, and report how many were solved.
 
@@ -65,35 +70,51 @@ def evaluate(
     await `asyncio.to_thread(evaluate, …)`.
 
     Args:
-        agent: the supporter: a string (`builtin:skilled`, `python:MODULE:NAME`), an object with `respond`, or
-            `function(messages) -> str`; see `esc_env.agents.resolve_agent`.
+        agent: the supporter: a string (`builtin:skilled`, `openai/gpt-4o`, `python:MODULE:NAME`), an object with
+            `respond`, or `function(messages) -> str`; see `esc_env.agents.resolve_agent`.
         scenarios: a string (`builtin:test`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
-        rules: T, threshold, votes and so on; by default `Rules()`.
+        rules: T, threshold, votes and their temperature, and so on; by default `Rules()`.
         persona: how every seeker meets help; None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         trials: conversations per scenario, at least 1, each with its own seed.
         seed: of the run; every episode seed is derived from it.
-        concurrency: conversations held at the same time, at least 1. A conversation has one request in flight.
         out: the run's folder; by default `runs/<run key>`.
         fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
         progress: called with (conversations with an outcome or error, all conversations), first before anything runs.
+        critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
+        seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
+        models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of
+            `esc_env.models.ModelSettings`. `concurrency`, 64 by default, is also how many conversations are held at
+            the same time; each has one call in flight.
 
     Raises:
-        SpecError: a string names nothing.
+        SpecError: a string names nothing, or a model that is known not to take what it would be asked.
+        MissingExtra: the packages that a model needs are not installed.
+        ModelError: a model does not answer at all; nothing was started.
         ScenarioError: no scenario, or a file of them cannot be used.
         ProtocolMismatch: the folder holds another run; the message names what differs.
         RecordError: the folder cannot be used, or another process writes there.
-        ValueError: limit, trials or concurrency below 1.
+        ValueError: limit or trials below 1.
     """
-    for name, number in (("limit", limit), ("trials", trials), ("concurrency", concurrency)):
+    for name, number in (("limit", limit), ("trials", trials)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    supporter = resolve_agent(agent)
-    chairs = Chairs(resolve_seeker(seeker), resolve_critic(critic), rules or Rules())
+    arguments = inspect.getfullargspec(evaluate)
+    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    rules = rules or Rules()
+    supporter = resolve_agent(agent, settings, temperature=temperature)
+    chairs = Chairs(
+        resolve_seeker(seeker, settings, temperature=seeker_temperature),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=rules.critic_temperature),
+        rules,
+    )
     chosen = _choose(scenarios, limit, persona)
     plan = _plan(agent, supporter, chairs, chosen, trials, seed)
     folder = Path(out) if out is not None else Path("runs") / plan.run_key
+    begun = is_run(folder) and not fresh
+    if not begun:
+        run(_answering(supporter, chairs))
     with _opened(folder, plan, fresh) as writer:
         by_id = {scenario.id: scenario for scenario in chosen}
         ended = {
@@ -114,7 +135,9 @@ def evaluate(
         if progress:
             progress(held, len(plan.episodes))
         if pending:
-            run(hold(pending, supporter, chairs, seed, concurrency, keep))
+            if begun:
+                run(_answering(supporter, chairs))
+            run(hold(pending, supporter, chairs, seed, settings.concurrency, keep))
         report = _report(folder, plan, ended)
         _write_report(report)
     return report
@@ -306,6 +329,19 @@ def _has_outcome(trajectory: Trajectory | None) -> bool:
     return trajectory is not None and trajectory.completed
 
 
+async def _answering(agent: Agent, chairs: Chairs) -> None:
+    """Raise a ModelError, naming the chair, when a model that is needed does not answer at all."""
+    seated = (("critic", chairs.critic), ("seeker", chairs.seeker), ("agent", agent))
+    found = [(role, getattr(part, "model", None)) for role, part in seated]
+    models = {id(model): (role, model) for role, model in found if isinstance(model, ChatModel)}
+    try:
+        async with asyncio.TaskGroup() as group:
+            for role, model in models.values():
+                group.create_task(check_model(model, role))
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
 async def hold(
     pending: Sequence[tuple[Scenario, int]],
     agent: Agent,
@@ -314,13 +350,21 @@ async def hold(
     concurrency: int,
     keep: Callable[[Trajectory], None],
 ) -> None:
-    """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight."""
+    """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
+
+    Once the budget is spent no further conversation is begun.
+    """
     waiting = iter(pending)
+    spent = False
 
     async def work() -> None:
-        for scenario, trial in waiting:
+        nonlocal spent
+        while not spent and (item := next(waiting, None)) is not None:
+            scenario, trial = item
             named = episode_seed(seed, scenario.id, trial)
-            keep(await converse(scenario, agent, chairs, seed=named, trial=trial))
+            trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial)
+            spent = spent or (trajectory.failure is not None and trajectory.failure.kind == BudgetExceeded.__name__)
+            keep(trajectory)
 
     try:
         async with asyncio.TaskGroup() as group:

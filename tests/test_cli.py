@@ -108,7 +108,7 @@ def test_a_run_with_errors_fails_and_says_what_completes_it(esc):
     ("arguments", "told"),
     [
         (("eval", "--agent", "builtin:skiled"), "Did you mean 'builtin:skilled'"),
-        (("eval", "--agent", "openai/gpt-4o"), "no model agents yet"),
+        (("eval", "--agent", "gpt-4o"), "'gpt-4o' names nothing. Write"),
         (("eval", "--agent", "python:cli_agents:mien"), "Did you mean 'mine'?"),
         (("eval", "--scenarios", "nowhere.jsonl"), "nowhere.jsonl"),
         (("eval", "--scenarios", "builtin:tset"), "builtin:test"),

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from esc_env.errors import BadCompletion, MissingExtra, ModelError, SpecError, did_you_mean
 from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
@@ -26,10 +26,25 @@ from esc_env.specs import Spec, import_object, parse_spec
 if TYPE_CHECKING:
     from esc_env.models.patience import Endpoint
 
-__all__ = ["Budget", "ModelSettings", "Wire", "check_model", "check_parameters", "open_model"]
+__all__ = ["Budget", "ModelOptions", "ModelSettings", "Wire", "check_model", "check_parameters", "open_model"]
 
 Wire = Literal["auto", "aiohttp", "openai", "litellm"]
 """How requests travel. `auto`: aiohttp for `openai/…` and for any `@URL`, LiteLLM for every other provider."""
+
+
+class ModelOptions(TypedDict, total=False):
+    """The fields of `ModelSettings` as keyword arguments of `gym.make` and `evaluate`; any may be left out."""
+
+    concurrency: int
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    timeout: float
+    deadline: float | None
+    budget: str | None
+    record: str | Path | None
+    replay: str | Path | None
+    cache: str | Path | None
+    wire: Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +56,7 @@ class ModelSettings:
         requests_per_minute: at most so many per endpoint; None for no limit.
         tokens_per_minute: at most so many, prompt and completion together, per endpoint; None for no limit.
         timeout: seconds for one exchange with the server.
-        deadline: seconds for one call with all its retries; None for patience's own.
+        deadline: seconds for one call with all its retries; None for 600.
         budget: what this process may spend on models, such as "5 USD" or "200k tokens"; None for no limit.
         record: keep every request and completion in this file.
         replay: answer from this file; a request that is not there is refused.
@@ -79,6 +94,24 @@ class ModelSettings:
             raise SpecError(f"{' and '.join(kept)} cannot be used together; give one of record, replay and cache")
         for name in kept:
             object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @classmethod
+    def of(cls, options: ModelOptions, *others: str) -> ModelSettings:
+        """The settings that keyword arguments give.
+
+        Args:
+            options: what a function got as `**models`.
+            others: names of the other arguments of that function, to suggest for a misspelt one.
+
+        Raises:
+            TypeError: an argument that is none of them.
+            SpecError: a value that cannot be used.
+        """
+        names = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise TypeError(f"there is no argument {name!r}. {did_you_mean(name, [*names, *others])}")
+        return cls(**options)  # type: ignore[arg-type]  # str and Path are made one in __post_init__
 
     @property
     def cassette(self) -> tuple[Path | None, Mode | None]:
@@ -199,17 +232,17 @@ def _here(kind: str, name: str) -> ChatModel:
 async def check_model(model: ChatModel, chair: str = "model") -> None:
     """Ask a model for one word, so that a wrong key or name is known before a run starts.
 
-    A model that only replays is asked nothing, and what a cassette holds is not used.
+    A model that only replays, or that is not one of `open_model`, is asked nothing. What a cassette holds is not used.
 
     Args:
-        model: one of `open_model`, or any other.
+        model: any.
         chair: `agent`, `seeker` or `critic`: named in the message.
 
     Raises:
         ModelError: it does not answer; the message is one line that names the chair and what to set.
     """
     asked = model.model if isinstance(model, Cassette) else model
-    if asked is None:
+    if not isinstance(asked, Budgeted):
         return
     try:
         await asked.complete([{"role": "user", "content": "Say OK."}], temperature=1.0, max_tokens=16)
