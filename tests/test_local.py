@@ -210,7 +210,7 @@ def test_a_choice_ends_at_its_limit_at_a_stop_string_or_when_the_model_ends_it(m
     full = ask(model)
     assert full.finish_reasons == ("length",)
     middle = full.texts[0][3:6]
-    cut = ask(model, stop=["never said", middle])
+    cut = ask(model, stop=["never said", full.texts[0][5:8], middle])
     assert cut.finish_reasons == ("stop",)
     assert cut.texts[0] == full.texts[0][: full.texts[0].index(middle)]
     many = ask(model, n=16, temperature=2.0, seed=0, max_tokens=120)
@@ -397,7 +397,17 @@ def test_copies_and_pickles_carry_the_configuration_only(model):
     assert len(pickle.dumps(model)) < 500
 
 
-def test_a_caller_that_leaves_frees_its_place(model):
+def test_a_caller_that_leaves_frees_its_place(model, monkeypatch):
+    generate = transformers.Qwen2ForCausalLM.generate
+    widths: list[int] = []
+
+    def measured(self, **options):
+        ids = generate(self, **options)
+        widths.append(ids.shape[1])
+        return ids
+
+    monkeypatch.setattr(transformers.Qwen2ForCausalLM, "generate", measured)
+
     async def leave():
         task = asyncio.create_task(model.complete(HELLO, max_tokens=CONTEXT, n=16))
         await asyncio.sleep(0.02)
@@ -407,6 +417,7 @@ def test_a_caller_that_leaves_frees_its_place(model):
         return await model.complete(HELLO, max_tokens=4)
 
     assert asyncio.run(leave()).texts[0]
+    assert all(width < CONTEXT for width in widths)
 
 
 def test_a_batch_too_large_for_the_memory_is_computed_in_parts(model, monkeypatch):
@@ -417,6 +428,7 @@ def test_a_batch_too_large_for_the_memory_is_computed_in_parts(model, monkeypatc
     def cramped(self, **options):
         sizes.append(len(options["input_ids"]))
         if sizes[-1] > 2:
+            generate(self, **options | {"max_new_tokens": 5})
             raise torch.OutOfMemoryError("out of memory")
         return generate(self, **options)
 
