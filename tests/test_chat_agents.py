@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import re
 from pathlib import Path
 
@@ -263,3 +266,17 @@ def test_a_chat_model_is_an_agent_and_a_string_may_name_its_style(tmp_path, monk
 def test_a_style_that_names_nothing_is_refused(text, told):
     with pytest.raises(SpecError, match=told):
         resolve_agent(text)
+
+
+def test_the_page_of_costs_says_what_its_command_prints():
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("model_costs", root / "benchmarks" / "model_costs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (root / "docs" / "costs.md").read_text(encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        module.main()
+    for table in printed.getvalue().strip().split("\n\n"):
+        assert table in page
