@@ -4,6 +4,7 @@
     ├── ActionError          an action is not a supporter utterance (also ValueError)
     ├── ScenarioError        a scenario, or a file of them, cannot be used (also ValueError)
     ├── SpecError            a string such as "builtin:skiled" names nothing (also ValueError)
+    ├── ConfigError          a training configuration makes no sense, or does not fit its data (also ValueError)
     ├── RecordError          a run folder or record file cannot be read or written as asked
     ├── ProtocolMismatch     two results that may not be compared, or a folder of another run
     ├── MissingExtra         an optional dependency is not installed (also ImportError)
@@ -29,6 +30,7 @@ __all__ = [
     "BadCompletion",
     "BudgetExceeded",
     "ChairError",
+    "ConfigError",
     "ESCError",
     "LoopError",
     "MissingExtra",
@@ -58,6 +60,10 @@ class ScenarioError(ESCError, ValueError):
 
 class SpecError(ESCError, ValueError):
     """A string typed by a person names no agent, seeker, critic or scenario set."""
+
+
+class ConfigError(ESCError, ValueError):
+    """A training configuration makes no sense, or does not fit its model or data; the message names field and value."""
 
 
 class RecordError(ESCError):
