@@ -25,7 +25,7 @@ from typing import Any
 
 from esc_env.agents import planners
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.errors import BadCompletion, ModelError, SpecError, SupporterFailure, did_you_mean
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Completion, Reply, Usage
 from esc_env.seeds import Seed
@@ -34,13 +34,18 @@ __all__ = ["STYLES", "ChatAgent", "Style", "Turn"]
 
 _PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 _LABEL = re.compile(r"^[\s*_#]*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.I | re.MULTILINE)
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|window|size)|maximum context|model's context|prompt is too long|reduce the length", re.I
+)
+_FILTERED = re.compile(r"content[ _](?:filter|management policy)|content policy", re.I)
 
 
 @dataclass(frozen=True)
 class ChatAgent:
     """A chat model as the supporter.
 
-    A refusal, a cut reply and silence are replies like any other: the seeker hears what is left of them.
+    A refusal, a cut reply and silence are replies like any other: the seeker hears what is left of them. A conversation
+    that a content filter will not let through is answered by silence.
 
     Attributes:
         model: any ChatModel.
@@ -79,7 +84,12 @@ class ChatAgent:
         }
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
-        """The next utterance. Raises a ModelError when the model cannot be reached."""
+        """The next utterance.
+
+        Raises:
+            SupporterFailure: the conversation does not fit the model's context.
+            ModelError: the model could not be reached.
+        """
         return await STYLES[self.style].speak(Turn(self, dialogue, seed))
 
 
@@ -156,13 +166,20 @@ class Turn:
     async def _complete(
         self, chat: Sequence[ChatMessage], number: int, n: int = 1, temperature: float | None = None
     ) -> Completion:
-        completion = await self.agent.model.complete(
-            chat,
-            n=n,
-            temperature=self.agent.temperature if temperature is None else temperature,
-            max_tokens=self.agent.max_tokens,
-            seed=self.seed.at(sample=number).value,
-        )
+        try:
+            completion = await self.agent.model.complete(
+                chat,
+                n=n,
+                temperature=self.agent.temperature if temperature is None else temperature,
+                max_tokens=self.agent.max_tokens,
+                seed=self.seed.at(sample=number).value,
+            )
+        except ModelError as error:
+            if _TOO_LONG.search(str(error)):
+                raise SupporterFailure(f"the conversation does not fit the model's context: {error}") from error
+            if not _FILTERED.search(str(error)):
+                raise
+            completion = Completion((None,) * n, ("content_filter",) * n, Usage(1, cost=None))
         if not completion.texts:
             raise BadCompletion("the supporter's model returned no choice. Run the same command again")
         self._usage[number] = completion.usage

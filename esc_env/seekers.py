@@ -50,6 +50,7 @@ _COUNSELS = re.compile(
 )
 """What helpers say and seekers do not: in 1 of the 15,965 seeker messages of ESConv's training split (and there it is
 true), and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
+_ENDINGS = {"length": "it was cut off", "refusal": "it was a refusal", "content_filter": "a content filter withheld it"}
 _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be understood, then a next step"}
 _ROLES = r"supporter|therapist|counsell?or|helper|assistant|system|ai|user|human|支持者|咨询师|助手|用户"
 _ME = r"seeker|help-seeker|person|patient|client|me|求助者|来访者"
@@ -142,7 +143,7 @@ class LLMSeeker:
             finish = completion.finish_reasons[0] if completion.finish_reasons else None
             thought, said = split_thought((completion.texts[0] if completion.texts else None) or "")
             said = _unwrapped(said)
-            fault = role_break(said, instructions) or ("it was cut off" if finish == "length" else "")
+            fault = _ENDINGS.get(finish or "", "") or role_break(said, instructions)
             if not fault:
                 return Reply(said, thought, usage=usage, finish_reason=finish)
         raise BadCompletion(

@@ -186,6 +186,21 @@ def test_a_model_that_is_away_is_an_error_and_no_failed_conversation():
         says(FakeChatModel(lambda call, choice: "x", max_choices=0))
 
 
+def test_a_conversation_that_outgrows_the_context_is_the_supporters_failure_a_filtered_one_its_silence():
+    chairs = Chairs(ScriptedSeeker(["Hm."]), ScriptedCritic(["same", "solved"]))
+
+    def held(message: str):
+        model = FakeChatModel(failures={2: ModelUnavailable(message, status=400)})
+        return run(converse(SCENARIO, ChatAgent(model), chairs, seed=1))
+
+    overflow = held("This model's maximum context length is 4096 tokens")
+    assert overflow.stop_reason is StopReason.SUPPORTER_FAILED
+    filtered = held("The response was filtered due to the prompt triggering the content management policy")
+    assert filtered.stop_reason is StopReason.SOLVED
+    assert filtered.dialogue.messages[3].content == ""
+    assert held("Unrecognized request argument").stop_reason is StopReason.ERROR
+
+
 # What the longer styles do
 
 

@@ -220,13 +220,18 @@ def test_a_seeker_that_breaks_its_role_is_asked_again_and_then_an_error(raw, fau
     assert len(always.calls) == 3
 
 
-def test_a_seeker_that_is_cut_off_is_asked_again():
-    class Cutting(FakeChatModel):
+@pytest.mark.parametrize(
+    ("reason", "fault"), [("length", "cut off"), ("refusal", "a refusal"), ("content_filter", "filter")]
+)
+def test_a_seeker_that_is_cut_off_or_refuses_is_asked_again(reason, fault):
+    class Ending(FakeChatModel):
         async def complete(self, *args, **options):
-            return replace(await super().complete(*args, **options), finish_reasons=("length",))
+            return replace(await super().complete(*args, **options), finish_reasons=(reason,))
 
-    with pytest.raises(BadCompletion, match="cut off"):
-        replied(Cutting("I was going to say"))
+    model = Ending("I was going to say")
+    with pytest.raises(BadCompletion, match=fault):
+        replied(model)
+    assert len(model.calls) == 3
 
 
 def test_a_seeker_that_will_not_play_makes_an_error_never_a_failed_conversation():
