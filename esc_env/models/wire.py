@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -55,7 +55,7 @@ class Addressed:
         provider: part of the identity; also names the key (`PROVIDER_API_KEY`, else `OPENAI_API_KEY`).
         timeout: seconds for the whole exchange.
         connections: requests in flight that the wire must not hold back.
-        token_limit: the request field that carries `max_tokens` (`max_completion_tokens` for OpenAI's reasoning models).
+        token_limit: the request field that carries `max_tokens` (reasoning models want `max_completion_tokens`).
 
     Raises:
         SpecError: the URL holds a user name or password.
@@ -185,7 +185,7 @@ class OpenAIWire(Addressed):
         if response.status != 200:
             message, code = error_told(data)
             raise refused(self, response.status, message or response.reason or "", code, response.headers)
-        return read_completion(self, data, latency=time.perf_counter() - start, messages=messages)
+        return read_completion(self, data, latency=time.perf_counter() - start)
 
 
 class _Line:
@@ -252,14 +252,12 @@ def request_body(
     return body
 
 
-def read_completion(
-    model: Addressed, data: Any, *, latency: float, messages: Sequence[ChatMessage]
-) -> Completion:
+def read_completion(model: Addressed, data: Any, *, latency: float) -> Completion:
     """An answer of OpenAI's wire as a `Completion`.
 
     A refusal (OpenAI's field) is the text, with `finish_reason` `refusal`. Reasoning that the server returned apart
     (`reasoning_content`, `reasoning`) is put in front of the text as a think block, so that a model reads the same
-    whether or not its server parses reasoning. Where the server counts no tokens, four characters are one.
+    whether or not its server parses reasoning. A server that counts no tokens leaves the usage at zero tokens.
 
     Raises:
         ModelUnavailable: worth retrying: no JSON object, or no choices in it.
@@ -281,9 +279,6 @@ def read_completion(
         raise model.error(
             f"answered with choices that cannot be read ({type(error).__name__}: {error})", status=200, retryable=True
         ) from None
-    if not prompt and not written:
-        prompt = _tokens(*(message["content"] for message in messages))
-        written = _tokens(*(text or "" for text in texts))
     name = data.get("model")
     return Completion(
         texts,
@@ -391,12 +386,8 @@ def seconds_asked(headers: Mapping[str, str]) -> float | None:
             date = parsedate_to_datetime(value)
         except ValueError:
             return None
-        seconds = (date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if seconds == seconds and seconds != float("inf") else None
-
-
-def _tokens(*texts: str) -> int:
-    return -(-sum(map(len, texts)) // 4)
 
 
 _Kept = tuple[Any, AsyncGenerator[Any, None]]

@@ -1,0 +1,109 @@
+"""n completions, also from a server that returns fewer: the missing ones are asked for with seeds of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import BadCompletion
+from esc_env.protocols import ChatModel, Completion, Usage
+from esc_env.seeds import derive
+
+__all__ = ["Choices"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A chat model that always returns as many choices as asked.
+
+    Further request k is made with a seed derived from the call's seed and k, so that the same vote does not come back n
+    times. How many choices the server gives at once is remembered: from then on, the requests for one
+    call are sent together.
+
+    Args:
+        model: whom to ask.
+        single: the provider takes no `n` at all.
+    """
+
+    model: ChatModel
+    single: bool = False
+    _most: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.single:
+            self._most.append(1)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """That of the model."""
+        return self.model.identity
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """Exactly `n` choices; usage adds up, and the latency is that of the whole.
+
+        Raises:
+            ModelError: a request failed; the others of this call are cancelled.
+            BadCompletion: a request returned no choice at all.
+        """
+
+        async def ask(request: int, count: int) -> Completion:
+            own = seed if request == 0 or seed is None else derive(seed, "choice", request)
+            answer = await self.model.complete(
+                messages, n=count, temperature=temperature, max_tokens=max_tokens, seed=own, stop=stop,
+                logprobs=logprobs,
+            )  # fmt: skip
+            if not answer.texts:
+                raise BadCompletion(f"{self.identity.get('name', 'the model')} answered without choices")
+            return answer
+
+        parts: list[Completion] = []
+        have = 0
+        while have < n:
+            most = self._most[0] if self._most else n
+            sizes = [min(most, n - first) for first in range(have, n, most)]
+            answers = await _together([ask(len(parts) + i, size) for i, size in enumerate(sizes)])
+            for answer, size in zip(answers, sizes, strict=True):
+                parts.append(answer)
+                have += len(answer.texts)
+                if len(answer.texts) < size:
+                    self._most[:] = [min([*self._most, len(answer.texts)])]
+        return parts[0] if len(parts) == 1 and have == n else _joined(parts, n)
+
+
+async def _together(asking: Sequence[Any]) -> list[Completion]:
+    """All of them at once; the first failure cancels the rest and is raised as itself."""
+    if len(asking) == 1:
+        return [await asking[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asking]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _joined(parts: Sequence[Completion], n: int) -> Completion:
+    texts = tuple(text for part in parts for text in part.texts)[:n]
+    reasons = tuple(reason for part in parts for reason in part.finish_reasons)[:n]
+    tops = [part.logprobs for part in parts]
+    return Completion(
+        texts,
+        reasons,
+        sum((part.usage for part in parts), Usage()),
+        parts[0].model,
+        None if any(top is None for top in tops) else tuple(top for some in tops for top in some or ())[:n],
+        max(part.latency for part in parts),
+    )
