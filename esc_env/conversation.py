@@ -115,7 +115,7 @@ async def converse(
     agent: Agent,
     chairs: Chairs,
     *,
-    seed: int,
+    seed: int | Seed,
     trial: int = 0,
     history: Dialogue | None = None,
     gate: Gate = _OPEN,
@@ -126,7 +126,7 @@ async def converse(
         scenario: whom to talk with.
         agent: the supporter.
         chairs: seeker, critic and rules.
-        seed: the episode seed.
+        seed: the episode seed, or a Seed that also names candidate and rollout.
         trial: recorded in the trajectory.
         history: a dialogue to continue instead of opening one; it must end with the seeker. T counts from here.
         gate: bounds calls in flight.
@@ -137,7 +137,7 @@ async def converse(
     Raises:
         ScenarioError: when `history` does not end with the seeker.
     """
-    name = Seed(seed)
+    name = seed if isinstance(seed, Seed) else Seed(seed)
     usage = Usage()
     verdicts: list[Verdict] = []
     dialogue = Dialogue()
@@ -163,7 +163,7 @@ async def converse(
     except ChairError as error:
         stop = StopReason.ERROR
         failure = Failure(error.role, type(error.__cause__ or error).__name__, error.message)
-    return Trajectory(scenario, dialogue, tuple(verdicts), stop, seed, trial, usage, failure, start)
+    return Trajectory(scenario, dialogue, tuple(verdicts), stop, name.episode, trial, usage, failure, start)
 
 
 def check_history(history: Dialogue) -> Dialogue:
