@@ -66,6 +66,11 @@ def parse_spec(text: str) -> Spec:
     if all(model.partition("/")):
         if at and not url.startswith(("http://", "https://")):
             raise SpecError(f"{text!r}: what follows @ must be a URL such as http://127.0.0.1:8000/v1")
+        if "@" in url.partition("//")[2].partition("/")[0]:
+            raise SpecError(
+                f"the URL of {model} holds a user name or password, which would end up in records; take it out and set "
+                "the key in the environment"
+            )
         return Spec("model", model, url.rstrip("/") or None, chosen)
     hint = did_you_mean(kind, ["builtin", "python", "local"]) if colon else ""
     raise SpecError(

@@ -174,8 +174,9 @@ def _eval(
     errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
     again that ended in an error.
     """
+    from esc_env._loop import run
     from esc_env.agents.spec import builtin_names, resolve_agent
-    from esc_env.evaluation.runner import evaluate
+    from esc_env.evaluation.runner import check_models, evaluate
     from esc_env.models import ModelOptions, ModelSettings
     from esc_env.rules import Rules
 
@@ -184,8 +185,10 @@ def _eval(
         "concurrency": concurrency, "requests_per_minute": rpm, "tokens_per_minute": tpm, "timeout": timeout,
         "deadline": deadline, "budget": budget, "record": record, "replay": replay, "cache": cache, "wire": wire.value,
     }  # fmt: skip
-    for name in agents:
-        resolve_agent(name, ModelSettings.of(models), temperature=temperature)  # a misspelt one is told at once
+    settings = ModelSettings.of(models)
+    supporters = [resolve_agent(name, settings, temperature=temperature) for name in agents]
+    if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
+        run(check_models(*(("agent", each) for each in supporters)))
     sources = scenarios or ["builtin:test"]
     rules = Rules(max_turns=max_turns, critic_temperature=critic_temperature)
     several = len(agents) * len(sources) > 1

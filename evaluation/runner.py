@@ -39,7 +39,7 @@ from esc_env.seeds import episode_seed
 from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory
 
-__all__ = ["evaluate", "hold", "is_run", "read_run"]
+__all__ = ["check_models", "evaluate", "hold", "is_run", "read_run"]
 
 Episode = tuple[str, int]
 """Scenario id and trial: what is held once."""
@@ -113,8 +113,9 @@ def evaluate(
     plan = _plan(agent, supporter, chairs, chosen, trials, seed)
     folder = Path(out) if out is not None else Path("runs") / plan.run_key
     begun = is_run(folder) and not fresh
+    seated = (("critic", chairs.critic), ("seeker", chairs.seeker), ("agent", supporter))
     if not begun:
-        run(_answering(supporter, chairs))
+        run(check_models(*seated))
     with _opened(folder, plan, fresh) as writer:
         by_id = {scenario.id: scenario for scenario in chosen}
         ended = {
@@ -136,7 +137,7 @@ def evaluate(
             progress(held, len(plan.episodes))
         if pending:
             if begun:
-                run(_answering(supporter, chairs))
+                run(check_models(*seated))
             run(hold(pending, supporter, chairs, seed, settings.concurrency, keep))
         report = _report(folder, plan, ended)
         _write_report(report)
@@ -329,9 +330,15 @@ def _has_outcome(trajectory: Trajectory | None) -> bool:
     return trajectory is not None and trajectory.completed
 
 
-async def _answering(agent: Agent, chairs: Chairs) -> None:
-    """Raise a ModelError, naming the chair, when a model that is needed does not answer at all."""
-    seated = (("critic", chairs.critic), ("seeker", chairs.seeker), ("agent", agent))
+async def check_models(*seated: tuple[str, object]) -> None:
+    """Ask the chat models of chairs for one word each, so that a wrong key or name is told before a run starts.
+
+    Args:
+        seated: (role, agent, seeker or critic), as many as there are.
+
+    Raises:
+        ModelError: one does not answer; the message is one line that names the chair and what to set.
+    """
     found = [(role, getattr(part, "model", None)) for role, part in seated]
     models = {id(model): (role, model) for role, model in found if isinstance(model, ChatModel)}
     try:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, MissingExtra, ModelError, SpecError, did_you_mean
 from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
-from esc_env.models.capabilities import Capabilities, Seedless, capabilities_of, check_parameters
+from esc_env.models.capabilities import Capabilities, Seedless, capabilities_of, check_parameters, check_provider
 from esc_env.models.cassette import Cassette, Mode
-from esc_env.protocols import ChatModel
+from esc_env.protocols import ChatModel, Completion
 from esc_env.specs import Spec, import_object, parse_spec
 
 if TYPE_CHECKING:
@@ -135,30 +137,69 @@ def open_model(spec: str | Spec, settings: ModelSettings | None = None) -> ChatM
         MissingExtra: the packages it needs are not installed.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
-    return _open(parsed.kind, parsed.name, parsed.url, settings or ModelSettings())
+    return _opened(replace(parsed, style=None), settings or ModelSettings())
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What `open_model` gives: a pickle or a copy of it is the string and the settings, opened again."""
+
+    spec: Spec
+    settings: ModelSettings
+    model: ChatModel
+    capabilities: Capabilities
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """That of the model."""
+        return self.model.identity
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model says that it answers the same request with the same text."""
+        return bool(getattr(self.model, "deterministic", False))
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """What the model says."""
+        return await self.model.complete(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_model, (self.spec, self.settings)
 
 
 @cache
-def _open(kind: str, name: str, url: str | None, settings: ModelSettings) -> ChatModel:
+def _opened(spec: Spec, settings: ModelSettings) -> ChatModel:
     path, mode = settings.cassette
     budget = Budget.parse(settings.budget) if settings.budget else None
-    model: ChatModel | None
     takes = Capabilities()
-    if kind == "model":
-        provider, _, plain = name.partition("/")
-        takes = capabilities_of(provider, plain, hosted=url is None)
-        identity = {"provider": provider, "name": plain, **({} if takes.seed else {"seed": False})}
-        model = None if mode == "replay" else _remote(provider, plain, url, takes, budget, settings)
-    elif kind in ("local", "python"):
-        model = _here(kind, name)
-        identity = dict(model.identity)
-        model = Budgeted(model, budget, who=f"{kind}:{name}", capabilities=takes)
+    model: ChatModel | None
+    if spec.kind == "model":
+        provider, _, name = spec.name.partition("/")
+        takes = capabilities_of(provider, name, hosted=spec.url is None)
+        identity: Mapping[str, Any] = {"provider": provider, "name": name}
+        model = None if mode == "replay" else _remote(provider, name, spec.url, takes, budget, settings)
+    elif spec.kind in ("local", "python"):
+        inside = _here(spec)
+        identity = inside.identity
+        model = None if mode == "replay" else Budgeted(inside, budget, who=f"{spec.kind}:{spec.name}")
     else:
-        raise SpecError(f"{kind}:{name} is no chat model. Write PROVIDER/NAME[@URL], local:PATH or python:MODULE:NAME")
+        raise SpecError(f"{spec.kind} is no chat model. Write PROVIDER/NAME[@URL], local:PATH or python:MODULE:NAME")
     if path is not None and mode is not None:
-        return Cassette(path, mode, identity, None if mode == "replay" else model, capabilities=takes)
-    assert model is not None  # only a replayed one is not there
-    return model
+        model = Cassette(path, mode, identity, model)
+    assert model is not None  # replaying needs a path
+    return _Opened(spec, settings, model, takes)
 
 
 def _remote(
@@ -180,7 +221,7 @@ def _remote(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
     )
     choices = Choices(Patient(wire, endpoint, deadline=settings.deadline), single=not takes.choices)
-    return Budgeted(choices, budget, price, who=who, capabilities=takes)
+    return Budgeted(choices, budget, price, who=who)
 
 
 def _wire(provider: str, name: str, url: str | None, takes: Capabilities, settings: ModelSettings) -> ChatModel:
@@ -197,6 +238,8 @@ def _wire(provider: str, name: str, url: str | None, takes: Capabilities, settin
         if importlib.util.find_spec(needed) is None:
             raise MissingExtra(needed, "llm")
     if way == "litellm":
+        if not url:
+            check_provider(provider, name)
         from esc_env.models.sdk import LiteLLMModel
 
         return LiteLLMModel(f"{provider}/{name}", url, timeout=settings.timeout)
@@ -217,15 +260,15 @@ def _endpoint(key: str, concurrency: int, requests: int | None, tokens: int | No
     return Endpoint(key, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
 
 
-def _here(kind: str, name: str) -> ChatModel:
+def _here(spec: Spec) -> ChatModel:
     """A model in this process."""
-    if kind == "local":
+    if spec.kind == "local":
         from esc_env.models.local import LocalModel
 
-        return LocalModel(name)
-    model = import_object(name)
+        return LocalModel(spec.name)
+    model = import_object(spec.name)
     if isinstance(model, type) or not isinstance(model, ChatModel):
-        raise SpecError(f"python:{name} is no ChatModel: it needs `identity` and an async `complete`")
+        raise SpecError(f"python:{spec.name} is no ChatModel: it needs `identity` and an async `complete`")
     return model
 
 
@@ -241,8 +284,10 @@ async def check_model(model: ChatModel, chair: str = "model") -> None:
     Raises:
         ModelError: it does not answer; the message is one line that names the chair and what to set.
     """
-    asked = model.model if isinstance(model, Cassette) else model
-    if not isinstance(asked, Budgeted):
+    asked = model.model if isinstance(model, _Opened) else None
+    if isinstance(asked, Cassette):
+        asked = asked.model
+    if asked is None:
         return
     try:
         await asked.complete([{"role": "user", "content": "Say OK."}], temperature=1.0, max_tokens=16)

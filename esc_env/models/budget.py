@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
-from esc_env.models.capabilities import Capabilities
 from esc_env.protocols import ChatModel, Completion, Usage
 
 __all__ = ["Budget", "Budgeted", "Price", "price_of", "spent", "unpriced"]
@@ -138,19 +137,22 @@ class Budgeted:
         budget: the limit; None to count only.
         price: what its tokens cost; None where unknown. A cost that `model` reports itself counts before it.
         who: how messages call the model.
-        capabilities: what the model takes, where that is known.
     """
 
     model: ChatModel
     budget: Budget | None = None
     price: Price | None = None
     who: str = "the model"
-    capabilities: Capabilities | None = None
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """That of the model."""
         return self.model.identity
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model says that it answers the same request with the same text."""
+        return bool(getattr(self.model, "deterministic", False))
 
     async def complete(
         self,

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import SpecError
 from esc_env.protocols import ChatModel, Completion
 
-__all__ = ["Capabilities", "Seedless", "capabilities_of", "check_parameters"]
+__all__ = ["Capabilities", "Seedless", "capabilities_of", "check_parameters", "check_provider"]
 
 _REASONING = re.compile(r"(?:o\d|gpt-5(?!.*-chat))")
 """OpenAI's reasoning models. *Source:* OpenAI's reasoning guide, and LiteLLM's OpenAI transformations."""
@@ -31,7 +32,7 @@ class Capabilities:
     Attributes:
         choices: n choices in one request; where not, n single requests are made.
         temperature: the range it takes, ends included.
-        seed: a sampling seed; where not, none is sent and its identity says so.
+        seed: a sampling seed; where not, none is sent.
         stop: stop strings.
         logprobs: log-probabilities of the first token's alternatives.
         token_limit: the request field that bounds the completion's length.
@@ -80,11 +81,31 @@ def capabilities_of(provider: str, name: str, hosted: bool = True) -> Capabiliti
 def _litellm_takes(provider: str, name: str) -> frozenset[str] | None:
     if importlib.util.find_spec("litellm") is None:
         return None
+    takes = _litellm().get_supported_openai_params(model=name, custom_llm_provider=provider)
+    return None if takes is None else frozenset(takes)
+
+
+def check_provider(provider: str, name: str) -> None:
+    """Refuse a provider that LiteLLM, which must be installed, does not know.
+
+    Raises:
+        SpecError: with the nearest known ones.
+    """
+    known = [str(getattr(each, "value", each)) for each in _litellm().provider_list]
+    if provider not in known:
+        near = get_close_matches(provider, known, n=3, cutoff=0.6)
+        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise SpecError(
+            f"no provider {provider!r}.{meant} Write openai/NAME, anthropic/NAME or any other that LiteLLM lists "
+            f"(docs.litellm.ai/docs/providers); for a server of your own add its URL: {provider}/{name}@http://HOST:PORT/v1"
+        )
+
+
+def _litellm() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
-    takes = litellm.get_supported_openai_params(model=name, custom_llm_provider=provider)
-    return None if takes is None else frozenset(takes)
+    return litellm
 
 
 def check_parameters(
@@ -128,14 +149,14 @@ def check_parameters(
 
 @dataclass(frozen=True)
 class Seedless:
-    """A chat model that takes no sampling seed: none is sent to it, and its identity says so."""
+    """A chat model that takes no sampling seed: none is sent to it. Seeds still tell its calls apart in a cassette."""
 
     model: ChatModel
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """That of the model, and `seed: False`."""
-        return {**self.model.identity, "seed": False}
+        """That of the model."""
+        return self.model.identity
 
     async def complete(
         self,

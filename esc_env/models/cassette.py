@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, RecordError
-from esc_env.models.capabilities import Capabilities
 from esc_env.protocols import ChatModel, Completion, Usage
 
 __all__ = ["Cassette", "Mode"]
@@ -51,7 +50,6 @@ class Cassette:
         mode: `record`, `replay` or `cache`.
         identity: of the model, whether it is there or not.
         model: whom to ask for what is not in the file; not needed for `replay`.
-        capabilities: what the model takes, where that is known.
 
     Raises:
         RecordError: the file cannot be used.
@@ -63,15 +61,12 @@ class Cassette:
         mode: Mode,
         identity: Mapping[str, Any],
         model: ChatModel | None = None,
-        *,
-        capabilities: Capabilities | None = None,
     ) -> None:
         if mode != "replay" and model is None:
             raise ValueError(f"mode {mode!r} needs a model")
         self.path = Path(path).resolve()
         self.mode = mode
         self.model = model
-        self.capabilities = capabilities
         self._identity = dict(identity)
         _file(self.path, make=mode != "replay")  # what cannot be used is told before anything starts
 
@@ -79,6 +74,11 @@ class Cassette:
     def identity(self) -> Mapping[str, Any]:
         """That of the model."""
         return self._identity
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same request has the same answer: always, when replaying."""
+        return self.mode == "replay" or bool(getattr(self.model, "deterministic", False))
 
     async def complete(
         self,

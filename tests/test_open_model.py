@@ -1,0 +1,488 @@
+"""From a string to a chat model, and from there into the env, evaluation and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import gymnasium as gym
+import pytest
+from conftest import bank
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esc_env.cli import main
+from esc_env.errors import BudgetExceeded, ChairError, ModelError, ModelUnavailable, SpecError
+from esc_env.evaluation import evaluate
+from esc_env.models import ModelSettings, budget, check_model, check_parameters, open_model
+from esc_env.models.capabilities import capabilities_of
+from esc_env.models.cassette import Cassette
+from esc_env.protocols import Usage
+from esc_env.records import read_records
+from esc_env.rules import Rules
+from esc_env.specs import parse_spec
+from esc_env.testing import FakeChatModel
+
+CHAT = [{"role": "user", "content": "How are you?"}]
+
+MODELS = """
+import itertools, json
+from esc_env.testing import FakeChatModel
+
+numbers = itertools.count()
+
+def say(call, choice):
+    "Never the same twice: only what was kept can come again."
+    number = next(numbers)
+    text = call.messages[-1]["content"] + call.messages[0]["content"]
+    if "(A)" in text or "A." in text or "A)" in text:
+        return "ABCD"[number % 4]
+    return f"I keep thinking about it, time {number}."
+
+person = FakeChatModel(say, name="person")
+judge = FakeChatModel(lambda call, choice: "ABC"[next(numbers) % 3], name="judge")
+helper = FakeChatModel(lambda call, choice: f"What happened next, {next(numbers)}?", name="helper")
+nothing = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """A process that has spent nothing, in an empty folder."""
+    monkeypatch.setattr(budget, "_total", Usage())
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """A module `my_models` of three chat models: person, judge and helper."""
+    (tmp_path / "my_models.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield __import__("my_models")
+    sys.modules.pop("my_models", None)
+    from esc_env.models import _opened
+
+    _opened.cache_clear()
+
+
+@pytest.fixture
+def server():
+    """A server of ours, with a function to start others."""
+    pytest.importorskip("aiohttp")
+    from esc_env.testing import FakeServer
+
+    with FakeServer("I hear you.") as running:
+        yield running
+
+
+def ask(model, **parameters):
+    return asyncio.run(model.complete(CHAT, **parameters))
+
+
+# Strings
+
+
+def test_a_string_tells_provider_server_and_style_apart():
+    spec = parse_spec("openai/org/qwen-7b@http://127.0.0.1:8000/v1/#self-refine")
+    assert (spec.kind, spec.name, spec.url, spec.style) == (
+        "model", "openai/org/qwen-7b", "http://127.0.0.1:8000/v1", "self-refine"
+    )  # fmt: skip
+    assert parse_spec("openai/gpt-4o") == parse_spec("openai/gpt-4o")
+    assert parse_spec("openai/gpt-4o").style is None
+    assert parse_spec("local:models/mine#think").style == "think"
+    assert parse_spec("python:my_models:helper#cot") == parse_spec("python:my_models:helper#cot")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gpt-4o", "PROVIDER/NAME"),
+        ("openai/", "names nothing"),
+        ("openai/gpt-4o@localhost:8000", "http://127.0.0.1:8000/v1"),
+        ("openai/gpt-4o#", "a style such as"),
+        ("openai/gpt-4o#no style", "a style such as"),
+    ],
+)
+def test_strings_that_name_no_model_are_refused_with_what_to_type(text, told):
+    with pytest.raises(SpecError, match=r".") as refused:
+        parse_spec(text)
+    assert told in str(refused.value)
+
+
+def test_a_url_with_a_password_is_refused_without_saying_it():
+    with pytest.raises(SpecError) as refused:
+        parse_spec("openai/m@https://me:hunter22@host/v1")
+    assert "password" in str(refused.value)
+    assert "hunter22" not in str(refused.value)
+
+
+@given(st.text(max_size=40))
+def test_any_string_is_parsed_or_refused(text):
+    try:
+        spec = parse_spec(text)
+    except SpecError:
+        return
+    assert spec.name or text == "builtin"
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"concurrency": 0}, "concurrency"),
+        ({"timeout": 0.0}, "timeout"),
+        ({"timeout": None}, "timeout"),
+        ({"requests_per_minute": -1}, "requests_per_minute"),
+        ({"budget": "a lot"}, "'5 USD'"),
+        ({"wire": "pigeon"}, "aiohttp"),
+        ({"record": "a.db", "replay": "b.db"}, "record and replay cannot be used together"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_when_they_are_made(settings, told):
+    with pytest.raises(SpecError) as refused:
+        ModelSettings(**settings)
+    assert told in str(refused.value)
+
+
+def test_the_same_string_and_settings_give_the_same_model(fakes):
+    assert open_model("python:my_models:person") is open_model("python:my_models:person#cot", ModelSettings())
+    assert open_model("python:my_models:person") is not open_model("python:my_models:helper")
+
+
+def test_a_model_of_ones_own_is_counted_and_its_identity_kept(fakes):
+    model = open_model("python:my_models:helper", ModelSettings(budget="5 tokens"))
+    assert model.identity == {"provider": "fake", "name": "helper"}
+    ask(model)
+    with pytest.raises(BudgetExceeded):
+        ask(model)
+
+
+@pytest.mark.parametrize("text", ["python:my_models:nothing", "python:my_models:FakeChatModel", "builtin:skilled"])
+def test_what_is_no_chat_model_is_refused(fakes, text):
+    with pytest.raises(SpecError, match=r"no chat model|no ChatModel"):
+        open_model(text)
+
+
+def test_importing_models_needs_no_extra_and_opening_one_names_what_is_missing():
+    code = """
+import sys
+for name in ("aiohttp", "openai", "litellm", "tenacity", "torch"):
+    sys.modules[name] = None
+from esc_env.errors import MissingExtra
+from esc_env.models import ModelSettings, open_model
+for text, wire in [("openai/gpt-4o", "aiohttp"), ("openai/gpt-4o", "openai"), ("anthropic/claude", "litellm")]:
+    try:
+        open_model(text, ModelSettings(wire=wire))
+    except MissingExtra as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [
+        f"{name} is not installed. Type: pip install 'esc-env[llm]'" for name in ("aiohttp", "openai", "litellm")
+    ]
+
+
+def test_a_wire_that_cannot_reach_a_provider_is_refused():
+    with pytest.raises(SpecError, match="'aiohttp' speaks to openai/NAME"):
+        open_model("anthropic/claude-sonnet-4-5", ModelSettings(wire="aiohttp"))
+
+
+def test_a_dollar_budget_for_a_model_of_unknown_price_is_refused_before_anything_is_asked():
+    settings = ModelSettings(budget="5 USD")
+    with pytest.raises(SpecError, match=r"openai/mine at http://127.0.0.1:1/v1: its price is unknown.*2M tokens"):
+        open_model("openai/mine@http://127.0.0.1:1/v1", settings)
+
+
+def test_replaying_needs_neither_extra_nor_key(tmp_path, monkeypatch):
+    model = FakeChatModel("Better.")
+    said = ask(Cassette(tmp_path / "run.db", "record", {"provider": "openai", "name": "gpt-4o"}, model), seed=4)
+    for name in ("aiohttp", "openai", "litellm", "tenacity"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    settings = ModelSettings(replay=tmp_path / "run.db")
+    assert ask(open_model("openai/gpt-4o", settings), seed=4) == said
+    assert ask(open_model("openai/gpt-4o@http://elsewhere/v1", settings), seed=4) == said, "the URL is no part of it"
+    with pytest.raises(ModelUnavailable, match="does not hold the request"):
+        ask(open_model("openai/gpt-4o", settings), seed=5)
+    asyncio.run(check_model(open_model("openai/gpt-4o", settings)))
+
+
+# What models take
+
+
+@pytest.fixture
+def replayed(tmp_path):
+    """Opens models that need no wire: what they take is known all the same."""
+    Cassette(tmp_path / "empty.db", "record", {}, FakeChatModel())
+    return lambda text: open_model(text, ModelSettings(replay=tmp_path / "empty.db"))
+
+
+@pytest.mark.parametrize("name", ["o1", "o3-mini", "o4-mini", "gpt-5", "gpt-5-mini", "gpt-5.1"])
+def test_reasoning_models_take_one_temperature_no_logprobs_and_another_token_limit(name):
+    takes = capabilities_of("openai", name)
+    assert takes.temperature == (1.0, 1.0)
+    assert not takes.logprobs
+    assert not takes.stop
+    assert takes.token_limit == "max_completion_tokens"
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "gpt-4.1-mini", "gpt-5-chat-latest", "omni-moderation", "qwen3"])
+def test_other_models_take_everything(name):
+    assert capabilities_of("openai", name).temperature == (0.0, 2.0)
+    assert capabilities_of("openai", name).logprobs
+
+
+def test_of_a_server_of_ones_own_nothing_is_known_to_be_refused():
+    assert capabilities_of("openai", "o3", hosted=False).temperature == (0.0, 2.0)
+
+
+@pytest.mark.full
+def test_anthropic_gets_single_requests_without_seeds_and_a_narrower_temperature():
+    takes = capabilities_of("anthropic", "claude-sonnet-4-5")
+    assert (takes.choices, takes.seed, takes.logprobs, takes.temperature) == (False, False, False, (0.0, 1.0))
+
+
+@pytest.mark.full
+def test_a_provider_nobody_knows_is_refused_with_the_nearest():
+    with pytest.raises(SpecError, match=r"no provider 'antropic'. Did you mean 'anthropic'.*antropic/claude@http"):
+        open_model("antropic/claude")
+
+
+def test_what_a_model_does_not_take_is_refused_by_name_with_the_option_that_changes_it(replayed):
+    model = replayed("openai/o3")
+    with pytest.raises(SpecError, match=r"critic openai/o3 takes only .* 1, not 1\.1\. Add --critic-temperature 1 "):
+        check_parameters(model, "critic", temperature=1.1)
+    with pytest.raises(SpecError, match=r"agent openai/o3 .* Add --temperature 1 \(temperature=1\)"):
+        check_parameters(model, "agent", temperature=0.0)
+    with pytest.raises(SpecError, match=r"log-probabilities\. Use --critic-mode votes"):
+        check_parameters(model, "critic", temperature=1.0, logprobs=True)
+    with pytest.raises(SpecError, match="stop strings"):
+        check_parameters(model, "agent", stop=True)
+    check_parameters(model, "critic", temperature=1.0)
+    check_parameters(replayed("openai/gpt-4o"), "critic", temperature=1.1, logprobs=True, stop=True)
+    check_parameters(FakeChatModel(), "critic", temperature=1.1, logprobs=True, stop=True)
+
+
+def test_a_refused_parameter_stops_env_and_evaluation_before_they_start(tmp_path, replayed):
+    replayed("openai/o3")
+    file = str(tmp_path / "empty.db")
+    for build in (
+        lambda: gym.make("ESConv-v0", critic="openai/o3", replay=file),
+        lambda: gym.make("ESConv-v0", critic="openai/o3", critic_temperature=1.0, critic_mode="logprobs", replay=file),
+        lambda: gym.make("ESConv-v0", seeker="openai/o3", replay=file),
+        lambda: evaluate("openai/o3", bank(1), replay=file, out=tmp_path / "run"),
+    ):
+        with pytest.raises(SpecError, match="openai/o3"):
+            build()
+    assert not (tmp_path / "run").exists()
+    takes = {"critic_temperature": 1.0, "seeker_temperature": 1.0}
+    gym.make("ESConv-v0", seeker="openai/o3", critic="openai/o3", **takes, replay=file)
+
+
+# In the env and in evaluation
+
+
+def test_a_misspelt_argument_is_told_with_the_right_one():
+    with pytest.raises(TypeError, match=r"no argument 'budgett'. Did you mean 'budget'\?"):
+        gym.make("ESConv-v0", budgett="5 USD")
+    with pytest.raises(TypeError, match=r"Did you mean 'max_turns'"):
+        gym.make("ESConv-v0", max_turn=3)
+    with pytest.raises(TypeError, match=r"Did you mean 'concurrency'\?"):
+        evaluate("builtin:skilled", bank(1), concurency=3)
+
+
+def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
+    options = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "budget": "1M tokens"}
+    env = gym.make("ESConv-v0", **options)
+    env.reset(seed=0)
+    env.step("What happened?")
+    assert env.unwrapped.chairs.critic.model is open_model("python:my_models:judge", ModelSettings(budget="1M tokens"))
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env.unwrapped)), gym.make(env.spec)):
+        other.reset(seed=0)
+    assert json.loads(env.spec.to_json())["kwargs"]["budget"] == "1M tokens"
+
+
+def test_all_envs_of_a_process_share_the_budget(fakes):
+    options = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "votes": 1}
+    first, second = (gym.make("ESConv-v0", budget="100 tokens", **options).unwrapped for _ in range(2))
+    first.reset(seed=0)
+    second.reset(seed=1)
+    with pytest.raises(ChairError):
+        first.step("What happened?")  # its seeker has spent it all
+    with pytest.raises(ChairError, match="seeker: the budget of 100 tokens is spent") as failed:
+        second.step("What happened?")
+    assert isinstance(failed.value.__cause__, BudgetExceeded)
+
+
+RUN = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "rules": Rules(max_turns=3)}
+
+
+def lines(folder):
+    """The conversations of a run, without when they ended."""
+    kept = read_records(folder / "trajectories.jsonl", "trajectory")
+    return sorted(json.dumps(line, sort_keys=True) for line in kept)
+
+
+def test_a_whole_run_replays_bit_for_bit_sampled_votes_included(fakes, tmp_path):
+    first = evaluate("python:my_models:helper", bank(6), **RUN, record="run.db", out="a", concurrency=6)
+    asked = [len(model.calls) for model in (fakes.person, fakes.judge, fakes.helper)]
+    assert all(asked)
+    again = evaluate("python:my_models:helper", bank(6), **RUN, replay="run.db", out="b", concurrency=2)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert len(set(lines(tmp_path / "a"))) == 6
+    assert asked == [len(model.calls) for model in (fakes.person, fakes.judge, fakes.helper)], "no model was asked"
+    assert first.run_key == again.run_key, "recording is no part of the protocol"
+
+
+def test_a_replay_of_another_run_is_refused_by_name_and_never_scored(fakes, tmp_path):
+    evaluate("python:my_models:helper", bank(2), **RUN, record="run.db", out="a")
+    report = evaluate("python:my_models:helper", bank(2), **RUN, replay="run.db", seed=1, out="b")
+    assert (report.completed, report.errors) == (0, 2)
+    assert any("does not hold the request" in message for _, message, _ in report.failure_messages)
+
+
+def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(fakes, tmp_path):
+    few = evaluate("python:my_models:helper", bank(30), **RUN, budget="6k tokens", out="run", concurrency=2)
+    assert 0 < few.completed < 30
+    assert few.errors <= 2, "no conversation is begun once the budget is spent"
+    kept = lines(tmp_path / "run")
+    whole = evaluate("python:my_models:helper", bank(30), **RUN, budget="10M tokens", out="run", concurrency=2)
+    assert whole.complete
+    assert set(kept) <= set(lines(tmp_path / "run"))
+
+
+def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_are_called(fakes, tmp_path):
+    def key(**changes):
+        return evaluate("python:my_models:helper", bank(1), **{**RUN, **changes}, out=tmp_path / str(len(keys))).run_key
+
+    keys: list[str] = []
+    keys.append(key())
+    for same in ({"concurrency": 3}, {"budget": "1M tokens"}, {"timeout": 5.0}, {"cache": "c.db"}, {"record": "r.db"}):
+        keys.append(key(**same))
+    assert len(set(keys)) == 1
+    faced = json.loads((tmp_path / "0" / "run.json").read_text())["fingerprint"]["parts"]
+    assert faced["critic"]["mode"] == "votes"
+    assert faced["critic"]["temperature"] == 1.1
+    assert faced["seeker"]["temperature"] == 0.7
+    assert faced["critic"]["prompts"]
+    assert faced["seeker"]["prompts"]
+    assert faced["critic"]["model"] == {"provider": "fake", "name": "judge"}
+    for other in (
+        {"rules": Rules(max_turns=3, critic_temperature=0.9)},
+        {"seeker_temperature": 0.2},
+        {"critic": "python:my_models:helper"},
+        {"temperature": 0.5},
+    ):
+        keys.append(key(**other))
+    assert len(set(keys)) == 5
+
+
+def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in bank(2)))
+    run = ["eval", "-a", "python:my_models:helper", "-s", "people.jsonl", "--seeker", "python:my_models:person",
+           "--critic", "python:my_models:judge", "--max-turns", "2", "--no-progress"]  # fmt: skip
+    more = ["--concurrency", "3", "--rpm", "6000", "--tpm", "1000000", "--timeout", "5", "--deadline", "9",
+            "--budget", "1M tokens", "--temperature", "0.1", "--seeker-temperature", "0.2",
+            "--critic-temperature", "0.3", "--critic-mode", "votes", "--wire", "auto"]  # fmt: skip
+    with pytest.raises(SystemExit) as first:
+        main([*run, *more, "--record", "run.db", "--out", "a"])
+    with pytest.raises(SystemExit) as second:
+        main([*run, *more, "--replay", "run.db", "--out", "b"])
+    assert (first.value.code, second.value.code) == (0, 0), capsys.readouterr()
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    faced = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert faced["fingerprint"]["parts"]["seeker"]["temperature"] == 0.2
+    assert faced["fingerprint"]["parts"]["critic"]["temperature"] == 0.3
+    assert faced["agent_identity"]["temperature"] == 0.1
+    with pytest.raises(SystemExit) as third:
+        main([*run, "--budget", "plenty"])
+    assert third.value.code == 1
+    assert "'5 USD' or '200k tokens'" in capsys.readouterr().err
+
+
+# Over the wire
+
+
+@pytest.mark.full
+def test_models_on_one_server_share_its_limits(server):
+    server.latency = 0.01
+    settings = ModelSettings(concurrency=3)
+    models = [open_model(f"openai/{name}@{server.url}", settings) for name in ("one", "two", "three")]
+
+    async def all_at_once():
+        return await asyncio.gather(*(model.complete(CHAT, seed=i) for i in range(5) for model in models))
+
+    assert all(done.texts == ("I hear you.",) for done in asyncio.run(all_at_once()))
+    assert server.peak <= 3
+    assert len(server.requests) == 15
+    assert budget.spent().requests == 15
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("options", "key", "told"),
+    [
+        ({"key": "sk-right-key-00000000"}, "sk-wrong-key-00000000", "OPENAI_API_KEY"),
+        ({"models": ["other"]}, None, "mine"),
+    ],
+)
+def test_a_wrong_key_or_name_is_one_line_that_names_the_chair_and_nothing_is_started(
+    tmp_path, monkeypatch, capsys, options, key, told
+):
+    pytest.importorskip("aiohttp")
+    from esc_env.testing import FakeServer
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FakeServer(**options) as running:
+        for chair in ("critic", "seeker", "agent"):
+            with pytest.raises(SystemExit) as failed:
+                main(["eval", "-a", "builtin:silent", f"--{chair}", f"openai/mine@{running.url}", "--out", "run"])
+            error = capsys.readouterr().err
+            assert failed.value.code == 1
+            assert error.startswith(f"esc: {chair}: ")
+            assert error.count("\n") == 1
+            assert told in error
+            assert "sk-wrong" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_no_network_is_told_at_once(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    model = open_model("openai/mine@http://127.0.0.1:9/v1", ModelSettings(deadline=0.5))
+    with pytest.raises(ModelError, match=r"critic: .*127\.0\.0\.1:9"):
+        asyncio.run(check_model(model, "critic"))
+
+
+@pytest.mark.full
+def test_a_planted_key_is_in_no_file_of_a_recorded_run(server, tmp_path, monkeypatch):
+    planted = "sk-planted-key-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", planted)
+    server.answers = f"You sent {planted}. What happened?"
+    evaluate(f"openai/mine@{server.url}", bank(1), rules=Rules(max_turns=1), record="run.db", out="run")
+    assert server.requests[-1].headers["authorization"] == f"Bearer {planted}"
+    for file in (tmp_path / "run.db", tmp_path / "run.db-wal", tmp_path / "run" / "run.json"):
+        assert planted.encode() not in file.read_bytes()
+
+
+@pytest.mark.full
+def test_importing_litellm_is_left_to_those_who_need_it(server):
+    code = f"""
+import asyncio, sys
+from esc_env.models import open_model
+model = open_model("openai/mine@{server.url}")
+asyncio.run(model.complete([dict(role="user", content="Hi")]))
+open_model("openai/gpt-4o")
+print(sorted({{"litellm", "openai", "torch"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
