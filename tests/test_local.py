@@ -94,7 +94,7 @@ def save_adapter(folder: Path, base: Path, *, base_name: str | None = None) -> P
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """Models this small are slowed down by threads; whatever a test loads is freed with the module."""
+    """Models this small are only slowed down by threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -121,6 +121,12 @@ LONGER = chat("I cannot sleep because of my job. " * 3, "That sounds hard.", "Wh
 
 def ask(model: LocalModel, messages=HELLO, **options) -> Completion:
     return asyncio.run(model.complete(messages, **{"max_tokens": 16, **options}))
+
+
+def said(model: LocalModel, messages=HELLO, **options) -> str:
+    text = ask(model, messages, **options).texts[0]
+    assert text is not None
+    return text
 
 
 def together(model: LocalModel, *requests: dict) -> list[Completion]:
@@ -188,8 +194,9 @@ def test_samples_follow_the_distribution_that_logprobs_report(model):
     reported = ask(model, max_tokens=1, logprobs=500)
     assert reported.logprobs is not None
     distribution = {text: math.exp(logprob) for text, logprob in reported.logprobs[0].items()}
+    by_mass = sorted(distribution, key=lambda text: distribution[text])
     assert sum(distribution.values()) == pytest.approx(1.0, abs=1e-4)
-    readable = sorted((text for text in distribution if text and "\ufffd" not in text), key=distribution.get)
+    readable = [text for text in by_mass if text and "\ufffd" not in text]
     assert readable[-1] == reported.texts[0]
     count = 2000
     drawn = ask(model, max_tokens=1, n=count, temperature=1.0, seed=3).texts
@@ -202,17 +209,18 @@ def test_logprobs_are_of_the_model_not_of_the_temperature(model):
     cold = ask(model, max_tokens=1, logprobs=4, seed=1)
     hot = ask(model, max_tokens=1, logprobs=4, seed=1, temperature=1.1)
     assert cold.logprobs == hot.logprobs
+    assert cold.logprobs is not None
     assert len(cold.logprobs[0]) <= 4
     assert ask(model).logprobs is None
 
 
 def test_a_choice_ends_at_its_limit_at_a_stop_string_or_when_the_model_ends_it(model):
-    full = ask(model)
-    assert full.finish_reasons == ("length",)
-    middle = full.texts[0][3:6]
-    cut = ask(model, stop=["never said", full.texts[0][5:8], middle])
+    assert ask(model).finish_reasons == ("length",)
+    full = said(model)
+    middle = full[3:6]
+    cut = ask(model, stop=["never said", full[5:8], middle])
     assert cut.finish_reasons == ("stop",)
-    assert cut.texts[0] == full.texts[0][: full.texts[0].index(middle)]
+    assert cut.texts[0] == full[: full.index(middle)]
     many = ask(model, n=16, temperature=2.0, seed=0, max_tokens=120)
     ended = [text for text, reason in zip(many.texts, many.finish_reasons, strict=True) if reason == "stop"]
     assert ended
@@ -270,7 +278,7 @@ def test_a_template_without_system_role_gets_the_instructions_in_the_first_messa
 
 def test_a_think_block_that_the_template_opens_is_there_in_the_text(tmp_path):
     model = LocalModel(str(save_model(tmp_path / "thinker", template=THINKING)), device="cpu")
-    assert ask(model).texts[0].startswith("<think>\n")
+    assert said(model).startswith("<think>\n")
 
 
 def test_an_adapter_folder_answers_as_the_adapted_model_does(folder, model, tmp_path):
