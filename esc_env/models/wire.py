@@ -83,7 +83,8 @@ class Addressed:
     @property
     def base(self) -> str:
         """The base URL in force, without a slash at its end."""
-        return (self.url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+        shared = os.environ.get("OPENAI_BASE_URL") if self.provider == "openai" else None
+        return (self.url or shared or OPENAI).rstrip("/")
 
     @property
     def key_name(self) -> str:

@@ -1,0 +1,174 @@
+"""The two packages that others call models with: OpenAI's own, and LiteLLM, which knows every provider.
+
+Both only carry the exchange. Their retries are off (`patience.py` has the one policy), their prints and downloads too.
+They are slow to import, so that happens at the first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import MissingExtra, ModelUnavailable
+from esc_env.models.wire import Addressed, error_told, lent, read_completion, refused, request_body
+from esc_env.protocols import Completion
+
+__all__ = ["LiteLLMModel", "OpenAISDK"]
+
+
+class OpenAISDK(Addressed):
+    """A `ChatModel` behind any OpenAI-compatible server, over the openai package. See `Addressed` for its arguments.
+
+    The reference that `OpenAIWire` is tested against, at thirty times its CPU.
+    """
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
+        openai = _package("openai")
+        body = request_body(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
+            token_limit=self.token_limit,
+        )  # fmt: skip
+        key = self.key
+        base = self.base
+        client = await lent(
+            ("openai", base), lambda: openai.AsyncOpenAI(api_key="see headers", base_url=base, max_retries=0)
+        )
+        ask = client.chat.completions.create  # imported here, before the clock runs
+        headers = {**self.headers, "Authorization": f"Bearer {key}" if key else openai.Omit()}
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                answer = await ask(
+                    model=self.name, timeout=self.timeout, extra_headers=headers, **body
+                )
+        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+            raise _translated(self, error) from None
+        data = answer.model_dump(warnings=False) if hasattr(answer, "model_dump") else None
+        return read_completion(self, data, latency=time.perf_counter() - start)
+
+
+class LiteLLMModel(Addressed):
+    """A `ChatModel` of any provider that LiteLLM knows, with the key that LiteLLM looks for.
+
+    Args:
+        spec: `PROVIDER/NAME`.
+        url: base URL of a server of one's own.
+        timeout: seconds for the whole exchange.
+    """
+
+    def __init__(self, spec: str, url: str | None = None, *, timeout: float = 60.0) -> None:
+        provider, _, name = spec.partition("/")
+        super().__init__(name, url, provider, timeout)
+
+    @property
+    def key_name(self) -> str:
+        """The environment variable that LiteLLM takes most providers' keys from."""
+        return super().key_name if self.url else self.provider.replace("-", "_").upper() + "_API_KEY"
+
+    async def complete(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Completion:
+        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense.
+
+        A parameter that the provider does not take is an error, never left out.
+        """
+        litellm = _package("litellm")
+        openai = _package("openai")
+        body = request_body(
+            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+        )
+        if self.url:
+            body |= {"api_base": self.base, "api_key": self.key or "none"}
+        await lent("litellm", _LiteLLM)
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                answer = await litellm.acompletion(
+                    model=f"{self.provider}/{self.name}", timeout=self.timeout, num_retries=0, max_retries=0,
+                    drop_params=False, extra_headers=self.headers if self.provider == "openai" else None, **body,
+                )  # fmt: skip
+        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+            raise _translated(self, error) from None
+        return read_completion(self, answer.model_dump(warnings=False), latency=time.perf_counter() - start)
+
+
+class _LiteLLM:
+    """LiteLLM's connections on one event loop."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *error: object) -> None:
+        await _package("litellm").close_litellm_async_clients()
+
+
+@cache
+def _package(name: str) -> ModuleType:
+    """The package, imported without downloads, prints and warnings."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            package = importlib.import_module(name)
+            if name == "litellm":
+                package.ModelResponse()  # builds its schema, and warns, at first use
+    except ImportError as error:
+        raise MissingExtra(name, "llm") from error
+    if name == "litellm":
+        package.suppress_debug_info = True  # type: ignore[attr-defined]
+        package.telemetry = False  # type: ignore[attr-defined]
+        for logger in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+    return package
+
+
+def _translated(model: Addressed, error: Exception) -> ModelUnavailable:
+    """What went wrong, in the words of `wire.py`."""
+    openai = _package("openai")
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        return model.error(f"no answer within {model.timeout:g} s", retryable=True)
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any("CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in causes):
+        return model.error(f"its certificate is not trusted ({causes[-1]}). Set SSL_CERT_FILE to your CA bundle")
+    if any(isinstance(cause, (json.JSONDecodeError, openai.APIResponseValidationError)) for cause in causes):
+        return model.error("answered with something that is not a JSON object", status=200, retryable=True)
+    if any(isinstance(cause, openai.APIConnectionError) for cause in causes):
+        return model.error(f"no connection ({causes[-1] or type(causes[-1]).__name__})", retryable=True)
+    status: Any = getattr(error, "status_code", None)
+    if status is None:
+        return model.error(str(error))
+    message, code = error_told(getattr(error, "body", None))
+    response = getattr(error, "response", None)
+    headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
+    return refused(model, int(status), message or str(error), code or getattr(error, "code", None), headers)
