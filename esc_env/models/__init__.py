@@ -187,9 +187,10 @@ def _opened(spec: Spec, settings: ModelSettings) -> ChatModel:
     model: ChatModel | None
     if spec.kind == "model":
         provider, _, name = spec.name.partition("/")
+        way = None if mode == "replay" else _way(provider, name, spec.url, settings.wire)
         takes = capabilities_of(provider, name, hosted=spec.url is None)
         identity: Mapping[str, Any] = {"provider": provider, "name": name}
-        model = None if mode == "replay" else _remote(provider, name, spec.url, takes, budget, settings)
+        model = _remote(way, provider, name, spec.url, takes, budget, settings) if way else None
     elif spec.kind in ("local", "python"):
         inside = _here(spec)
         identity = inside.identity
@@ -203,7 +204,13 @@ def _opened(spec: Spec, settings: ModelSettings) -> ChatModel:
 
 
 def _remote(
-    provider: str, name: str, url: str | None, takes: Capabilities, budget: Budget | None, settings: ModelSettings
+    way: Wire,
+    provider: str,
+    name: str,
+    url: str | None,
+    takes: Capabilities,
+    budget: Budget | None,
+    settings: ModelSettings,
 ) -> ChatModel:
     """Everything below the cassette, of a model behind an API."""
     who = f"{provider}/{name}" + (f" at {url}" if url else "")
@@ -211,7 +218,7 @@ def _remote(
     price = None if own and "//api.openai.com" not in own else price_of(provider, name)
     if budget and budget.unit == "USD" and price is None:
         raise SpecError(f"{who}: {unpriced(budget)}")
-    wire = _wire(provider, name, url, takes, settings)
+    wire = _wire(way, provider, name, url, takes, settings)
     if not takes.seed:
         wire = Seedless(wire)
     from esc_env.models.choices import Choices
@@ -224,33 +231,37 @@ def _remote(
     return Budgeted(choices, budget, price, who=who)
 
 
-def _wire(provider: str, name: str, url: str | None, takes: Capabilities, settings: ModelSettings) -> ChatModel:
-    way = settings.wire
-    if way == "auto":
-        way = "aiohttp" if url or provider == "openai" else "litellm"
-    if way != "litellm" and not url and provider != "openai":
+def _way(provider: str, name: str, url: str | None, wire: Wire) -> Wire:
+    """The wire to take, if what it needs is there."""
+    served = provider == "openai" or url is not None
+    way = ("aiohttp" if served else "litellm") if wire == "auto" else wire
+    if way != "litellm" and not served:
         raise SpecError(
             f"wire {way!r} speaks to openai/NAME and to PROVIDER/NAME@URL only, not to {provider}/{name}. "
             "Leave --wire (wire=…) away"
         )
-    package = {"aiohttp": "aiohttp", "openai": "openai", "litellm": "litellm"}[way]
-    for needed in (package, "tenacity"):
-        if importlib.util.find_spec(needed) is None:
-            raise MissingExtra(needed, "llm")
+    for package in (way, "tenacity"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "llm")
+    if way == "litellm" and not served:
+        check_provider(provider, name)
+    return way
+
+
+def _wire(
+    way: Wire, provider: str, name: str, url: str | None, takes: Capabilities, settings: ModelSettings
+) -> ChatModel:
     if way == "litellm":
-        if not url:
-            check_provider(provider, name)
         from esc_env.models.sdk import LiteLLMModel
 
         return LiteLLMModel(f"{provider}/{name}", url, timeout=settings.timeout)
     if way == "openai":
-        from esc_env.models.sdk import OpenAISDK as chosen
-    else:
-        from esc_env.models.wire import OpenAIWire as chosen
-    return chosen(
-        name, url, provider=provider, timeout=settings.timeout, connections=settings.concurrency,
-        token_limit=takes.token_limit,
-    )  # fmt: skip
+        from esc_env.models.sdk import OpenAISDK
+
+        return OpenAISDK(name, url, provider, settings.timeout, settings.concurrency, takes.token_limit)
+    from esc_env.models.wire import OpenAIWire
+
+    return OpenAIWire(name, url, provider, settings.timeout, settings.concurrency, takes.token_limit)
 
 
 @cache
