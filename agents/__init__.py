@@ -1,7 +1,7 @@
 """Supporters: anything that answers a seeker.
 
 >>> from esc_env.agents import resolve_agent
->>> resolve_agent("builtin:skilled")  # or python:MODULE:NAME, an object with `respond`, or any callable
+>>> resolve_agent("builtin:skilled")  # or PROVIDER/NAME#STYLE, python:MODULE:NAME, an object with `respond`, …
 
 An agent is a function of (dialogue, seed). It never sees a scenario, its id or the persona.
 """
@@ -10,7 +10,8 @@ if __name__ != "esc_env.agents":
     raise ImportError(f"import this package as esc_env.agents, not as {__name__}")
 
 from esc_env.agents.callables import CallableAgent
+from esc_env.agents.chat import ChatAgent
 from esc_env.agents.human import HumanAgent
 from esc_env.agents.spec import identity_of, resolve_agent
 
-__all__ = ["CallableAgent", "HumanAgent", "identity_of", "resolve_agent"]
+__all__ = ["CallableAgent", "ChatAgent", "HumanAgent", "identity_of", "resolve_agent"]
