@@ -13,6 +13,7 @@ A collection is a folder:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import platform
 from collections import Counter
@@ -20,20 +21,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
+from esc_env.critics import CriticMode, resolve_critic
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import BudgetExceeded, ChairError, ProtocolMismatch, RecordError, ScenarioError, SpecError
-from esc_env.evaluation.runner import hold
+from esc_env.evaluation.runner import check_models, hold
+from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rewards import FutureReward
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive, episode_seed
+from esc_env.seekers import resolve_seeker
 from esc_env.training.data import CANDIDATES, Sample, card_markdown, data_card, read_candidates, read_samples
 from esc_env.trajectory import Trajectory
 
@@ -114,17 +118,21 @@ def collect(
     trials: int = 1,
     valid: float = 0.2,
     seed: int = 0,
-    concurrency: int = 64,
     out: str | Path,
     progress: Progress | None = None,
+    critic_mode: CriticMode = "votes",
+    seeker_temperature: float = 0.7,
+    temperature: float = 0.7,
+    **models: Unpack[ModelOptions],
 ) -> Collection:
     """Sample `candidates` responses to every context, simulate their futures, and keep each as it ends.
 
     What the folder already holds is not made again, also after `kill -9`; failures are tried again. All contexts,
-    responses and futures run at the same time, at most `concurrency` calls in flight.
+    responses and futures run at the same time, at most `concurrency` calls in flight. Works in a notebook; from other
+    async code, await `asyncio.to_thread(collect, …)`.
 
     Args:
-        agent: who responds and goes on after the response. Its own decoding holds (the paper samples at τ = 0.7).
+        agent: who responds, and goes on after the response.
         scenarios: a string (`builtin:train`, `esconv:train`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
         rules: T (counted from each response), threshold, votes.
@@ -137,26 +145,49 @@ def collect(
         trials: episodes per scenario, at least 1: conversations held on the spot, or other seekers for human contexts.
         valid: share of scenarios set aside to measure the reward model, in [0, 1); near-duplicates stay on one side.
         seed: of everything that is drawn.
-        concurrency: calls in flight at the same time, at least 1.
         out: the collection's folder.
         progress: told what is made, how many are done, and how many there are.
+        critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
+        seeker_temperature: of a seeker that is a chat model.
+        temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
+        models: how chat models are called, such as `budget="5 USD"`: the fields of `esc_env.models.ModelSettings`.
 
     Raises:
         BudgetExceeded: the budget is spent; the same call with a larger one goes on.
+        ModelError: a model does not answer at all; nothing was started.
+        SpecError: a string names nothing, or a model is known not to take what it would be asked.
         ProtocolMismatch: the folder holds another collection; the message names what differs.
         ScenarioError: no scenario or no context.
         RecordError: the folder cannot be used, or another process writes there.
         ValueError: a number that makes no sense.
     """
-    numbers = (limit, contexts, candidates, rollouts, trials, concurrency)
-    if any(number is not None and number < 1 for number in numbers):
-        raise ValueError("limit, contexts, candidates, rollouts, trials and concurrency must be at least 1")
+    for name, number in (
+        ("limit", limit),
+        ("contexts", contexts),
+        ("candidates", candidates),
+        ("rollouts", rollouts),
+        ("trials", trials),
+    ):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     if not 0 <= valid < 1:
         raise ValueError(f"valid must lie in [0, 1), not {valid}")
     if source not in ("auto", "human", "simulated"):
         raise ValueError(f"source must be auto, human or simulated, not {source!r}")
-    supporter = resolve_agent(agent)
-    reward = FutureReward(supporter, seeker, critic, rules, rollouts=rollouts, concurrency=concurrency)
+    arguments = inspect.getfullargspec(collect)
+    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    concurrency = settings.concurrency
+    rules = rules or Rules()
+    supporter = resolve_agent(agent, settings, temperature=temperature)
+    reward = FutureReward(
+        supporter,
+        resolve_seeker(seeker, settings, temperature=seeker_temperature),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=rules.critic_temperature),
+        rules,
+        rollouts=rollouts,
+        concurrency=concurrency,
+    )
+    seated = (("critic", reward.chairs.critic), ("seeker", reward.chairs.seeker), ("agent", supporter))
     chosen = _choose(scenarios, limit, source)
     plan = _plan(
         supporter,
@@ -178,6 +209,7 @@ def collect(
     except OSError as error:
         raise RecordError(f"{folder}: cannot be made a folder ({error.strerror}). Give another with --out") from error
     told = progress or (lambda what, done, all_: None)
+    run(check_models(*seated))
     with FolderLock(folder):
         _claim(folder, plan)
         held = _hold(folder, chosen, reward, source, trials, seed, concurrency, told)
@@ -194,6 +226,8 @@ def collect(
         card = data_card(samples, usage=usage, errors=errors)
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(card_markdown(card, chosen.name), encoding="utf-8")
+    if job.spent:
+        raise job.spent
     complete = not missing and all(item.completed for item in held)
     return Collection(folder, tuple(samples), card, complete)
 
@@ -217,6 +251,7 @@ class _Job:
         self.told = told
         self.errors = errors
         self.done = self.all = 0
+        self.spent: BudgetExceeded | None = None
 
     def work(self, asked: Sequence[Context], concurrency: int) -> int:
         """Make what is not there yet; returns how many responses still have no future."""
@@ -240,8 +275,8 @@ class _Job:
         gate = asyncio.Semaphore(self.reward.concurrency)
 
         async def work() -> None:
-            for context, missing in waiting:
-                await self._answer(context, missing, gate, writer)
+            while not self.spent and (item := next(waiting, None)) is not None:
+                await self._answer(*item, gate, writer)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -268,8 +303,9 @@ class _Job:
             async with gate:
                 reply = await self.reward.agent.respond(context.dialogue, seed=name)
             Message("supporter", reply.content, reply.strategy, reply.thought)
-        except BudgetExceeded:
-            raise
+        except BudgetExceeded as error:
+            self.spent = error
+            return None
         except Exception as error:  # whatever an agent raises leaves this one response without a future
             self.errors[_reason("supporter", f"{type(error).__name__}: {error}")] += 1
             return None
@@ -285,6 +321,9 @@ class _Job:
                 context.scenario, context.dialogue, replace(reply, usage=Usage()),
                 seed=context.name(number, self.m), gate=gate,
             )  # fmt: skip
+        except BudgetExceeded as error:
+            self.spent = error
+            return
         except ChairError as error:
             self.errors[_reason(error.role, error.message)] += len(same)
             return
@@ -418,14 +457,15 @@ def _hold(
 
             def keep(trajectory: Trajectory) -> None:
                 nonlocal done
-                if trajectory.failure and trajectory.failure.kind == BudgetExceeded.__name__:
-                    raise BudgetExceeded(trajectory.failure.message)
                 writer.write(trajectory.to_json())
                 ended[trajectory.scenario.id, trajectory.trial] = trajectory
                 done += 1
                 told("conversations", done, len(wanted))
 
             run(hold(pending, reward.agent, reward.chairs, seed, concurrency, keep))
+        for trajectory in ended.values():
+            if trajectory.failure and trajectory.failure.kind == BudgetExceeded.__name__:
+                raise BudgetExceeded(trajectory.failure.message)
     return [ended[scenario.id, trial] for scenario, trial in wanted]
 
 

@@ -1,0 +1,185 @@
+"""`esc collect`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from esc_env.training.collect import Progress
+
+__all__ = ["register"]
+
+
+class _CriticMode(StrEnum):
+    VOTES = "votes"
+    LOGPROBS = "logprobs"
+
+
+class _Source(StrEnum):
+    AUTO = "auto"
+    HUMAN = "human"
+    SIMULATED = "simulated"
+
+
+class _Wire(StrEnum):
+    AUTO = "auto"
+    AIOHTTP = "aiohttp"
+    OPENAI = "openai"
+    LITELLM = "litellm"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `esc`."""
+    app.command("collect")(_collect)
+
+
+def _collect(
+    agent: Annotated[
+        str,
+        typer.Option(
+            "--agent",
+            "-a",
+            help="Who responds and goes on: builtin:NAME; a chat model, PROVIDER/NAME[@URL][#STYLE] or local:PATH; or "
+            "python:MODULE:NAME.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The collection's folder. The same command resumes.")],
+    scenarios: Annotated[
+        str, typer.Option("--scenarios", "-s", help="Who is talked with: builtin:train, esconv:train, or a file.")
+    ] = "builtin:train",
+    seeker: Annotated[
+        str,
+        typer.Option(help="Who plays the person: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), python:…"),
+    ] = "builtin",
+    critic: Annotated[
+        str, typer.Option(help="Who judges relief: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), python:…")
+    ] = "builtin",
+    source: Annotated[
+        _Source,
+        typer.Option(
+            help="Contexts: prefixes of the human dialogues, of conversations simulated on the spot, or (auto) of the "
+            "human dialogue where a scenario has one."
+        ),
+    ] = _Source.AUTO,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.", show_default=False)
+    ] = None,
+    contexts: Annotated[
+        int | None, typer.Option(min=1, help="So many contexts, drawn by --seed. Default: all.", show_default=False)
+    ] = None,
+    candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses per context.")] = 4,
+    rollouts: Annotated[int, typer.Option("--rollouts", "-k", min=1, help="K: futures per response.")] = 1,
+    trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
+    valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
+    max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a future, the response's included.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.7,
+    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
+    critic_temperature: Annotated[
+        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
+    ] = 1.1,
+    critic_mode: Annotated[
+        _CriticMode,
+        typer.Option(help="A critic that is a chat model gives ten sampled votes, or draws them from one answer."),
+    ] = _CriticMode.VOTES,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at the same time.")] = 64,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, help="Requests a minute per endpoint, at most.", show_default=False)
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a minute per endpoint, at most.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer of a server.")] = 60.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Seconds for one call with all its retries. Default: 600.", show_default=False),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'.", show_default=False
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep every request to a model and its answer here.", show_default=False)
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Answer in the models' place from a recorded file.", show_default=False)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Answer from this file what is there; keep the rest.", show_default=False)
+    ] = None,
+    wire: Annotated[_Wire, typer.Option(help="How requests travel.")] = _Wire.AUTO,
+    progress: Annotated[
+        bool | None,
+        typer.Option("--progress/--no-progress", help="Show a bar. Default: in a terminal.", show_default=False),
+    ] = None,
+) -> None:
+    """Sample responses to contexts and simulate what becomes of them: the data of a reward model.
+
+    Every response is kept as soon as its futures have ended; the same command goes on where it stopped. At the end,
+    card.md says what was collected.
+    """
+    from esc_env.rules import Rules
+    from esc_env.training.collect import collect
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    with _told(shown) as told:
+        made = collect(
+            agent, scenarios, seeker=seeker, critic=critic,
+            rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
+            contexts=contexts, candidates=candidates, rollouts=rollouts, trials=trials, valid=valid, seed=seed, out=out,
+            progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
+            temperature=temperature, concurrency=concurrency, requests_per_minute=rpm, tokens_per_minute=tpm,
+            timeout=timeout, deadline=deadline, budget=budget, record=record, replay=replay, cache=cache,
+            wire=wire.value,
+        )  # fmt: skip
+    card = made.card
+    typer.echo(
+        f"{card['samples']:,} samples of {card['scenarios']:,} scenarios: {card['candidates']:,} responses to "
+        f"{card['contexts']:,} contexts, {card['tails']:,} tail labels"
+    )
+    if card["samples"]:
+        typer.echo(f"solved {card['all']['solved']:.1%}, mean reward {card['all']['reward']:+.3f}")
+    for message, count in card["errors"].items():
+        typer.echo(f"{count:,} × {message}")
+    typer.echo(str(made.folder / "card.md"))
+    if not made.complete:
+        typer.echo("Incomplete: some responses have no future. The same command tries them again")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _told(shown: bool) -> Iterator[Progress]:
+    """A progress bar with an estimate of the time left, on stderr if `shown`. Ctrl-C says how to go on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as bar:
+        tasks: dict[str, object] = {}
+        reached = ""
+
+        def told(what: str, done: int, total: int) -> None:
+            nonlocal reached
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, completed=done)
+            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            reached = f"{done:,} of {total:,} {what}"
+
+        try:
+            yield told
+        except KeyboardInterrupt:
+            bar.stop()
+            command = shlex.join(["esc", *sys.argv[1:]])
+            typer.echo(f"\nStopped: {reached or 'nothing'} done and kept. To go on, type: {command}", err=True)
+            raise typer.Exit(130) from None
