@@ -73,11 +73,12 @@ class ChatAgent:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Style, model, decoding and a hash of the prompts."""
+        """Model, style, decoding and a hash of the prompts."""
+        model = self.model.identity
+        name = "/".join(str(model[key]) for key in ("provider", "name") if key in model) or "chat"
         return {
-            "name": "chat",
-            "style": self.style,
-            "model": dict(self.model.identity),
+            "name": f"{name}#{self.style}",
+            "model": dict(model),
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "prompts": _PROMPTS.digest(STYLES[self.style].prompts),

@@ -131,7 +131,7 @@ class LLMSeeker:
             ModelError: the model could not be reached.
         """
         chat = seeker_messages(scenario, dialogue)
-        instructions = chat[0]["content"].replace(_card(scenario), "")
+        instructions = _PROMPTS.fill("seeker", card="", persona=_PROMPTS.text(f"persona-{scenario.persona}"))
         usage = Usage()
         fault = ""
         for attempt in range(ATTEMPTS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from string import Template
@@ -72,7 +72,12 @@ def sealed_transcript(dialogue: Dialogue) -> str:
 
     No thoughts, no strategies.
     """
-    return "\n".join(seal({"role": message.role, "content": message.content}) for message in dialogue.merged())
+    return "\n".join(_line(message.role, message.content) for message in dialogue.merged())
+
+
+@lru_cache(maxsize=4096)  # both opposites are shown every turn again and again
+def _line(role: str, content: str) -> str:
+    return seal({"role": role, "content": content})
 
 
 def said_as(role: Role, text: str) -> str:
