@@ -43,6 +43,7 @@ class Stage:
         save_steps: optimiser steps between checkpoints.
         save_limit: how many checkpoints are kept.
         logging_steps: optimiser steps between log lines.
+        report_to: where else the trainer reports: `none`, `wandb`, `tensorboard`, `trackio`.
     """
 
     model: str = "Qwen/Qwen2.5-7B-Instruct-1M"
@@ -65,6 +66,7 @@ class Stage:
     save_steps: int = 100
     save_limit: int = 2
     logging_steps: int = 10
+    report_to: str = "none"
 
     def __post_init__(self) -> None:
         self._above("learning_rate", 0)
@@ -126,6 +128,7 @@ class RewardModelStage(Stage):
         delta: the label is 1 when the reward is above it, in (−1, 1). *Source:* ours; 0.5 is exactly "was solved" for
             one rollout. With several rollouts the label is soft: the share of them above it.
         max_length: tokens of context and response; 2,048 + 512 as in GRPO. Cut from the left at message borders.
+        lora_rank: 0, all weights: the model is small. An adapter is merged into its base when it is trained.
         balance: weigh the rarer class up, so that both count alike in the loss (classification only).
         valid_share: share of scenarios held out for the report, in (0, 0.5].
         margin: pairs whose rewards differ by no more than this are no pairs (ranking only).
@@ -140,6 +143,7 @@ class RewardModelStage(Stage):
     valid_share: float = 0.1
     margin: float = 0.0
     tail: bool = True
+    lora_rank: int = 0
     batch_size: int = 16
     accumulation: int = 1
 
@@ -174,7 +178,7 @@ class GRPOStage(Stage):
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
         require_end: a reply that does not end by itself gets no reward for its future.
-        eval_steps: optimiser steps between evaluations on valid scenarios, by which the checkpoint is chosen.
+        save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`trl vllm-serve` at `vllm_url`) or `off`.
         vllm_url: where that server listens.
         vllm_memory: share of GPU memory that vLLM may take (`colocate`), in (0, 1).
@@ -194,7 +198,7 @@ class GRPOStage(Stage):
     prompt_length: int = 2048
     completion_length: int = 512
     require_end: bool = True
-    eval_steps: int = 50
+    save_steps: int = 50
     vllm: Literal["off", "colocate", "server"] = "off"
     vllm_url: str = "http://127.0.0.1:8000"
     vllm_memory: float = 0.3
@@ -220,7 +224,6 @@ class GRPOStage(Stage):
         self._at_least("iterations", 1)
         self._at_least("prompt_length", 16)
         self._at_least("completion_length", 1)
-        self._at_least("eval_steps", 1)
         if not 0 < self.top_p <= 1:
             raise self._wrong("top_p", "must lie in (0, 1]")
         if not 0 < self.vllm_memory < 1:
