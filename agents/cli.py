@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esc_env.errors import ScenarioError, SupporterFailure
+from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
 
+    from esc_env.conversation import Chairs
     from esc_env.dialogue import Dialogue
+    from esc_env.protocols import Agent
     from esc_env.scenarios import Scenario
 
 __all__ = ["register"]
@@ -36,21 +38,30 @@ def register(app: typer.Typer) -> None:
 
 def _chat(
     side: Annotated[_Side, typer.Option("--as", help="Which side you take.")] = _Side.SUPPORTER,
-    agent: Annotated[str, typer.Option(help="Who supports you, with --as seeker.")] = "builtin:skilled",
+    agent: Annotated[
+        str, typer.Option(help="Who supports you, with --as seeker; as for `esc eval`.")
+    ] = "builtin:skilled",
     scenarios: Annotated[
         str, typer.Option("--scenarios", "-s", help="Whom you may meet: builtin:test, or a file.")
     ] = "builtin:test",
     scenario: Annotated[
         str | None, typer.Option(help="Id of the one you meet. Default: one drawn by --seed.", show_default=False)
     ] = None,
-    seeker: Annotated[str, typer.Option(help="Who plays that person: builtin, or python:MODULE:NAME.")] = "builtin",
-    critic: Annotated[str, typer.Option(help="Who judges if it helped: builtin, or python:MODULE:NAME.")] = "builtin",
+    seeker: Annotated[str, typer.Option(help="Who plays that person; as for `esc eval`.")] = "builtin",
+    critic: Annotated[str, typer.Option(help="Who judges if it helped; as for `esc eval`.")] = "builtin",
     persona: Annotated[
         str | None,
         typer.Option(
             help="How the seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile.",
             show_default=False,
         ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.0,
+    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
+    critic_temperature: Annotated[float, typer.Option(min=0, help="Of a critic that is a chat model.")] = 1.1,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Stop once so much is spent on models: '1 USD' or '50k tokens'.", show_default=False),
     ] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="T: how often you may speak.")] = 8,
     seed: Annotated[
@@ -69,16 +80,29 @@ def _chat(
     """
     from rich.console import Console
 
+    from esc_env.agents.spec import resolve_agent
+    from esc_env.conversation import Chairs
+    from esc_env.critics import resolve_critic
+    from esc_env.models import ModelSettings
+    from esc_env.rules import Rules
+    from esc_env.seekers import resolve_seeker
+
     if reveal and side is _Side.SEEKER:
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
     if save is not None:
         save.open("a", encoding="utf-8").close()  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
     number = secrets.randbelow(2**31) if seed is None else seed
+    settings = ModelSettings(budget=budget)
     if side is _Side.SEEKER:
-        held = _be_supported(console, agent, number)
+        held = _be_supported(console, resolve_agent(agent, settings, temperature=temperature), number)
     else:
-        held = _support(console, scenarios, scenario, seeker, critic, persona, max_turns, number, reveal)
+        chairs = Chairs(
+            resolve_seeker(seeker, settings, temperature=seeker_temperature),
+            resolve_critic(critic, settings, temperature=critic_temperature),
+            Rules(max_turns=max_turns, critic_temperature=critic_temperature),
+        )
+        held = _support(console, scenarios, scenario, chairs, persona, number, reveal)
     if save is not None and held is not None:
         _append(save, *held)
         typer.echo(f"Saved to {save}")
@@ -88,30 +112,24 @@ def _support(
     console: Console,
     scenarios: str,
     wanted: str | None,
-    seeker: str,
-    critic: str,
+    chairs: Chairs,
     persona: str | None,
-    max_turns: int,
     seed: int,
     reveal: bool,
 ) -> tuple[Scenario, Dialogue]:
     from esc_env._loop import run
-    from esc_env.conversation import Chairs, begin, exchange
-    from esc_env.critics import resolve_critic
+    from esc_env.conversation import begin, exchange
     from esc_env.datasets import load_scenarios
     from esc_env.protocols import Reply, Verdict
     from esc_env.rendering import show
-    from esc_env.rules import Rules
     from esc_env.seeds import Seed, episode_seed
-    from esc_env.seekers import resolve_seeker
 
     chosen = load_scenarios(scenarios)
     person = chosen.by_id(wanted) if wanted else chosen.sample(1, seed)[0]
     person = person.with_persona(persona) if persona else person
-    chairs = Chairs(resolve_seeker(seeker), resolve_critic(critic), Rules(max_turns=max_turns))
     name = Seed(episode_seed(seed, person.id, 0))
     if reveal and not hasattr(chairs.seeker, "reveal"):
-        raise ScenarioError(f"the seeker {seeker!r} does not show its state; leave --reveal away")
+        raise ScenarioError("this seeker does not show its state; leave --reveal away")
     dialogue, _ = run(begin(person, chairs, seed=name))
     verdicts: list[Verdict] = []
     shown = show(console, dialogue)
@@ -145,16 +163,14 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Padding(Text(safe(f"{name}: {value}"), style="dim"), (0, 0, 0, 11)))
 
 
-def _be_supported(console: Console, agent: str, seed: int) -> tuple[Scenario, Dialogue] | None:
+def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
     from esc_env._loop import run
-    from esc_env.agents.spec import resolve_agent
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply
     from esc_env.rendering import show
     from esc_env.scenarios import Scenario
     from esc_env.seeds import Seed, episode_seed
 
-    supporter = resolve_agent(agent)
     name = Seed(episode_seed(seed, "chat", 0), role="supporter")
     typer.echo("This is a research program, no help in need: in danger, call your local emergency number.")
     typer.echo("Say what troubles you.")
@@ -163,10 +179,12 @@ def _be_supported(console: Console, agent: str, seed: int) -> tuple[Scenario, Di
         dialogue = dialogue.then(Message("seeker", said))
         try:
             reply = run(supporter.respond(dialogue, seed=name.at(turn=dialogue.turns + 1)))
+        except ModelError:
+            raise
         except Exception as error:
-            raise SupporterFailure(f"{agent} raised {type(error).__name__}: {error}") from error
+            raise SupporterFailure(f"{type(supporter).__name__} raised {type(error).__name__}: {error}") from error
         if not isinstance(reply, Reply):
-            raise SupporterFailure(f"{agent} returned {type(reply).__name__}, not a Reply")
+            raise SupporterFailure(f"{type(supporter).__name__} returned {type(reply).__name__}, not a Reply")
         dialogue = dialogue.then(Message("supporter", reply.content, reply.strategy, reply.thought))
         show(console, dialogue, shown=len(dialogue) - 1)
     if not dialogue.messages:

@@ -152,12 +152,15 @@ _KEYS = (
 def _doctor() -> None:
     """Say what is installed and found.
 
-    Versions; extras and what each missing one would add; data folders; which API keys are set (never their values).
+    Versions; extras and what each missing one would add; data folders; how chat models are reached; which API keys are
+    set (never their values).
     """
     import os
     import platform
+    from urllib.parse import urlsplit
 
     from esc_env.datasets import data_folders
+    from esc_env.models.budget import known_prices
 
     base, extras = _requirements()
     typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -173,6 +176,12 @@ def _doctor() -> None:
         held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
         state = "not there" if held is None else f"{len(held)} files: {', '.join(held[:8])}" if held else "empty"
         typer.echo(f"  {folder}  ({state})")
+    typer.echo("\nChat models")
+    for wire, serves in (("aiohttp", "openai/NAME and any @URL"), ("litellm", "every other provider")):
+        typer.echo(f"  {wire:20} {serves if _installed(wire) else f'missing, needed for {serves}'}")
+    typer.echo(f"  {'known prices':20} {known_prices():,} models; the price of others is unknown, never $0")
+    own = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
+    typer.echo(f"  {'openai/NAME goes to':20} {f'{own} (OPENAI_BASE_URL)' if own else 'api.openai.com'}")
     typer.echo("\nKeys in the environment (never shown)")
     for key in _KEYS:
         typer.echo(f"  {key:20} {'set' if os.environ.get(key) else 'not set'}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from esc_env.evaluation.report import Report
+    from esc_env.protocols import Usage
 
 __all__ = ["register"]
 
@@ -269,6 +270,8 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
                 f"{report.agent}: failed in {report.supporter_failures:,} of {report.completed:,} conversations by "
                 "itself; these count as not solved"
             )
+        if report.usage.requests:
+            typer.echo(f"{report.agent}: {_cost(report.usage)}")
         for role, message, count in report.failure_messages:
             typer.echo(f"{report.agent}: {count:,} × {role}: {_line(message)}")
         missing = report.episodes - report.completed
@@ -280,6 +283,12 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
             )
     for report in reports:
         typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
+
+
+def _cost(usage: Usage) -> str:
+    tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
+    cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
+    return f"{usage.requests:,} requests to models, {tokens}, {cost}"
 
 
 def _console() -> Console:

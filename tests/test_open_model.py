@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium as gym
 import pytest
@@ -395,7 +396,10 @@ def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
         main([*run, *more, "--record", "run.db", "--out", "a"])
     with pytest.raises(SystemExit) as second:
         main([*run, *more, "--replay", "run.db", "--out", "b"])
-    assert (first.value.code, second.value.code) == (0, 0), capsys.readouterr()
+    out = capsys.readouterr().out
+    assert (first.value.code, second.value.code) == (0, 0), out
+    assert "requests to models" in out
+    assert "0.00 USD at list prices" in out
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     faced = json.loads((tmp_path / "a" / "run.json").read_text())
     assert faced["fingerprint"]["parts"]["seeker"]["temperature"] == 0.2
@@ -405,6 +409,39 @@ def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
         main([*run, "--budget", "plenty"])
     assert third.value.code == 1
     assert "'5 USD' or '200k tokens'" in capsys.readouterr().err
+
+
+def test_a_cost_that_is_not_known_is_told_as_unknown(fakes, monkeypatch, tmp_path, capsys):
+    complete = FakeChatModel.complete
+
+    async def priceless(self, *arguments, **parameters):
+        said = await complete(self, *arguments, **parameters)
+        return replace(said, usage=replace(said.usage, cost=None))
+
+    monkeypatch.setattr(FakeChatModel, "complete", priceless)
+    with pytest.raises(SystemExit):
+        main(["eval", "-a", "python:my_models:helper", "--limit", "1", "--no-progress"])
+    out = capsys.readouterr().out
+    assert "cost unknown" in out
+    assert "USD" not in out
+
+
+def test_chatting_takes_models_and_a_budget(fakes, monkeypatch, capsys):
+    said = iter(["I am here.", "Tell me more.", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    with pytest.raises(SystemExit) as stopped:
+        main(["chat", "--seeker", "python:my_models:person", "--critic", "builtin", "--budget", "100 tokens"])
+    assert stopped.value.code == 1
+    assert "seeker: the budget of 100 tokens is spent" in capsys.readouterr().err
+
+
+def test_doctor_says_where_models_are_without_any_password(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:hunter22@gpu-box:8000/v1")
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    out = capsys.readouterr().out
+    assert "gpu-box (OPENAI_BASE_URL)" in out
+    assert "hunter22" not in out
 
 
 # Over the wire

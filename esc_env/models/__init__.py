@@ -305,5 +305,6 @@ async def check_model(model: ChatModel, chair: str = "model") -> None:
     except BadCompletion:
         return  # it answers; 16 tokens may be too few for one that thinks first
     except ModelError as error:
-        error.args = (f"{chair}: {error}",)
+        silent = error.retryable and error.status is None
+        error.args = (f"{chair}: {error}{'. Is the network up, and does the server run?' if silent else ''}",)
         raise

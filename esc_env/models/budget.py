@@ -22,7 +22,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.protocols import ChatModel, Completion, Usage
 
-__all__ = ["Budget", "Budgeted", "Price", "price_of", "spent", "unpriced"]
+__all__ = ["Budget", "Budgeted", "Price", "known_prices", "price_of", "spent", "unpriced"]
 
 _AMOUNT = re.compile(
     r"(?P<usd>\$)?\s*(?P<number>\d[\d,_]*(?:\.\d+)?|\.\d+)\s*(?P<scale>[kKmM])?\s*(?P<unit>\$|[a-zA-Z]+)?"
@@ -108,10 +108,17 @@ def price_of(provider: str, name: str) -> Price | None:
     """What a model costs, where LiteLLM's table, as installed, says so; None (unknown) otherwise, never $0."""
     table = _table()
     entry = table.get(f"{provider}/{name}") or table.get(name) or {}
+    return _price(entry) if str(entry.get("litellm_provider", "")).startswith(provider) else None
+
+
+def known_prices() -> int:
+    """Of how many models the price is known."""
+    return sum(_price(entry) is not None for entry in _table().values())
+
+
+def _price(entry: Mapping[str, Any]) -> Price | None:
     prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
     if not isinstance(prompt, (int, float)) or not isinstance(completion, (int, float)) or not prompt + completion:
-        return None
-    if not str(entry.get("litellm_provider", "")).startswith(provider):
         return None
     return Price(float(prompt), float(completion))
 
