@@ -297,8 +297,9 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
     text, reason = message.get("content"), choice.get("finish_reason")
     if isinstance(text, list):  # content parts
         text = "".join(part["text"] for part in text if part.get("type") == "text")
-    if text is None and isinstance(message.get("refusal"), str):
-        text, reason = message["refusal"], "refusal"
+    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")  # LiteLLM's place
+    if text is None and isinstance(refusal, str):
+        text, reason = refusal, "refusal"
     if text is not None and not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     thought = message.get("reasoning_content") or message.get("reasoning")
@@ -309,11 +310,12 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
             text.encode()
         except UnicodeEncodeError:  # half of an emoji: JSON can say it, no file can
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    reason = reason if isinstance(reason, str) else None
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         return text, reason, None
     top: dict[str, float] = {}
-    for entry in tokens[0]["top_logprobs"]:
+    for entry in tokens[0].get("top_logprobs") or [tokens[0]]:
         top.setdefault(entry["token"], float(entry["logprob"]))
     return text, reason, top
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -155,7 +156,8 @@ class FakeServer:
     def stop(self) -> None:
         """Close every connection and stop listening, in the middle of whatever is being answered."""
         if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stopped.set)
+            with contextlib.suppress(RuntimeError):  # it has died already
+                self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join()
             self._thread = None
 
