@@ -43,12 +43,6 @@ class Prompts:
         texts = {name: self._text(name) for name in names}
         return blake2b(json.dumps(texts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
-    def __deepcopy__(self, memo: Any) -> Prompts:
-        return self
-
-    def __reduce__(self) -> tuple[type[Prompts], tuple[Path]]:
-        return type(self), (self.folder,)
-
 
 def seal(data: Any) -> str:
     """`data` as JSON on one line, with the dangerous characters of every string written as \\uXXXX.
