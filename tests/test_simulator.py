@@ -96,11 +96,12 @@ def test_what_hurts_is_felt_and_shown(bad: str, reaction: str):
     assert state.harm > 0
 
 
-def test_repeating_oneself_helps_once_and_then_hurts():
-    once, twice, thrice = (relief(*[GOOD[0]] * times) for times in (1, 2, 3))
-    assert once > 0
-    assert thrice < twice + 0.02
-    assert follow(PERSON, say(GOOD[0], GOOD[0], GOOD[0]), 1).reaction == "puzzled"
+def test_repeating_oneself_does_less_than_going_on_and_is_noticed():
+    again, on = say(*[GOOD[0]] * 4), say(*GOOD[:4])
+    assert follow(PERSON, again, 1).comfort < 0.5 * follow(PERSON, on, 1).comfort
+    assert follow(PERSON, again, 1).harm > follow(PERSON, on, 1).harm
+    assert follow(PERSON, say(*[GOOD[0]] * 2), 1).reaction == "puzzled"
+    assert relief(*["I'm so sorry, that sounds really hard."] * 5) < 0
 
 
 def test_advice_before_the_story_is_told_does_less_than_after():
@@ -171,7 +172,7 @@ def test_conversations_are_the_same_on_every_platform_and_python_version():
             record.update(held.dialogue.transcript().encode())
             record.update(json.dumps([[verdict.votes, verdict.expected] for verdict in held.verdicts]).encode())
     # Made on Python 3.11, 3.12 and 3.13. A change of behaviour needs a higher PROTOCOL_VERSION, and this digest anew.
-    assert record.hexdigest()[:16] == "70be8de3facf189f"
+    assert record.hexdigest()[:16] == "5fb9e11b4ff008c4"
 
 
 def test_on_a_human_dialogue_the_seeker_speaks_the_persons_own_statements_in_order():

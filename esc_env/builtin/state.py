@@ -31,6 +31,8 @@ ENOUGH = 3
 """Facts after which the seeker has told enough to be understood (fewer if the scenario holds fewer)."""
 UNDERSTOOD = 0.6
 """Comfort from which the seeker is ready to look ahead."""
+FILLED, ASKED_AGAIN = 0.7, 0.6
+"""What is left of a sentence used before: if it takes up something new, and if it is an open question."""
 UNGROUNDED_COMFORT, UNGROUNDED_PLAN = 0.25, 0.2
 """How far kind words and advice carry that could have been said to anybody."""
 
@@ -76,7 +78,7 @@ PERSONA_TRAITS: Mapping[str, Traits] = {
     "guarded": Traits(trust=0.25, telling=0.55, comfort=0.85, plan=0.9, harm=1.1),
     "resistant": Traits(trust=0.4, telling=0.9, comfort=0.8, plan=0.55, harm=1.2),
     "drifting": Traits(trust=0.5, telling=0.6, comfort=0.85, plan=0.85, harm=0.9),
-    "pleasing": Traits(trust=0.5, telling=0.7, comfort=0.9, plan=0.9, harm=1.0),
+    "pleasing": Traits(trust=0.5, telling=0.8, comfort=0.9, plan=0.9, harm=1.0),
     "hostile": Traits(trust=0.1, telling=0.6, comfort=0.75, plan=0.75, harm=1.5),
 }
 
@@ -190,19 +192,23 @@ def hear(text: str, state: State) -> Heard:
         mine = _stems(part)
         fresh = mine & left
         left -= fresh
-        taken = fsum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
-        taken += 0.2 * fsum(weight(word) for word in mine & state.reflected)
+        new = fsum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
+        taken = new + 0.2 * fsum(weight(word) for word in mine & state.reflected)
         share = taken / 1.4
         part_does = {
             family: _ramp(fsum(rate * reading[move] for move, rate in rates.items()), low, high)
             for family, (rates, low, high) in FAMILIES.items()
         }
-        part_fluency = _ramp(function_share(tokens(part)), 0.2, 0.36) * (1.0 - part_does["noise"])
+        words = tokens(part)
+        listing = _ramp(part.count(",") / len(words), 0.2, 0.3)
+        part_fluency = _ramp(function_share(words), 0.2, 0.36) * (1.0 - part_does["noise"]) * (1.0 - listing)
         part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
-        part_repeated = _used_before(_frame(part, state), state)
+        # An old frame with a new part of the story in it is half heard; an old question still is a question.
+        part_repeated = _used_before(_frame(part, state), state) * (1.0 - FILLED * min(1.0, new / 1.4))
         honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
         for family, amount in part_does.items():
-            does[family] = max(does[family], amount * honest)
+            again = ASKED_AGAIN * part_fluency * (1.0 - part_copied) if family == "invite" else 0.0
+            does[family] = max(does[family], amount * max(honest, again))
         met += part_does["mirror"] * share * honest
         asked_about += max(part_does["invite"], part_does["coping"]) * share * honest
         built = max(built, part_does["propose"] * share * honest)
@@ -265,7 +271,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         "stung": 0.28 * dismissing,
         "pressed": early * does["propose"] + 0.10 * _ramp(heard.proposals, 1.5, 4.0)
         + 0.05 * _ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
-        "puzzled": 0.0 if silent else 0.07 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
+        "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
         "unheard": 0.03 * (1.0 - _ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
     }
     hurt = max(hurts, key=lambda kind: hurts[kind])
