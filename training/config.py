@@ -8,18 +8,43 @@ and from the command line.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from esc_env.errors import ConfigError
+from esc_env.errors import ConfigError, did_you_mean
 
-__all__ = ["GRPOStage", "RewardModelStage", "SFTStage", "Stage"]
+__all__ = [
+    "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage", "Setting",
+    "Stage",
+]  # fmt: skip
+
+STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
+"""The stages of the method, in their order."""
 
 # `X | None` and Literal only: what TRL's parser (transformers.HfArgumentParser) understands.
 
 
+class _Checked:
+    """How a configuration says which of its fields makes no sense."""
+
+    def _wrong(self, name: str, why: str) -> ConfigError:
+        return ConfigError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} {why}")
+
+    def _above(self, name: str, bound: float) -> None:
+        if not getattr(self, name) > bound:
+            raise self._wrong(name, f"must be above {bound}")
+
+    def _at_least(self, name: str, bound: float) -> None:
+        if not getattr(self, name) >= bound:
+            raise self._wrong(name, f"must be at least {bound}")
+
+    def _at_least_or_none(self, name: str, bound: float) -> None:
+        if getattr(self, name) is not None:
+            self._at_least(name, bound)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(_Checked):
     """What every stage has: a model, its adapter, an optimiser and a batch.
 
     Attributes:
@@ -88,17 +113,6 @@ class Stage:
         if self.lora_rank and not 0 <= self.lora_dropout < 1:
             raise self._wrong("lora_dropout", "must lie in [0, 1)")
 
-    def _wrong(self, name: str, why: str) -> ConfigError:
-        return ConfigError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} {why}")
-
-    def _above(self, name: str, bound: float) -> None:
-        if not getattr(self, name) > bound:
-            raise self._wrong(name, f"must be above {bound}")
-
-    def _at_least(self, name: str, bound: float) -> None:
-        if not getattr(self, name) >= bound:
-            raise self._wrong(name, f"must be at least {bound}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SFTStage(Stage):
@@ -129,8 +143,8 @@ class RewardModelStage(Stage):
             one rollout. With several rollouts the label is soft: the share of them above it.
         max_length: tokens of context and response; 2,048 + 512 as in GRPO. Cut from the left at message borders.
         lora_rank: 0, all weights: the model is small. An adapter is merged into its base when it is trained.
-        balance: weigh the rarer class up, so that both count alike in the loss (classification only).
-        valid_share: share of scenarios held out for the report, in (0, 0.5].
+        balance: weigh the rarer class up, so that both count alike in the loss (classification only). Off by default:
+            it moves P(1) away from the true share, and the report says how far.
         margin: pairs whose rewards differ by no more than this are no pairs (ranking only).
         tail: train also on tail labels, the later turns of simulated rollouts; False selects the paper's set.
     """
@@ -139,8 +153,7 @@ class RewardModelStage(Stage):
     kind: Literal["classification", "ranking", "regression"] = "classification"
     delta: float = 0.5
     max_length: int = 2560
-    balance: bool = True
-    valid_share: float = 0.1
+    balance: bool = False
     margin: float = 0.0
     tail: bool = True
     lora_rank: int = 0
@@ -153,8 +166,6 @@ class RewardModelStage(Stage):
         self._at_least("margin", 0)
         if not -1 < self.delta < 1:
             raise self._wrong("delta", "must lie inside (-1, 1), where rewards lie")
-        if not 0 < self.valid_share <= 0.5:
-            raise self._wrong("valid_share", "is the share of scenarios held out, in (0, 0.5]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +180,8 @@ class GRPOStage(Stage):
         temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
         top_p: nucleus of sampling, in (0, 1]; 1 is all of it.
         max_turns: T, the horizon of simulated futures and of whole conversations. *Source:* T = 8, arXiv 2508.12935.
+        credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` is the
+            discounted sum of what every exchange changed in the critic's score. Ours.
         beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
         loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
@@ -190,6 +203,7 @@ class GRPOStage(Stage):
     temperature: float = 1.1
     top_p: float = 1.0
     max_turns: int = 8
+    credit: Literal["terminal", "dense"] = "terminal"
     beta: float = 0.04
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -233,3 +247,153 @@ class GRPOStage(Stage):
 def _processes() -> int:
     """How many processes train together: what `accelerate launch` tells each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectStage(_Checked):
+    """D_r: responses to contexts, and what becomes of them.
+
+    Attributes:
+        agent: who responds, as `esc eval --agent` takes it; empty for the policy trained so far, computed here. Name a
+            server's model (`openai/policy@http://127.0.0.1:8001/v1#think`) to have it answer instead.
+        temperature: of the policy while it is sampled. *Source:* PPDPP: 0.7.
+        source: `human` takes contexts from the scenarios' dialogues, `simulated` from conversations held on the spot,
+            `auto` from the dialogue where there is one.
+        limit: only the first so many scenarios; none for all.
+        contexts: so many contexts, drawn from all; none for all.
+        candidates: m, responses per context, at least 1. *Source:* m = 4, arXiv 2508.12935.
+        rollouts: K, futures per response, at least 1. *Source:* K = 1, arXiv 2508.12935.
+        trials: episodes per scenario, at least 1.
+        valid: share of scenarios marked as held out in the data card, in [0, 1).
+        concurrency: calls in flight at the same time.
+    """
+
+    agent: str = ""
+    temperature: float = 0.7
+    source: Literal["auto", "human", "simulated"] = "auto"
+    limit: int | None = None
+    contexts: int | None = None
+    candidates: int = 4
+    rollouts: int = 1
+    trials: int = 1
+    valid: float = 0.2
+    concurrency: int = 64
+
+    def __post_init__(self) -> None:
+        self._at_least("temperature", 0)
+        for name in ("limit", "contexts"):
+            self._at_least_or_none(name, 1)
+        for name in ("candidates", "rollouts", "trials", "concurrency"):
+            self._at_least(name, 1)
+        if self.candidates > 1 and not self.temperature:
+            raise self._wrong("temperature", "makes all candidates say the same. Raise it above 0, or ask for one")
+        if not 0 <= self.valid < 1:
+            raise self._wrong("valid", "is a share of scenarios, in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(_Checked):
+    """Whole conversations with every trained policy, on scenarios that no training has seen.
+
+    Attributes:
+        limit: only the first so many scenarios; none for all.
+        trials: conversations per scenario, at least 1.
+        temperature: of the policy. *Source:* PPDPP: 0.
+        seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
+        personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
+            from one simulator's habits.
+        concurrency: conversations held at the same time.
+    """
+
+    limit: int | None = None
+    trials: int = 1
+    temperature: float = 0.0
+    seeker: str = ""
+    critic: str = ""
+    personas: list[str] = field(default_factory=list)
+    concurrency: int = 64
+
+    def __post_init__(self) -> None:
+        self._at_least_or_none("limit", 1)
+        self._at_least("trials", 1)
+        self._at_least("temperature", 0)
+        self._at_least("concurrency", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(_Checked):
+    """What all stages of a pipeline have in common: who is trained, with whom, on which scenarios.
+
+    Attributes:
+        model: the policy to begin with: a folder or Hub id; `tiny` makes one from scratch.
+        reward_model: the reward model to begin with; `tiny` makes one from scratch.
+        style: how the policy is prompted, in training and evaluation: `think` (the paper's format) or `standard`.
+        scenarios: what is trained on.
+        valid: what checkpoints are chosen by.
+        test: what is evaluated on.
+        sft_data: what the first stage learns from: scenarios with human dialogues (`esconv:train`, `extes:train`, a
+            file), a folder of `esc collect` or `esc eval` (what was solved), or `population` (conversations that
+            scripted supporters, poor to good, hold with the seeker).
+        seeker, critic: the other two chairs, as `esc eval` takes them. *Source:* Qwen2.5-72B, arXiv 2508.12935.
+        max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
+        seed: of everything that is drawn.
+        skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.
+        valid_limit: conversations that each checkpoint is judged by.
+    """
+
+    model: str = "Qwen/Qwen2.5-7B-Instruct-1M"
+    reward_model: str = "meta-llama/Llama-3.2-1B"
+    style: Literal["think", "standard"] = "think"
+    scenarios: str = "builtin:train"
+    valid: str = "builtin:valid"
+    test: str = "builtin:test"
+    sft_data: str = "population"
+    seeker: str = "builtin"
+    critic: str = "builtin"
+    max_turns: int = 8
+    seed: int = 0
+    skip: list[str] = field(default_factory=list)
+    valid_limit: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("model", "reward_model", "scenarios", "valid", "test", "seeker", "critic"):
+            if not getattr(self, name):
+                raise self._wrong(name, "is empty")
+        self._at_least("max_turns", 1)
+        self._at_least("valid_limit", 1)
+        for stage in self.skip:
+            if stage not in STAGES:
+                raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")
+        if self.test == self.scenarios:
+            raise self._wrong("test", "is what is trained on. Evaluate on scenarios that no training has seen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The whole method: sft → collect → rm → grpo → evaluate. `read_pipeline` makes it from a preset or a YAML file.
+
+    Attributes:
+        setting: what the stages have in common.
+        sft, collect, rm, grpo, evaluate: the stages. Their `model`, `seed` and `max_turns` are the setting's.
+    """
+
+    setting: Setting = field(default_factory=Setting)
+    sft: SFTStage = field(default_factory=SFTStage)
+    collect: CollectStage = field(default_factory=CollectStage)
+    rm: RewardModelStage = field(default_factory=RewardModelStage)
+    grpo: GRPOStage = field(default_factory=GRPOStage)
+    evaluate: EvaluateStage = field(default_factory=EvaluateStage)
+
+    def __post_init__(self) -> None:
+        if self.collect.candidates < 2 and self.rm.kind == "ranking" and self.runs("rm"):
+            raise ConfigError("a ranking reward model compares responses to one context: collect at least 2 candidates")
+
+    def runs(self, stage: str) -> bool:
+        """Whether a stage is run: it is not skipped, and what it makes is used by the reward."""
+        if stage in self.setting.skip:
+            return False
+        if stage == "rm":
+            return "grpo" in self.setting.skip or self.grpo.reward == "rlff"
+        if stage == "collect":
+            return self.runs("rm") or "grpo" in self.setting.skip or self.grpo.reward != "env"
+        return True
