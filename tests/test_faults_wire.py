@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import pickle
 import random
 import time
@@ -139,9 +140,9 @@ def test_waiting_for_a_free_place_is_not_held_against_a_call() -> None:
 
 
 def test_what_is_given_up_says_whom_how_often_and_why(jumping: Time) -> None:
-    with FakeServer(faults=lambda number: Fault("status", 502, message="upstream")) as server:
-        with pytest.raises(ModelUnavailable) as caught:
-            complete(OpenAIWire("m", server.url), jumping)
+    bad = FakeServer(faults=lambda number: Fault("status", 502, message="upstream"))
+    with bad as server, pytest.raises(ModelUnavailable) as caught:
+        complete(OpenAIWire("m", server.url), jumping)
     failure = pickle.loads(pickle.dumps(caught.value))
     assert (failure.provider, failure.model, failure.attempts, failure.status) == ("openai", "m", ATTEMPTS, 502)
     assert str(failure) == f"openai/m at {server.url}: HTTP 502: upstream (given up after {ATTEMPTS} attempts)"
@@ -277,7 +278,7 @@ def test_rate_limits_space_requests_by_what_they_cost(limits: Mapping[str, int],
         return model.at
 
     at = asyncio.run(run())
-    gaps = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert gaps == pytest.approx([seconds] * 4)
 
 

@@ -296,16 +296,16 @@ def test_a_model_travels_to_another_process_and_loop(wire: str) -> None:
         check_chat_model(model)
 
 
-def test_a_process_that_used_models_ends_without_a_word(wire: str) -> None:
-    make = {"aiohttp": "wire.OpenAIWire('m', ", "openai": "sdk.OpenAISDK('m', "}
-    make["litellm"] = "sdk.LiteLLMModel('openai/m', "
+def test_a_process_that_used_models_ends_without_a_word() -> None:
     with FakeServer() as server:
+        made = f"wire.OpenAIWire('m', {server.url!r}), sdk.LiteLLMModel('openai/m', {server.url!r})"
         program = (
-            f"from esc_env import _loop\nfrom esc_env.models import wire, sdk\nmodel = {make[wire]}{server.url!r})\n"
-            "print(_loop.run(model.complete([{'role': 'user', 'content': 'Hi'}])).texts[0])"
+            "from esc_env import _loop\nfrom esc_env.models import wire, sdk\n"
+            f"for model in ({made}):\n"
+            "    print(_loop.run(model.complete([{'role': 'user', 'content': 'Hi'}])).texts[0])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr, done.returncode) == ("I hear you.\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("I hear you.\n" * 2, "", 0)
 
 
 def test_importing_the_package_needs_no_extra() -> None:
@@ -334,11 +334,10 @@ JSON = st.recursive(
 def test_any_json_is_a_completion_or_a_typed_error(data: object) -> None:
     try:
         completion = read_completion(OpenAIWire("m", "http://h/v1"), data, latency=0.0)
-    except ModelUnavailable as error:
-        assert error.status == 200 or error.status is None
-    else:
-        assert all(text is None or isinstance(text, str) for text in completion.texts + completion.finish_reasons)
-        json.dumps([completion.texts, completion.finish_reasons, completion.usage.to_json()])
+    except ModelUnavailable:
+        return
+    assert all(text is None or isinstance(text, str) for text in completion.texts + completion.finish_reasons)
+    json.dumps([completion.texts, completion.finish_reasons, completion.usage.to_json()])
 
 
 def test_half_an_emoji_becomes_text_that_can_be_written() -> None:

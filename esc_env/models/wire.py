@@ -297,7 +297,9 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
     text, reason = message.get("content"), choice.get("finish_reason")
     if isinstance(text, list):  # content parts
         text = "".join(part["text"] for part in text if part.get("type") == "text")
-    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")  # LiteLLM's place
+    refusal = message.get("refusal")
+    if refusal is None:  # where LiteLLM puts it
+        refusal = (message.get("provider_specific_fields") or {}).get("refusal")
     if text is None and isinstance(refusal, str):
         text, reason = refusal, "refusal"
     if text is not None and not isinstance(text, str):
