@@ -320,7 +320,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     harm = max(0.0, state.harm * (1.0 - 0.25 * taken_up * kind) + pain)
     harm = min(1.0, harm)
 
-    if pain >= 0.045 and hurts[hurt] >= 0.03:
+    if pain >= 0.033 and hurts[hurt] >= 0.03:
         reaction = hurt
     elif proposing * readiness > 0.4 and state.stage == "action":
         reaction = "yes_but" if against or step < 0.12 else "hopeful"
