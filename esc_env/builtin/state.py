@@ -200,7 +200,7 @@ def hear(text: str, state: State) -> Heard:
             for family, (rates, low, high) in FAMILIES.items()
         }
         words = tokens(part)
-        listing = _ramp(part.count(",") / len(words), 0.2, 0.3)
+        listing = _ramp(part.count(",") / max(1, len(words)), 0.2, 0.3)
         part_fluency = _ramp(function_share(words), 0.2, 0.36) * (1.0 - part_does["noise"]) * (1.0 - listing)
         part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
         # An old frame with a new part of the story in it is half heard; an old question still is a question.
