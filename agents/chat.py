@@ -131,7 +131,7 @@ class Turn:
         system = f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
         chat: list[ChatMessage] = [
             {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}
-            for message in self.dialogue.as_chat("supporter", opening="...")
+            for message in self.dialogue.as_chat("supporter")
         ]
         return await self._complete([{"role": "system", "content": system}, *chat], 0)
 

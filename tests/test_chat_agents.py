@@ -140,6 +140,7 @@ def test_a_think_block_is_the_thought_and_never_said(raw, reply):
         ("Reasoning: he is sad", "", "Reasoning: he is sad", None),
         ("Strategy: Question\nResponse: Response: a\nStrategy: b", "Response: a\nStrategy: b",
          "Strategy: Question", "Question"),
+        ("Response: a\nStrategy: Question", "a\nStrategy: Question", None, None),
         ("<think>hm</think>Response: Oh.", "Oh.", "hm", None),
         ("I hear you.", "I hear you.", None, None),
         ("", "", None, None),
@@ -242,6 +243,14 @@ def test_lookahead_says_the_reply_that_went_best():
         reply = says(lookahead_model(best), "lookahead")
         assert (reply.content, reply.strategy) == (f"reply by {best}", best)
         assert f"{best} (+1.00)" in (reply.thought or "")
+
+
+def test_lookahead_judges_every_future_by_five_sampled_votes():
+    model = lookahead_model("Question")
+    says(model, "lookahead")
+    judging = [call for call in model.calls if "letter of one option" in call.messages[-1]["content"]]
+    assert [(call.n, call.temperature) for call in judging] == [(5, 1.0)] * 3
+    assert {call.temperature for call in model.calls if call not in judging} == {0.0}
 
 
 def test_lookahead_takes_the_first_of_equals_and_fills_up_what_was_not_named():

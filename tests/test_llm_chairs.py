@@ -120,6 +120,12 @@ def test_thoughts_and_strategies_reach_neither_chair():
         assert "Question" not in str(messages)
 
 
+def test_several_messages_in_a_row_are_one_turn():
+    dialogue = Dialogue((Message("seeker", "Hi."), Message("seeker", "I lost my job."), Message("supporter", "Oh.")))
+    lines = sealed_transcript(dialogue).split("\n")
+    assert [json.loads(line)["content"] for line in lines] == ["Hi.\nI lost my job.", "Oh."]
+
+
 def test_the_seeker_knows_its_facts_and_the_critic_does_not():
     assert "every morning" in seeker_messages(SCENARIO, DIALOGUE)[0]["content"]
     assert "every morning" not in critic_messages(SCENARIO, DIALOGUE)[0]["content"]
@@ -184,7 +190,8 @@ def test_an_empty_dialogue_asks_for_an_opening():
     ],
 )
 def test_what_models_wrap_around_a_message_is_taken_off(raw, heard):
-    assert replied(FakeChatModel(raw)).content == heard
+    reply = replied(FakeChatModel(raw))
+    assert (reply.content, reply.thought) == (heard, "he is sad" if "<think>" in raw else None)
 
 
 @pytest.mark.parametrize(
