@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import shutil
+import ssl
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -263,6 +266,39 @@ def test_requests_go_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
         return seen[0]
 
     assert asyncio.run(call("http://models.example/v1")).startswith("POST http://models.example/v1/chat/completions")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_ca_bundle_of_ones_own_is_trusted(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, secret = tmp_path / "ca.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    made = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", secret, "-out", certificate]
+    subprocess.run(made, check=True, capture_output=True)
+    body = b'{"choices": [{"message": {"content": "Safe."}}]}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async def call() -> Completion:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, secret)
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            return await OpenAIWire("m", f"https://localhost:{port}/v1").complete(HELLO)
+
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ModelUnavailable, match="Set SSL_CERT_FILE to your CA bundle") as caught:
+        asyncio.run(call())
+    assert not caught.value.retryable
+    monkeypatch.setenv(variable, str(certificate))
+    assert asyncio.run(call()).texts == ("Safe.",)
 
 
 def test_a_url_with_a_password_is_refused() -> None:
