@@ -126,6 +126,16 @@ def test_three_in_ten_requests_fail_and_the_run_is_slower_not_wrong(tmp_path, fa
     assert len(lines(tmp_path)) == len(PEOPLE), "every conversation is counted once"
 
 
+@pytest.mark.parametrize("wire", ["openai", "litellm"])
+def test_whatever_way_requests_travel_faults_are_the_same(tmp_path, faultless, wire):
+    pytest.importorskip(wire, reason="needs the extra llm")
+    kinds = {2: Fault("status", 429), 5: Fault("status", 500), 8: Fault("html"), 11: Fault("null"), 14: Fault("drop")}
+    with FakeServer(answer, faults=lambda number: kinds.get(number % 17)) as server:
+        report = run_on(tmp_path, chairs(server), wire=wire)
+    assert report.complete
+    assert held(tmp_path) == faultless
+
+
 def test_a_server_that_caps_what_runs_at_once_is_never_sent_more(tmp_path, faultless):
     with FakeServer(answer, latency=0.005) as server:
         run_on(tmp_path, chairs(server), concurrency=2)
