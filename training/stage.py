@@ -69,7 +69,8 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
         RecordError: another process is writing there.
     """
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
-    wanted: dict[str, Any] = {"stage": stage, "config": {"class": type(config).__name__, **asdict(config)}, "data": digest}
+    about = {"class": type(config).__name__, **asdict(config)}
+    wanted: dict[str, Any] = {"stage": stage, "config": about, "data": digest}
     path = folder / "run.json"
     if not is_main():
         yield _finished(path)

@@ -1,0 +1,167 @@
+"""Reward models: they learn which responses are followed by relief, and their report says how well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+
+from tiny_models import save_model
+
+from esc_env import Dialogue, Message, Scenario
+from esc_env.errors import ConfigError
+from esc_env.rewards import Future, RewardModelReward
+from esc_env.training.config import RewardModelStage
+from esc_env.training.data import Sample
+from esc_env.training.reward_model import auc, auc_within, calibration, label_of, train_reward_model
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21's own
+]
+
+TINY = {
+    "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "batch_size": 8, "accumulation": 1,
+    "max_steps": 60, "learning_rate": 3e-3, "scheduler": "constant",
+}  # fmt: skip
+GOOD, BAD = "That sounds hard. Tell me more about it.", "Calm down."
+SOLVED = Future((), ((1.0,),), True, 8)
+FAILED = Future((), ((-0.5,),), False, 8)
+
+
+def sample(person: int, response: str, *futures: Future, valid: bool = False, **details) -> Sample:
+    return Sample(
+        Scenario(id=f"p{person}", situation=f"I cannot sleep because of my job, {person}."),
+        Dialogue((Message("seeker", f"I cannot sleep because of my job, {person}."),)),
+        Message("supporter", response, thought="GOOD or BAD?"),
+        futures,
+        seed=person,
+        split="valid" if valid else "train",
+        **details,
+    )
+
+
+def collection() -> list[Sample]:
+    return [
+        one
+        for person in range(24)
+        for one in (
+            sample(person, GOOD, SOLVED, valid=person >= 16),
+            sample(person, BAD, FAILED, valid=person >= 16),
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "ranking", "regression"])
+def test_every_kind_learns_which_response_helps_scenarios_it_has_not_seen(kind, base: Path, tmp_path: Path) -> None:
+    report = train_reward_model(RewardModelStage(model=str(base), kind=kind, **TINY), tmp_path, collection())
+    assert (report.kind, report.train, report.valid, report.pairs_within) == (kind, 32, 16, 8)
+    assert report.auc is not None
+    assert report.auc > 0.95
+    assert report.auc_within is not None
+    assert report.auc_within > 0.95
+    assert (report.ece is not None) == (kind == "classification") == (tmp_path / "reliability.svg").exists()
+    scorer = RewardModelReward(tmp_path)
+    assert scorer.kind == kind
+    prompts = [[{"role": "user", "content": "I cannot sleep because of my job, 99."}]] * 2
+    good, bad = scorer(prompts, [[{"role": "assistant", "content": text}] for text in (GOOD, BAD)])
+    assert good is not None
+    assert bad is not None
+    assert good > bad
+    again = train_reward_model(RewardModelStage(model=str(base), kind=kind, **TINY), tmp_path, collection())
+    assert again == report
+
+
+def test_an_adapter_is_merged_so_that_the_folder_is_a_whole_model(base: Path, tmp_path: Path) -> None:
+    config = RewardModelStage(model=str(base), **{**TINY, "lora_rank": 4, "max_steps": 5})
+    train_reward_model(config, tmp_path, collection())
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert RewardModelReward(tmp_path).kind == "classification"
+
+
+def test_one_class_is_refused_saying_what_delta_would_split_it(base: Path, tmp_path: Path) -> None:
+    better = Future((), ((0.2,),), False, 8)
+    samples = [replace(one, futures=(better,)) if one.response.content == GOOD else one for one in collection()]
+    with pytest.raises(ConfigError, match=r"label 0 at delta = 0.5.*Set delta to -0.150: label 1 for 50%"):
+        train_reward_model(RewardModelStage(model=str(base), **TINY), tmp_path / "a", samples)
+    report = train_reward_model(
+        RewardModelStage(model=str(base), delta=-0.15, **{**TINY, "max_steps": 1}), tmp_path / "b", samples
+    )
+    assert report.train_positive == 0.5
+
+
+def test_data_that_cannot_teach_is_refused(base: Path, tmp_path: Path) -> None:
+    config = RewardModelStage(model=str(base), **TINY)
+    same = [replace(one, futures=(FAILED,)) for one in collection()]
+    with pytest.raises(ConfigError, match="nothing can be learned"):
+        train_reward_model(config, tmp_path / "a", same)
+    alone = [one for one in collection() if (one.response.content == GOOD) == (one.seed % 2 == 0)]
+    with pytest.raises(ConfigError, match="no pairs"):
+        train_reward_model(replace(config, kind="ranking"), tmp_path / "b", alone)
+    with pytest.raises(ConfigError, match="split 'valid'"):
+        train_reward_model(config, tmp_path / "c", [one for one in collection() if one.split == "train"])
+    leaking = [*collection(), sample(0, "I am here.", SOLVED, valid=True)]
+    with pytest.raises(ConfigError, match="'p0' is in train and in valid"):
+        train_reward_model(config, tmp_path / "d", leaking)
+
+
+def test_tail_labels_can_be_left_out(base: Path, tmp_path: Path) -> None:
+    samples = [*collection(), sample(0, "I am here.", SOLVED, tail=True)]
+    config = RewardModelStage(model=str(base), tail=False, **{**TINY, "max_steps": 1})
+    assert train_reward_model(config, tmp_path, samples).train == 32
+
+
+def test_with_several_rollouts_the_label_is_the_share_above_delta() -> None:
+    assert label_of(sample(0, GOOD, SOLVED, FAILED, FAILED, FAILED), 0.5) == 0.25
+
+
+def test_a_rare_class_is_reported_and_can_be_weighed_up(base: Path, tmp_path: Path, caplog) -> None:
+    rare = [*collection()[:2], *(one for one in collection()[2:] if one.response.content == BAD or one.seed >= 16)]
+    config = RewardModelStage(model=str(base), **{**TINY, "max_steps": 1})
+    report = train_reward_model(config, tmp_path / "plain", rare)
+    assert report.train_positive == pytest.approx(1 / 17)
+    assert "set balance" in caplog.text
+    caplog.clear()
+    train_reward_model(replace(config, balance=True), tmp_path / "balanced", rare)
+    assert "set balance" not in caplog.text
+
+
+def test_auc_agrees_with_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+
+    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1))).filter(lambda rows: len({b for _, b in rows}) > 1))
+    def agrees(rows) -> None:
+        scores, labels = [float(a) for a, _ in rows], [float(b) for _, b in rows]
+        assert auc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores))
+
+    agrees()
+
+
+def test_metrics_know_what_they_cannot_say() -> None:
+    assert auc([0.1, 0.9], [1.0, 1.0]) is None
+    assert auc_within([0.1, 0.9], [1.0, 0.0], ["a", "b"]) == (None, 0)
+    assert auc_within([0.1, 0.9, 0.5, 0.5], [0.0, 1.0, 1.0, 0.0], ["a", "a", "b", "b"]) == (0.75, 2)
+
+
+def test_calibration_is_the_gap_between_predicted_and_observed() -> None:
+    error, bars = calibration([0.25, 0.25, 0.25, 0.25, 1.0], [1.0, 0.0, 0.0, 0.0, 1.0])
+    assert error == 0
+    assert [(bar.low, bar.observed, bar.count) for bar in bars] == [(0.2, 0.25, 4), (0.9, 1.0, 1)]
+    assert calibration([1.0, 1.0], [0.0, 0.0])[0] == 1
+
+
+def test_the_report_is_a_file_that_a_person_can_read(base: Path, tmp_path: Path) -> None:
+    train_reward_model(RewardModelStage(model=str(base), **{**TINY, "max_steps": 1}), tmp_path, collection())
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert {"auc", "auc_within", "ece", "accuracy", "base_accuracy"} <= data.keys()

@@ -1,0 +1,415 @@
+"""Stage 2 of RLFF-ESC: learn from simulated futures how much relief follows a response.
+
+    esc train rm --data runs/collect --kind classification --out runs/rm
+
+*Source:* RLFF-ESC (arXiv 2508.12935): a two-class head, label 1 where the reward is above δ, the reward is P(1).
+Ranking and regression are its ablations. The folder holds the whole model (an adapter is merged), `report.json` and,
+for classification, `reliability.svg`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import ConfigError, MissingExtra
+from esc_env.records import write_json
+from esc_env.rewards import value
+from esc_env.rewards.rows import chat_of
+from esc_env.training.config import RewardModelStage
+from esc_env.training.data import Sample
+from esc_env.training.stage import arguments, finish, is_main, load_tokenizer, local, lora, open_stage, resume_from
+
+try:
+    import peft
+    import torch
+    import transformers
+    from datasets import Dataset  # type: ignore[import-untyped]
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    from esc_env.rewards.model import RewardModelReward, encode
+except ModuleNotFoundError as error:
+    raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
+
+__all__ = ["Bin", "RewardModelReport", "auc", "auc_within", "calibration", "label_of", "train_reward_model"]
+
+logger = logging.getLogger(__name__)
+
+_BINS = 10
+_RARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bar of a reliability plot: rows whose predicted probability lies in [low, high)."""
+
+    low: float
+    high: float
+    predicted: float
+    observed: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelReport:
+    """How good a reward model is on scenarios it has not seen.
+
+    Attributes:
+        kind: what its head says.
+        train, valid: rows (ranking: pairs in training) on either side.
+        train_positive, valid_positive: share of label 1, in [0, 1].
+        auc: does it tell responses that help from others, over all contexts? In [0, 1]; None where there is one class.
+        auc_within: does it rank the responses to one context? GRPO compares these. None where none differ.
+        pairs_within: how many pairs of siblings that rests on.
+        accuracy: share of right answers: P(1) above ½, or predicted reward above δ; for ranking, that of pairs.
+        base_accuracy: what always answering the commoner class would get; None for ranking.
+        ece: expected calibration error over 10 bins, in [0, 1]; classification only.
+        reliability: the bars of its plot; classification only.
+        error: mean absolute error of the reward; regression only.
+        cut: share of valid rows whose context was cut at a message border.
+        overlong: rows of both sides left out, since not even the last exchange fits.
+    """
+
+    kind: str
+    train: int
+    valid: int
+    train_positive: float
+    valid_positive: float
+    auc: float | None
+    auc_within: float | None
+    pairs_within: int
+    accuracy: float | None
+    base_accuracy: float | None
+    ece: float | None
+    reliability: tuple[Bin, ...]
+    error: float | None
+    cut: float
+    overlong: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RewardModelReport:
+        """Inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "reliability": tuple(Bin(**bar) for bar in data["reliability"])})
+
+
+def label_of(sample: Sample, delta: float) -> float:
+    """The share of a response's futures whose reward is above δ, in [0, 1]: a soft label where there are several."""
+    return fmean(value((future,)) > delta for future in sample.futures)
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def auc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
+    """The probability that a row of label 1 scores higher than one of label 0; ties count half. None for one class.
+
+    A soft label p counts as p of a positive and 1 − p of a negative row.
+    """
+    below = good = 0.0
+    ties: dict[float, list[float]] = defaultdict(list)
+    for score, label in zip(scores, labels, strict=True):
+        ties[score].append(label)
+    for score in sorted(ties):
+        positive, negative = sum(ties[score]), sum(1 - label for label in ties[score])
+        good += positive * (below + negative / 2)
+        below += negative
+    pairs = sum(labels) * below
+    return good / pairs if pairs else None
+
+
+def auc_within(
+    scores: Sequence[float], labels: Sequence[float], contexts: Sequence[Any]
+) -> tuple[float | None, int]:
+    """(share of pairs of siblings with different labels that the scores order rightly, number of such pairs)."""
+    groups: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+    for score, label, context in zip(scores, labels, contexts, strict=True):
+        groups[context].append((score, label))
+    right, pairs = 0.0, 0
+    for group in groups.values():
+        for place, (score, label) in enumerate(group):
+            for other, its in group[place + 1 :]:
+                if label != its:
+                    pairs += 1
+                    right += 0.5 if score == other else float((score > other) == (label > its))
+    return (right / pairs if pairs else None), pairs
+
+
+def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tuple[float, tuple[Bin, ...]]:
+    """(expected calibration error, the bins of the reliability plot that hold rows)."""
+    bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for probability, label in zip(probabilities, labels, strict=True):
+        bins[min(_BINS - 1, int(probability * _BINS))].append((probability, label))
+    bars = tuple(
+        Bin(
+            place / _BINS, (place + 1) / _BINS, fmean(p for p, _ in rows), fmean(label for _, label in rows), len(rows)
+        )
+        for place, rows in sorted(bins.items())
+    )
+    return sum(abs(bar.predicted - bar.observed) * bar.count for bar in bars) / len(probabilities), bars
+
+
+def _reliability_svg(bars: Sequence[Bin]) -> str:
+    """The reliability plot: predicted probability against the share that was solved; areas are counts."""
+    most = max(bar.count for bar in bars)
+    dots = "".join(
+        f'<circle cx="{40 + 300 * bar.predicted:.1f}" cy="{320 - 300 * bar.observed:.1f}" '
+        f'r="{3 + 9 * (bar.count / most) ** 0.5:.1f}"><title>{bar.count} rows: predicted {bar.predicted:.2f}, '
+        f"observed {bar.observed:.2f}</title></circle>"
+        for bar in bars
+    )
+    ticks = "".join(
+        f'<text x="{40 + 300 * tick / 4:.0f}" y="336" text-anchor="middle">{tick / 4:g}</text>'
+        f'<text x="34" y="{324 - 300 * tick / 4:.0f}" text-anchor="end">{tick / 4:g}</text>'
+        for tick in range(5)
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 360" width="360" height="360" role="img" '
+        'font-family="sans-serif" font-size="11"><title>Reliability of the reward model</title>'
+        '<rect width="360" height="360" fill="white"/><rect x="40" y="20" width="300" height="300" fill="none" '
+        'stroke="#999"/><line x1="40" y1="320" x2="340" y2="20" stroke="#999" stroke-dasharray="4 4"/>'
+        f'<g fill="#2563eb" fill-opacity="0.7">{dots}</g><g fill="#333">{ticks}'
+        '<text x="190" y="354" text-anchor="middle">predicted P(1)</text>'
+        '<text x="12" y="170" text-anchor="middle" transform="rotate(-90 12 170)">share with label 1</text></g></svg>\n'
+    )
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_reward_model(
+    config: RewardModelStage, folder: str | Path, samples: Iterable[Sample]
+) -> RewardModelReport:
+    """Train a reward model on collected futures; the same call resumes, and only reads its report once finished.
+
+    Args:
+        config: see `RewardModelStage`.
+        folder: where the model, tokenizer, report, log and checkpoints go.
+        samples: of a collection (`read_samples`); each scenario is on one side of the split.
+
+    Raises:
+        ConfigError: an empty side, a scenario on both, one class only (saying what δ would split it), or no pairs.
+        ProtocolMismatch: the folder holds another run.
+    """
+    folder = Path(folder)
+    chosen = [sample for sample in samples if config.tail or not sample.tail]
+    data = [[*sample.key, sample.split, [value((future,)) for future in sample.futures]] for sample in chosen]
+    with open_stage(folder, "reward_model", config, data) as finished:
+        if not finished:
+            _train(config, folder, chosen)
+    return RewardModelReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) -> None:
+    train, valid = _split(samples)
+    _check(config, train)
+    tokenizer = load_tokenizer(config.model, chat=False)
+    transformers.set_seed(config.seed)
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        local(config.model),
+        num_labels=2 if config.kind == "classification" else 1,
+        problem_type={"classification": "single_label_classification", "regression": "regression"}.get(config.kind),
+        dtype=torch.bfloat16 if config.precision == "bf16" and config.lora_rank else torch.float32,
+        trust_remote_code=False,
+    )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    limit = min(config.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+    rows = [(sample, list(encode(tokenizer, _chat(sample), limit).ids)) for sample in train]
+    fitting = [(sample, ids) for sample, ids in rows if ids]
+    trainer = (_pairs if config.kind == "ranking" else _scorer)(config, folder, model, tokenizer, fitting)
+    trainer.train(resume_from_checkpoint=resume_from(folder))
+    if config.lora_rank:
+        whole = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        if is_main():
+            whole.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    else:
+        trainer.save_model(str(folder))
+    if is_main():
+        report = _report(config, folder, train, valid, limit)
+        report = replace(report, overlong=report.overlong + len(rows) - len(fitting))
+        write_json(folder / "report.json", asdict(report))
+        if report.reliability:
+            (folder / "reliability.svg").write_text(_reliability_svg(report.reliability), encoding="utf-8")
+        finish(folder, trainer.state.log_history)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _chat(sample: Sample) -> list[ChatMessage]:
+    """What the reward model reads: the context and the response, never its thought."""
+    reply = ChatMessage(role="assistant", content=sample.response.content.strip())
+    return [*chat_of(sample.scenario, sample.context), reply]
+
+
+def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    train = [sample for sample in samples if sample.split == "train"]
+    valid = [sample for sample in samples if sample.split == "valid"]
+    both = {sample.scenario.id for sample in train} & {sample.scenario.id for sample in valid}
+    if both:
+        raise ConfigError(f"scenario {min(both)!r} is in train and in valid; split by scenario, or the report is vain")
+    for name, side in (("train", train), ("valid", valid)):
+        if not side:
+            raise ConfigError(f"no samples with split {name!r} in {len(samples)}. Collect from more scenarios")
+    return train, valid
+
+
+def _check(config: RewardModelStage, train: Sequence[Sample]) -> None:
+    """Refuse data that cannot teach this kind of model."""
+    rewards = sorted({value((future,)) for sample in train for future in sample.futures})
+    if len(rewards) == 1:
+        raise ConfigError(f"all {len(train)} rewards are {rewards[0]:.3f}; nothing can be learned. Collect more")
+    positive = fmean(label_of(sample, config.delta) for sample in train)
+    if config.kind == "classification" and positive in (0, 1):
+        middle = sorted(sample.reward() for sample in train)[len(train) // 2]
+        border = max(1, min(len(rewards) - 1, sum(reward < middle for reward in rewards)))
+        better = (rewards[border - 1] + rewards[border]) / 2
+        share = fmean(label_of(sample, better) for sample in train)
+        raise ConfigError(
+            f"all {len(train)} samples have label {positive:.0f} at delta = {config.delta}; rewards lie in "
+            f"[{rewards[0]:.3f}, {rewards[-1]:.3f}]. Set delta to {better:.3f}: label 1 for {share:.0%}."
+        )
+    if config.kind == "classification" and not config.balance and min(positive, 1 - positive) < _RARE:
+        logger.warning(
+            "label 1 has %.1f %% of the samples; if the model learns to say one thing only, set balance", 100 * positive
+        )
+    if config.kind == "ranking" and not _sibling_pairs(train, config.margin):
+        raise ConfigError(
+            f"no two responses to one context differ by more than margin = {config.margin}, so there are no pairs. "
+            "Collect more candidates per context, or more rollouts"
+        )
+
+
+def _sibling_pairs(samples: Sequence[Sample], margin: float) -> list[tuple[int, int]]:
+    """(better, worse) places of siblings: responses to one context."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        groups[sample.key[:3]].append(place)
+    rewards = [sample.reward() for sample in samples]
+    return [
+        (one, other)
+        for group in groups.values()
+        for one in group
+        for other in group
+        if rewards[one] - rewards[other] > margin
+    ]
+
+
+def _pairs(
+    config: RewardModelStage, folder: Path, model: Any, tokenizer: Any, rows: Sequence[tuple[Sample, list[int]]]
+) -> Any:
+    pairs = _sibling_pairs([sample for sample, _ in rows], config.margin)
+    return RewardTrainer(
+        model=model,
+        args=RewardConfig(**arguments(config, folder), max_length=None, disable_dropout=True),
+        train_dataset=Dataset.from_list(
+            [{"chosen_ids": rows[one][1], "rejected_ids": rows[other][1]} for one, other in pairs]
+        ),
+        processing_class=tokenizer,
+        peft_config=lora(config, "SEQ_CLS"),
+    )
+
+
+def _scorer(
+    config: RewardModelStage, folder: Path, model: Any, tokenizer: Any, rows: Sequence[tuple[Sample, list[int]]]
+) -> Any:
+    classes = config.kind == "classification"
+    targets = [label_of(sample, config.delta) if classes else sample.reward() for sample, _ in rows]
+    positive = fmean(targets) if classes and config.balance else 0.5
+    adapter = lora(config, "SEQ_CLS")
+    return _Scorer(
+        model=peft.get_peft_model(model, adapter) if adapter else model,
+        args=transformers.TrainingArguments(**arguments(config, folder), remove_unused_columns=False),
+        train_dataset=[{"ids": ids, "target": target} for (_, ids), target in zip(rows, targets, strict=True)],
+        data_collator=_Pad(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        class_weights=(0.5 / (1 - positive), 0.5 / positive) if classes else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Pad:
+    """Makes a batch of rows, padded on the right: the head reads the last token that is no padding."""
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["ids"]) for row in rows)
+        return {
+            "input_ids": torch.tensor([[*row["ids"], *[self.pad] * (width - len(row["ids"]))] for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in rows]),
+            "targets": torch.tensor([row["target"] for row in rows], dtype=torch.float32),
+        }
+
+
+class _Scorer(transformers.Trainer):
+    """Soft-label cross-entropy for two classes, else the squared error of the reward."""
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *, class_weights: tuple[float, float] | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.class_weights = class_weights
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        targets = inputs["targets"]
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        logits = outputs.logits.float()
+        if self.class_weights is None:
+            loss = torch.nn.functional.mse_loss(logits[:, 0], targets)
+        else:
+            chances = logits.log_softmax(-1)
+            zero, one = self.class_weights
+            loss = -(one * targets * chances[:, 1] + zero * (1 - targets) * chances[:, 0]).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def _report(
+    config: RewardModelStage, folder: Path, train: Sequence[Sample], valid: Sequence[Sample], limit: int
+) -> RewardModelReport:
+    device = "cpu" if config.cpu else None
+    scorer = RewardModelReward(folder, kind=config.kind, max_length=limit, device=device)
+    scored = [
+        (sample, score)
+        for sample, score in zip(valid, scorer.score([_chat(sample) for sample in valid]), strict=True)
+        if score is not None
+    ]
+    if not scored:
+        raise ConfigError(f"none of {len(valid)} valid samples fits max_length = {limit}. Raise it")
+    scores = [score for _, score in scored]
+    labels = [label_of(sample, config.delta) for sample, _ in scored]
+    rewards = [sample.reward() for sample, _ in scored]
+    positive = fmean(labels)
+    ranks = rewards if config.kind != "classification" else labels
+    within, pairs = auc_within(scores, ranks, [sample.key[:3] for sample, _ in scored])
+    classes, regression = config.kind == "classification", config.kind == "regression"
+    border = 0.5 if classes else config.delta
+    error, bars = calibration(scores, labels) if classes else (None, ())
+    return RewardModelReport(
+        kind=config.kind,
+        train=len(train),
+        valid=len(valid),
+        train_positive=fmean(label_of(sample, config.delta) for sample in train),
+        valid_positive=positive,
+        auc=auc(scores, labels),
+        auc_within=within,
+        pairs_within=pairs,
+        accuracy=within
+        if config.kind == "ranking"
+        else fmean(label if score > border else 1 - label for score, label in zip(scores, labels, strict=True)),
+        base_accuracy=None if config.kind == "ranking" else max(positive, 1 - positive),
+        ece=error,
+        reliability=bars,
+        error=fmean(abs(a - b) for a, b in zip(scores, rewards, strict=True)) if regression else None,
+        cut=scorer.cut / len(valid),
+        overlong=scorer.overlong,
+    )
