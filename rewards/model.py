@@ -50,7 +50,7 @@ def encode(tokenizer: Any, chat: str | Sequence[ChatMessage], max_length: int = 
     """Tokens of a chat that ends with the response, cut from the left at message borders, never inside a message.
 
     Uses the tokenizer's chat template; without one, lines `Seeker: …` and `Supporter: …`. Control tokens inside
-    messages are removed, so that no reply can forge a turn. System messages are left out.
+    messages are removed, so that no reply can forge a turn, and blanks around them. System messages are left out.
 
     Args:
         tokenizer: of the reward model.
@@ -82,7 +82,7 @@ def encode(tokenizer: Any, chat: str | Sequence[ChatMessage], max_length: int = 
 def _plain(text: str, control: Sequence[str]) -> str:
     for token in control:
         text = text.replace(token, "")
-    return text
+    return text.strip()
 
 
 def _rendered(tokenizer: Any, messages: Sequence[ChatMessage]) -> list[int]:
@@ -204,7 +204,7 @@ class RewardModelReward:
 
 def _with_reply(past: str | Sequence[ChatMessage], said: str) -> str | list[ChatMessage]:
     """A prompt and what was answered, without its thought."""
-    reply = split_thought(said)[1].strip()
+    reply = split_thought(said)[1]
     return past + reply if isinstance(past, str) else [*past, ChatMessage(role="assistant", content=reply)]
 
 

@@ -384,7 +384,7 @@ def classifier(saved: Path, labels: int = 2, **config: Any) -> tuple[Any, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
     shape = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, num_labels=labels,
+        num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.2, num_labels=labels,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **config,
     )  # fmt: skip
     torch.manual_seed(1)
@@ -492,20 +492,19 @@ def test_long_contexts_are_cut_from_the_left_at_message_borders_and_counted(save
     model, tokenizer = classifier(saved)
     (chat,) = chats(1, seed=4)
     chat = [*chat, *chats(1, seed=5)[0], *chats(1, seed=6)[0]]
-    whole = encode(tokenizer, chat, 512)
+    whole = encode(tokenizer, chat, 4096)
     assert whole.cut == 0
     seen = set()
-    for limit in range(10, len(whole.ids) + 1):
+    for limit in range(10, len(whole.ids) + 1, 3):
         part = encode(tokenizer, chat, limit)
         if part.ids:
             assert len(part.ids) <= limit
-            assert part == encode(tokenizer, chat[part.cut :], 512).__class__(part.ids, part.cut)
-            assert part.ids == encode(tokenizer, chat[part.cut :], 512).ids == whole.ids[-len(part.ids) :]
+            assert part.ids == encode(tokenizer, chat[part.cut :], 4096).ids == whole.ids[-len(part.ids) :]
             assert chat[part.cut]["role"] == "user"
             seen.add(part.cut)
         else:
-            assert limit < len(encode(tokenizer, chat[-2:], 512).ids)
-    assert len(seen) == len(chat) / 2
+            assert limit < len(encode(tokenizer, chat[-2:], 4096).ids)
+    assert len(seen) == len(chat) / 2 - 1
     scorer = RewardModelReward(model, tokenizer, max_length=len(whole.ids) - 1)
     metrics: dict[str, float] = {}
     answer = [[chat[-1]]] * 2
@@ -612,31 +611,26 @@ def test_trl_adds_up_what_is_left_of_a_failed_row_and_the_combined_form_drops_it
 @QUIET
 @pytest.mark.full
 def test_trl_takes_class_zero_of_a_two_label_module_and_the_wrapper_takes_class_one(saved: Path, tmp_path: Path):
-    from esc_env.rewards import RewardModelReward
-
-    model, tokenizer = classifier(saved)
-    trainer = train(saved, tmp_path / "bare", [model], reward_processing_classes=None)
-    name = trainer.reward_func_names[0]
-    prompts, said = list(trainer._logs["prompt"]), list(trainer._logs["completion"])
-    assert prompts
-    assert said
-    bare = list(trainer._logs["rewards"][name])
     import torch
 
-    from esc_env.rewards.model import encode
+    from esc_env.rewards.model import RewardModelReward, encode
 
-    scorer = RewardModelReward(model, tokenizer)
-    wrapped = train(saved, tmp_path / "wrapped", [scorer])
-    given = list(wrapped._logs["rewards"]["reward_model"])
-    rows = [encode(tokenizer, [*p, *c]).ids for p, c in zip(
-        wrapped._logs["prompt"], wrapped._logs["completion"], strict=True)]  # fmt: skip
-    with torch.inference_mode():
-        logits = torch.cat([model(input_ids=torch.tensor([ids])).logits for ids in rows])
-    assert bare == pytest.approx(logits[:, 0].tolist(), abs=1e-4)
-    assert given == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-4)
-
+    model, tokenizer = classifier(saved)
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
+    model = type(model).from_pretrained(tmp_path / "rm")
+    bare = train(saved, tmp_path / "bare", [model])
+    wrapped = train(saved, tmp_path / "wrapped", [RewardModelReward(model, tokenizer)])
+    said = list(bare._logs["completion"])
+    assert said == list(wrapped._logs["completion"])
+    chats = [[*past, *reply] for past, reply in zip(bare._logs["prompt"], said, strict=True)]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    with torch.inference_mode():
+        logits = torch.cat([model(input_ids=torch.tensor([ids])).logits for ids in rows])
+        read = torch.cat([model(input_ids=torch.tensor([encode(tokenizer, chat).ids])).logits for chat in chats])
+    assert list(bare._logs["rewards"]["rm"]) == pytest.approx(logits[:, 0].tolist(), abs=1e-4)
+    assert list(wrapped._logs["rewards"]["reward_model"]) == pytest.approx(read.softmax(-1)[:, 1].tolist(), abs=1e-4)
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)mismatch|size"):
         train(saved, tmp_path / "path", [str(tmp_path / "rm")])
     assert RewardModelReward(tmp_path / "rm", device="cpu").kind == "classification"
