@@ -154,7 +154,7 @@ def test_the_thought_of_a_response_reaches_neither_seeker_nor_critic():
             return await super().judge(scenario, dialogue, votes=votes, seed=seed)
 
     simulator = FutureReward(AGENT, SEEKER, Curious(["solved"]))
-    (done,) = simulate(simulator, "<think>a secret</think>Hello.")
+    simulate(simulator, "<think>a secret</think>Hello.")
     assert "Hello." in heard[0]
     assert "secret" not in heard[0]
 
@@ -323,12 +323,8 @@ def test_every_part_is_logged_with_its_spread_within_a_prompt():
     extra: dict[str, list[Any]] = {}
     combined = combine({"a": fixed(0.0, 1.0, 4.0, 4.0), "b": fixed(1.0, 1.0, 1.0, None)}, a=1.0, b=2.0, max_failed=1)
     with pytest.warns(FailedRowsWarning):
-        asyncio.run(
-            combined(
-                prompts=["p", "p", "q", "q"], completions=["c"] * 4, log_metric=metrics.__setitem__,
-                log_extra=extra.__setitem__,
-            )  # fmt: skip
-        )
+        told = {"log_metric": metrics.__setitem__, "log_extra": extra.__setitem__}
+        asyncio.run(combined(prompts=["p", "p", "q", "q"], completions=["c"] * 4, **told))
     assert metrics["rewards/a/mean"] == 2.25
     assert metrics["rewards/a/spread"] == 0.25
     assert metrics["rewards/failed"] == 0.25
