@@ -58,7 +58,7 @@ def parse(kind: type[T], values: Mapping[str, Any], arguments: Sequence[str] = (
         ConfigError: a name that is no field, a value of another type, or one that makes no sense.
     """
     try:
-        from trl import TrlParser
+        from trl.scripts.utils import TrlParser
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
@@ -75,7 +75,8 @@ def parse(kind: type[T], values: Mapping[str, Any], arguments: Sequence[str] = (
 
     typed = [_dashed_to_field(item) for item in arguments]
     given = [text for name, value in values.items() for text in _as_arguments(kind, name, value)]
-    parsed = Parser([kind], add_help=False, allow_abbrev=False).parse_args_and_config(
+    kinds: Any = [kind]
+    parsed = Parser(kinds, add_help=False, allow_abbrev=False).parse_args_and_config(
         args=[*given, *typed], return_remaining_strings=True
     )
     if parsed[-1]:

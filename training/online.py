@@ -1,0 +1,343 @@
+"""Whole conversations as rollouts, beyond the paper: the policy is rewarded for how they end.
+
+TRL asks for completions of prompts; each prompt is a scenario, and we hold the conversation. All conversations of a
+batch go on at the same time, through the one engine of `esc_env.conversation`: whenever every living one waits for the
+supporter, the policy answers them in one batch, with TRL's own generation (so vLLM and sharded models work).
+
+A row to train on is one supporter turn: exactly the context that the policy answered (as at evaluation, without earlier
+thoughts) and what it wrote. Earlier turns that stand in that context token by token, as they do for a policy that does
+not think aloud, are trained in the same row; seeker tokens between them are masked out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future as Answer
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from esc_env._loop import run
+from esc_env.conversation import Chairs, converse
+from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
+from esc_env.errors import ConfigError
+from esc_env.protocols import Reply
+from esc_env.rewards import CombinedReward, Future, ThinkFormatReward, combine, grpo_row, value
+from esc_env.rewards.future import GAMMA
+from esc_env.rewards.rows import Text, chat_of
+from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.seeds import Seed, derive, episode_seed
+from esc_env.training.config import GRPOStage
+from esc_env.training.stage import prompt_ids, shortened
+from esc_env.trajectory import Trajectory
+
+__all__ = ["Online", "conversation_value"]
+
+logger = logging.getLogger(__name__)
+
+_OPENED = re.compile(r"<\s*think\s*>\s*$", re.IGNORECASE)
+
+WORST = -1.0
+"""What a conversation is worth in which a reply did not end by itself: the lowest reward there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """One supporter turn as tokens: the context it answered, what was written, and how likely each token was."""
+
+    context: list[int]
+    ids: list[int]
+    logprobs: list[float] | None
+    text: str
+    ended: bool
+
+
+def conversation_value(trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA) -> float | None:
+    """What a conversation is worth to the policy; None if seeker or critic failed, so that nobody knows.
+
+    Args:
+        trajectory: an ended conversation.
+        credit: `terminal`: R_fut of its end, in [-1, 1]; `dense`: Σ γ^(t-1) (v_t - v_(t-1)) with v_0 = -0.5, in
+            [-1.5, 1.5], so that relief counts as soon as it comes.
+        gamma: γ, in (0, 1].
+    """
+    if not trajectory.completed:
+        return None
+    if credit == "terminal":
+        return value((Future.of(trajectory, skip=0, horizon=max(1, len(trajectory.verdicts))),), gamma)
+    scores = [-0.5, *(verdict.score for verdict in trajectory.verdicts)]
+    if not trajectory.verdicts:
+        return WORST
+    return sum(gamma**turn * (after - before) for turn, (before, after) in enumerate(pairwise(scores)))
+
+
+class Online:
+    """The data, the rollouts and the reward of GRPO on whole conversations.
+
+    >>> online = Online(load_scenarios("builtin:train"), Chairs(seeker, critic), GRPOStage(reward="env"), tokenizer)
+    >>> GRPOTrainer(model, online.reward, train_dataset=Dataset.from_list(online.rows), rollout_func=online.rollout)
+
+    Args:
+        scenarios: whom conversations are held with. Those that begin with the same words are one prompt; only the
+            first of them is used, and the others are counted in a warning.
+        chairs: seeker, critic and rules; T is theirs.
+        config: see `GRPOStage`: `alpha`, `credit`, `prompt_length`, `require_end`, `seed`.
+        tokenizer: the policy's, with its chat template.
+        system: a system message for the policy.
+
+    Raises:
+        ConfigError: the rules let the seeker write the opening, which no prompt can hold beforehand.
+    """
+
+    def __init__(
+        self, scenarios: ScenarioSet, chairs: Chairs, config: GRPOStage, tokenizer: Any, *, system: str | None = None
+    ) -> None:
+        if chairs.rules.opening != "situation":
+            raise ConfigError("reward env begins every conversation with the situation: leave `opening` at 'situation'")
+        self.chairs = chairs
+        self.config = config
+        self.tokenizer = tokenizer
+        self.system: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+        self.rows: list[dict[str, Any]] = []
+        self._scenarios: dict[str, Scenario] = {}
+        for scenario in scenarios:
+            row = grpo_row(scenario, Dialogue((Message("seeker", scenario.situation),)), system=system)
+            if self._scenarios.setdefault(_key(row["prompt"]), scenario) is scenario:
+                self.rows.append(row)
+        if len(self.rows) < len(scenarios):
+            logger.warning(
+                "%d scenarios begin with the words of another and are left out", len(scenarios) - len(self.rows)
+            )
+
+    @property
+    def reward(self) -> CombinedReward:
+        """R of a conversation + α · the share of trained turns in the think format, for TRL."""
+        return combine({"env": _column("outcome"), "format": _column("formed")}, env=1.0, format=self.config.alpha)
+
+    def rollout(self, prompts: Sequence[Text], trainer: Any) -> dict[str, Any]:
+        """TRL's `rollout_func`: one conversation per prompt; prompts come repeated, a group one after the other."""
+        scenarios = [self._scenarios[_key(prompt)] for prompt in prompts]
+        step = int(trainer.state.global_step)
+        table = _Table(len(scenarios))
+        agents = [_Seat(table, place) for place in range(len(scenarios))]
+
+        async def hold(agent: _Seat, scenario: Scenario) -> Trajectory:
+            try:
+                named = episode_seed(self.config.seed, scenario.id, step)  # one person for the whole group
+                return await converse(scenario, agent, self.chairs, seed=named)
+            finally:
+                table.leave()
+
+        async def hold_all() -> list[Trajectory]:
+            return await asyncio.gather(*map(hold, agents, scenarios))
+
+        spoken: list[list[Spoken]] = [[] for _ in scenarios]
+        with ThreadPoolExecutor(1, "esc-online") as pool:
+            held = pool.submit(run, hold_all())
+            try:
+                while True:
+                    waiting = table.wait()
+                    if not _anybody(trainer, len(waiting)):
+                        break
+                    contexts = [
+                        self._context(scenarios[place], dialogue) for place, dialogue, _ in waiting
+                    ]
+                    for (place, _, answer), turn in zip(
+                        waiting, self._speak(trainer, contexts, len(prompts)), strict=True
+                    ):
+                        spoken[place].append(turn)
+                        thought, said = split_thought(turn.text)
+                        answer.set_result(
+                            Reply(said.strip(), thought, finish_reason="stop" if turn.ended else "length")
+                        )
+            except BaseException as error:
+                table.close(error)
+                raise
+            trajectories = held.result()
+        return self._rows_of(trajectories, spoken, scenarios, step)
+
+    def _context(self, scenario: Scenario, dialogue: Dialogue) -> list[int]:
+        """What the policy is asked, as tokens: cut from the left at message borders to what fits."""
+        chat = [*self.system, *chat_of(scenario, dialogue)]
+        ids: list[int] = []
+        for part in shortened(chat):
+            ids = prompt_ids(self.tokenizer, part)
+            if len(ids) <= self.config.prompt_length:
+                return ids
+        return ids[-self.config.prompt_length :]
+
+    def _speak(self, trainer: Any, contexts: Sequence[list[int]], size: int) -> list[Spoken]:
+        """The policy's replies to contexts, in one batch.
+
+        With several processes every one generates equally often and as much, since sharded models and vLLM's server
+        are reached by all of them together.
+        """
+        asked = list(contexts)
+        if trainer.accelerator.num_processes > 1:
+            asked += [self._context(*self._idle())] * (size - len(asked))
+        completions, logprobs = trainer._generate_single_turn(asked, None, {}, 1)
+        ends = set(trainer.eos_token_ids)
+        found = []
+        for place, context in enumerate(contexts):
+            ids = list(completions[place])
+            opened = _OPENED.search(self.tokenizer.decode(context[-16:]))
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            found.append(
+                Spoken(
+                    context,
+                    ids,
+                    list(logprobs[place]) if logprobs is not None else None,
+                    opened.group() + text if opened else text,
+                    bool(ids) and ids[-1] in ends,
+                )
+            )
+        return found
+
+    def _idle(self) -> tuple[Scenario, Dialogue]:
+        scenario = next(iter(self._scenarios.values()))
+        return scenario, Dialogue((Message("seeker", scenario.situation),))
+
+    def _rows_of(
+        self,
+        trajectories: Sequence[Trajectory],
+        spoken: Sequence[Sequence[Spoken]],
+        scenarios: Sequence[Scenario],
+        step: int,
+    ) -> dict[str, Any]:
+        form = ThinkFormatReward()
+        found: dict[str, list[Any]] = {
+            name: [] for name in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "outcome", "formed")
+        }
+        for trajectory, turns, scenario in zip(trajectories, spoken, scenarios, strict=True):
+            chosen = _choose(turns, derive(self.config.seed, scenario.id, step) / 2.0**63)
+            start = len(turns[chosen[0]].context)
+            last = turns[chosen[-1]]
+            ids = last.context + last.ids
+            mask = [0] * len(ids)
+            sure = [0.0] * len(ids)
+            for turn in (turns[place] for place in chosen):
+                here = slice(len(turn.context), len(turn.context) + len(turn.ids))
+                mask[here] = [1] * len(turn.ids)
+                sure[here] = turn.logprobs or [0.0] * len(turn.ids)
+            outcome = conversation_value(trajectory, credit=self.config.credit)
+            if outcome is not None and self.config.require_end and not all(turn.ended for turn in turns):
+                outcome = WORST
+            found["prompt_ids"].append(ids[:start])
+            found["completion_ids"].append(ids[start:])
+            found["env_mask"].append(mask[start:])
+            found["logprobs"].append(sure[start:])
+            found["outcome"].append(outcome)
+            found["formed"].append(fmean(form.holds(turns[place].text) for place in chosen))
+        if any(turn.logprobs is None for turns in spoken for turn in turns):
+            return {**found, "logprobs": None}
+        return found
+
+
+def _choose(turns: Sequence[Spoken], draw: float) -> list[int]:
+    """The turns that one row trains: all of them if they stand in the last one's context, else one that is drawn."""
+    whole = _within(turns, len(turns) - 1)
+    return whole if len(whole) == len(turns) else _within(turns, int(draw * len(turns)))
+
+
+def _within(turns: Sequence[Spoken], last: int) -> list[int]:
+    """`last`, and the turns before it whose context and words stand at the beginning of its context, token by token."""
+    context = turns[last].context
+    found = [last]
+    for place in range(last - 1, -1, -1):
+        whole = turns[place].context + turns[place].ids
+        if context[: len(whole)] != whole:
+            break
+        found.insert(0, place)
+    return found
+
+
+def _key(prompt: Text) -> str:
+    """What tells a prompt from others, also after it was a row of a data set."""
+    messages: Sequence[Any] = [prompt] if isinstance(prompt, str) else prompt
+    return json.dumps([item if isinstance(item, str) else [item["role"], item["content"]] for item in messages])
+
+
+def _column(name: str) -> Any:
+    """A reward function that reads its values from a column which the rollout has made."""
+
+    def read(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        return list(columns[name])
+
+    return read
+
+
+def _anybody(trainer: Any, waiting: int) -> bool:
+    """Whether any process still has a conversation that waits for the policy."""
+    if trainer.accelerator.num_processes == 1:
+        return waiting > 0
+    import torch
+
+    mine = torch.tensor([waiting], device=trainer.accelerator.device)
+    return bool(trainer.accelerator.gather(mine).sum() > 0)
+
+
+class _Table:
+    """Where the conversations, on our event loop, meet the trainer, on its own thread."""
+
+    def __init__(self, seats: int) -> None:
+        self._alive = seats
+        self._waiting: list[tuple[int, Dialogue, Answer[Reply]]] = []
+        self._changed = threading.Condition()
+        self._closed: BaseException | None = None
+
+    def ask(self, place: int, dialogue: Dialogue) -> Answer[Reply]:
+        """A supporter's turn has come."""
+        answer: Answer[Reply] = Answer()
+        with self._changed:
+            if self._closed is not None:
+                answer.set_exception(RuntimeError(f"training has stopped: {self._closed!r}"))
+            else:
+                self._waiting.append((place, dialogue, answer))
+                self._changed.notify()
+        return answer
+
+    def leave(self) -> None:
+        """A conversation has ended."""
+        with self._changed:
+            self._alive -= 1
+            self._changed.notify()
+
+    def wait(self) -> list[tuple[int, Dialogue, Answer[Reply]]]:
+        """Wait until every living conversation waits for the supporter; all of them, in order. Empty at the end."""
+        with self._changed:
+            while len(self._waiting) < self._alive:
+                self._changed.wait()
+            asked, self._waiting = sorted(self._waiting, key=lambda item: item[0]), []
+            return asked
+
+    def close(self, error: BaseException) -> None:
+        """Let all conversations end: nobody answers any more."""
+        with self._changed:
+            self._closed = error
+            for _, _, answer in self._waiting:
+                answer.set_exception(RuntimeError(f"training has stopped: {error!r}"))
+            self._waiting = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """The policy as the supporter of one conversation."""
+
+    table: _Table
+    place: int
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """It is the model in training; nothing else needs to know it."""
+        return {"name": "policy"}
+
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """What the policy says, once every conversation of the batch waits for it."""
+        return await asyncio.wrap_future(self.table.ask(self.place, dialogue))
