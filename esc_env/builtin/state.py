@@ -11,19 +11,18 @@ people.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import Literal
 
-from esc_env.builtin.language import copied_share, function_share, sentences, stem, tokens, visible
-from esc_env.builtin.moves import read, weight
+from esc_env.builtin.hearing import Memory, hear, overlap, ramp
+from esc_env.builtin.language import tokens, visible
 from esc_env.builtin.voices import story_of
 from esc_env.dialogue import Dialogue
 from esc_env.scenarios import Scenario, mentions_self_harm
 from esc_env.seeds import derive
 
-__all__ = ["Heard", "Stage", "State", "follow", "hear"]
+__all__ = ["Stage", "State", "follow"]
 
 Stage = Literal["exploration", "comforting", "action"]
 
@@ -31,8 +30,6 @@ ENOUGH = 3
 """Facts after which the seeker has told enough to be understood (fewer if the scenario holds fewer)."""
 UNDERSTOOD = 0.6
 """Comfort from which the seeker is ready to look ahead."""
-FILLED, ASKED_AGAIN = 0.7, 0.6
-"""What is left of a sentence used before: if it takes up something new, and if it is an open question."""
 UNGROUNDED_COMFORT, UNGROUNDED_PLAN = 0.25, 0.2
 """How far kind words and advice carry that could have been said to anybody."""
 
@@ -42,25 +39,6 @@ WEIGHTS: Mapping[str, tuple[float, float, float]] = {
     "plan": (0.20, 0.30, 0.50),
 }
 """What relief is made of for each need: having told, feeling understood, having a next step."""
-
-FAMILIES: Mapping[str, tuple[Mapping[str, float], float, float]] = {
-    "invite": ({"open_question": 1.0, "coping_question": 0.8, "closed_question": 0.5}, 0.12, 0.55),
-    "mirror": (
-        {"reflection": 1.0, "restatement": 1.0, "affirmation": 0.75, "self_disclosure": 0.4, "information": 0.2},
-        0.12,
-        0.55,
-    ),
-    "warmth": ({"reflection": 1.0, "affirmation": 1.0, "restatement": 0.5}, 0.12, 0.55),
-    "coping": ({"coping_question": 1.0}, 0.15, 0.5),
-    "propose": ({"suggestion": 1.0, "commitment": 1.0, "information": 0.25}, 0.25, 0.6),
-    "dismiss": ({"dismissal": 1.0}, 0.45, 0.9),
-    "check": ({"safety_question": 1.0}, 0.3, 0.6),
-    "refer": ({"safety_referral": 1.0}, 0.3, 0.6),
-    "noise": ({"noise": 1.0}, 0.35, 0.75),
-}
-"""What the seeker listens for: weighted sums of moves (neighbours count in part, since people say things in many ways),
-and the probability at which it begins to count and from which it counts in full."""
-
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -84,35 +62,6 @@ PERSONA_TRAITS: Mapping[str, Traits] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What one supporter turn sounds like to the seeker. All values in [0, 1] but the counts.
-
-    Each sentence is heard by itself: what it does, how far it takes up this seeker's story, and whether it is speech at
-    all rather than an echo of the seeker, a sentence used before with other words in it, or a list of words.
-
-    Attributes:
-        does: for each of `FAMILIES`, how clearly some honest sentence does it.
-        met: how far the seeker's own story is mirrored.
-        asked_about: how far it is asked about.
-        built: how far a proposal is tied to it.
-        grounding: how far it is taken up at all.
-        questions, proposals: how many sentences ask or propose.
-        fluency, copied, repeated: over the whole turn, by length of sentence.
-    """
-
-    does: Mapping[str, float]
-    met: float
-    asked_about: float
-    built: float
-    grounding: float
-    questions: int
-    proposals: int
-    fluency: float
-    copied: float
-    repeated: float
-
-
-@dataclass(frozen=True, slots=True)
 class State:
     """Where the seeker stands after some turn.
 
@@ -127,6 +76,7 @@ class State:
         reveals: what the seeker says next of its own story: a fact, a help, a hurt, or nothing.
         relief: change since the beginning: below 0 worse, 1 wholly relieved.
         stage: what the seeker is ready for.
+        memory: what was said.
     """
 
     trust: float
@@ -143,98 +93,11 @@ class State:
     reveals: str = ""
     relief: float = 0.0
     stage: Stage = "exploration"
-    said: frozenset[str] = frozenset()
-    recent: frozenset[str] = frozenset()
-    reflected: frozenset[str] = frozenset()
-    words: tuple[str, ...] = ()
-    frames: frozenset[frozenset[str]] = frozenset()
+    memory: Memory = field(default_factory=Memory)
 
     def distress(self, scenario: Scenario) -> float:
         """Distress now, 0 (none) to 5: the initial intensity (3 where unknown) less the relief."""
         return min(5.0, max(0.0, (scenario.intensity or 3) * (1.0 - self.relief)))
-
-
-@lru_cache(maxsize=16384)
-def _stems(text: str) -> frozenset[str]:
-    """The stems of a text that say anything about one person."""
-    return frozenset(stem(word) for word in tokens(text) if word[0].isalnum() and weight(word) > 0.0)
-
-
-def _used_before(frame: frozenset[str], state: State) -> float:
-    """How much a frame is one used before, in [0, 1]: nearly the same words, or an earlier one with more around it."""
-    most = 0.0
-    for earlier in state.frames:
-        common = len(frame & earlier)
-        smaller = min(len(frame), len(earlier))
-        union = len(frame) + len(earlier) - common
-        most = max(most, _ramp(common / union, 0.5, 0.8) if union else 1.0)
-        if smaller >= 6:
-            most = max(most, _ramp(common / smaller, 0.8, 1.0))
-    return most
-
-
-def _ramp(value: float, low: float, high: float) -> float:
-    """0 up to `low`, 1 from `high`, straight between."""
-    return min(1.0, max(0.0, (value - low) / (high - low)))
-
-
-def hear(text: str, state: State) -> Heard:
-    """What the supporter's turn `text` sounds like to a seeker in `state`."""
-    text = visible(text)
-    does = dict.fromkeys(FAMILIES, 0.0)
-    met = asked_about = built = grounding = fluency = copied = repeated = 0.0
-    questions = proposals = 0
-    left = state.said - state.reflected
-    parts = sentences(text)
-    length = sum(map(len, parts))
-    for part in parts:
-        reading = read(part)
-        mine = _stems(part)
-        fresh = mine & left
-        left -= fresh
-        new = fsum(weight(word) * (1.0 if word in state.recent else 0.7) for word in fresh)
-        taken = new + 0.2 * fsum(weight(word) for word in mine & state.reflected)
-        share = taken / 1.4
-        part_does = {
-            family: _ramp(fsum(rate * reading[move] for move, rate in rates.items()), low, high)
-            for family, (rates, low, high) in FAMILIES.items()
-        }
-        words = tokens(part)
-        listing = _ramp(part.count(",") / max(1, len(words)), 0.2, 0.3)
-        part_fluency = _ramp(function_share(words), 0.2, 0.36) * (1.0 - part_does["noise"]) * (1.0 - listing)
-        part_copied = _ramp(copied_share(part, state.words), 0.35, 0.65)
-        # An old frame with a new part of the story in it is half heard; an old question still is a question.
-        part_repeated = _used_before(_frame(part, state), state) * (1.0 - FILLED * min(1.0, new / 1.4))
-        honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
-        for family, amount in part_does.items():
-            again = ASKED_AGAIN * part_fluency * (1.0 - part_copied) if family == "invite" else 0.0
-            does[family] = max(does[family], amount * max(honest, again))
-        met += part_does["mirror"] * share * honest
-        asked_about += max(part_does["invite"], part_does["coping"]) * share * honest
-        built = max(built, part_does["propose"] * share * honest)
-        grounding += share * honest
-        questions += max(part_does["invite"], part_does["coping"], part_does["check"]) > 0.6
-        proposals += part_does["propose"] > 0.6
-        fluency += part_fluency * len(part) / length
-        copied += part_copied * len(part) / length
-        repeated += part_repeated * len(part) / length
-    return Heard(
-        does=does,
-        met=min(1.0, met),
-        asked_about=min(1.0, asked_about),
-        built=min(1.0, built),
-        grounding=min(1.0, grounding),
-        questions=questions,
-        proposals=proposals,
-        fluency=fluency,
-        copied=copied,
-        repeated=repeated,
-    )
-
-
-def _frame(sentence: str, state: State) -> frozenset[str]:
-    """The words of a sentence but those the seeker brought in: what stays when only the filling changes."""
-    return frozenset(word for word in tokens(sentence) if weight(word) < 0.2 or stem(word) not in state.said)
 
 
 def start(scenario: Scenario) -> State:
@@ -242,19 +105,13 @@ def start(scenario: Scenario) -> State:
     return State(trust=PERSONA_TRAITS[scenario.persona].trust)
 
 
-def _listen(state: State, scenario: Scenario, text: str) -> State:
-    """The seeker has said `text`: what it tells can be taken up from now on."""
-    stems = _stems(story_of(scenario, text))
-    recent = stems or state.recent
-    return replace(state, said=state.said | stems, recent=recent, words=(*state.words, text))
-
-
 def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     """The supporter has said `text`: how the seeker takes it."""
     traits = PERSONA_TRAITS[scenario.persona]
     temper = 0.88 + 0.24 * derive(episode, "temper") / 2**63
     luck = derive(episode, "turn", state.turns) / 2**63
-    heard = hear(text, state)
+    text = visible(text)
+    heard = hear(text, state.memory)
     does = heard.does
     asking = does["invite"]
     # A question or a proposal about what was said also shows that it was heard, if less than saying it back does.
@@ -269,14 +126,14 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     hurts = {
         "silence": 0.07 if silent else 0.0,
         "stung": 0.28 * dismissing,
-        "pressed": early * does["propose"] + 0.10 * _ramp(heard.proposals, 1.5, 4.0)
-        + 0.05 * _ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
+        "pressed": early * does["propose"] + 0.10 * ramp(heard.proposals, 1.5, 4.0)
+        + 0.05 * ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
         "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
-        "unheard": 0.03 * (1.0 - _ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
+        "unheard": 0.03 * (1.0 - ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
     }
     hurt = max(hurts, key=lambda kind: hurts[kind])
     pain = fsum(hurts.values()) * traits.harm * (2.0 - temper)
-    kind = 1.0 - _ramp(hurts["stung"] + hurts["pressed"], 0.04, 0.16)
+    kind = 1.0 - ramp(hurts["stung"] + hurts["pressed"], 0.04, 0.16)
     # Who asks, consoles and proposes all at once is heard in part only.
     focus = 1.0 / max(1.0, asking + does["mirror"] + does["propose"] - 1.0)
 
@@ -293,7 +150,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     fits = _fit(text, scenario, state) if scenario.helps else heard.built
     step = 0.45 * heard.built + 0.4 * proposing * fits
     if state.offered < len(scenario.helps):
-        step += 0.3 * does["coping"] * _ramp(heard.grounding, 0.0, 0.5)
+        step += 0.3 * does["coping"] * ramp(heard.grounding, 0.0, 0.5)
     step *= readiness * traits.plan * temper * kind * focus / max(1.0, heard.proposals - 1.0)
     against = _hits(text, scenario.hurts) > 1.5 and proposing > 0.4
     plan = min(1.0, state.plan + (0.2 * step if against else step))
@@ -354,20 +211,18 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         reveals=reveals,
         relief=relief,
         stage=stage,
-        reflected=state.reflected | (_stems(text) & state.said),
-        frames=state.frames.union(_frame(part, state) for part in sentences(text)),
+        memory=state.memory.with_supporter(text),
     )
 
 
 def _hits(text: str, lines: tuple[str, ...]) -> float:
-    """The most that `text` shares with one of `lines`, in summed word weights."""
-    mine = _stems(text)
-    return max((fsum(weight(word) for word in mine & _stems(line)) for line in lines), default=0.0)
+    """The most that `text` shares with one of `lines`."""
+    return max((overlap(text, line) for line in lines), default=0.0)
 
 
 def _fit(text: str, scenario: Scenario, state: State) -> float:
     """How much a proposal builds on what helps this person and was mentioned, in [0, 1]."""
-    return _ramp(_hits(text, scenario.helps[: state.offered]), 0.5, 2.0)
+    return ramp(_hits(text, scenario.helps[: state.offered]), 0.5, 2.0)
 
 
 def _tell(
@@ -377,14 +232,11 @@ def _tell(
     left = [i for i in range(len(scenario.facts)) if i not in told]
     if not left:
         return told, ""
-    mine = _stems(text)
-    chosen = left[0]
     if about_risk:
         chosen = next((i for i in reversed(left) if mentions_self_harm(scenario.facts[i])), left[-1])
     else:
-        near = max(left, key=lambda i: (fsum(weight(word) for word in mine & _stems(scenario.facts[i])), -i))
-        if fsum(weight(word) for word in mine & _stems(scenario.facts[near])) >= 1.5:
-            chosen = near
+        near = max(left, key=lambda i: (overlap(text, scenario.facts[i]), -i))
+        chosen = near if overlap(text, scenario.facts[near]) >= 1.5 else left[0]
     return (*told, chosen), scenario.facts[chosen]
 
 
@@ -406,7 +258,10 @@ def follow(scenario: Scenario, dialogue: Dialogue, episode: int) -> State:
         state, done = start(scenario), 0
     for position in range(done, len(turns)):
         role, content = turns[position]
-        state = _listen(state, scenario, content) if role == "seeker" else _react(state, scenario, content, episode)
+        if role == "seeker":
+            state = replace(state, memory=state.memory.with_seeker(content, story_of(scenario, content)))
+        else:
+            state = _react(state, scenario, content, episode)
         if len(_known) >= 4096:
             _known.clear()
         _known[scenario, episode, turns[: position + 1]] = state
