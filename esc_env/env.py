@@ -35,7 +35,7 @@ from esc_env.conversation import Chairs, begin, check_history, exchange
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
-from esc_env.errors import ChairError, ScenarioError, did_you_mean
+from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, did_you_mean
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rendering import Console, show, transcript
@@ -137,7 +137,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         persona: how every seeker meets help (`esc_env.PERSONAS`); None leaves each scenario its own.
         on_error: what a failed seeker or critic does to `step`. `raise`: a `ChairError`; nothing has changed, and the
             same step may be made again. `truncate` (unattended training): the episode ends with `truncated=True`,
-            reward 0 and `info["error"]`. A failed `reset` always raises: there is no episode to end.
+            reward 0 and `info["error"]`. A failed `reset` always raises: there is no episode to end. So does a spent
+            budget: every further episode would end at once.
         render_mode: `ansi` (`render` returns the conversation as text) or `human` (printed as it goes on).
         models: how chat models are called, such as `budget="5 USD"`, `record="run.db"` or `concurrency=64`: the fields
             of `esc_env.models.ModelSettings`.
@@ -320,7 +321,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
                 episode.scenario, episode.dialogue, reply, self.chairs, turn=episode.turn + 1, seed=Seed(episode.seed)
             )
         except ChairError as error:
-            if self.on_error == "raise":
+            if self.on_error == "raise" or isinstance(error.__cause__, BudgetExceeded):
                 raise
             failure = Failure(error.role, type(error.__cause__ or error).__name__, error.message)
             return replace(episode, stop=StopReason.ERROR, failure=failure, usage=Usage())

@@ -138,6 +138,13 @@ def _eval(
         float | None,
         typer.Option(help="Seconds for one call with all its retries. Default: 600.", show_default=False),
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for each run; what has not ended by then is dropped. The same command goes on.",
+            show_default=False,
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -204,7 +211,7 @@ def _eval(
                 report = evaluate(
                     name, source, seeker=seeker, critic=critic, rules=rules, persona=persona, limit=limit,
                     trials=trials, seed=seed, out=folder, fresh=fresh, progress=told, critic_mode=critic_mode.value,
-                    seeker_temperature=seeker_temperature, temperature=temperature, **models,
+                    seeker_temperature=seeker_temperature, temperature=temperature, time_limit=time_limit, **models,
                 )  # fmt: skip
             reports.append(report)
             resumed[report.run_key] = told.first

@@ -62,6 +62,7 @@ def evaluate(
     critic_mode: CriticMode = "votes",
     seeker_temperature: float = 0.7,
     temperature: float = 0.0,
+    time_limit: float | None = None,
     **models: Unpack[ModelOptions],
 ) -> Report:
     """Hold one conversation per scenario and trial, and report how many were solved.
@@ -84,6 +85,8 @@ def evaluate(
         progress: called with (conversations with an outcome or error, all conversations), first before anything runs.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
+        time_limit: seconds for the conversations of this call, above 0; None for no limit. What has not ended by then
+            is dropped, and held by the next call.
         models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of
             `esc_env.models.ModelSettings`. `concurrency`, 64 by default, is also how many conversations are held at
             the same time; each has one call in flight.
@@ -95,11 +98,13 @@ def evaluate(
         ScenarioError: no scenario, or a file of them cannot be used.
         ProtocolMismatch: the folder holds another run; the message names what differs.
         RecordError: the folder cannot be used, or another process writes there.
-        ValueError: limit or trials below 1.
+        ValueError: limit or trials below 1, or no time at all.
     """
     for name, number in (("limit", limit), ("trials", trials)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit must be above 0 seconds, not {time_limit}")
     arguments = inspect.getfullargspec(evaluate)
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
     rules = rules or Rules()
@@ -138,7 +143,7 @@ def evaluate(
         if pending:
             if begun:
                 run(check_models(*seated))
-            run(hold(pending, supporter, chairs, seed, settings.concurrency, keep))
+            run(hold(pending, supporter, chairs, seed, settings.concurrency, keep, time_limit))
         report = _report(folder, plan, ended)
         _write_report(report)
     return report
@@ -356,13 +361,15 @@ async def hold(
     seed: int,
     concurrency: int,
     keep: Callable[[Trajectory], None],
+    time_limit: float | None = None,
 ) -> None:
     """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
 
-    Once the budget is spent no further conversation is begun.
+    Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are dropped.
     """
     waiting = iter(pending)
     spent = False
+    timeout = asyncio.timeout(time_limit)
 
     async def work() -> None:
         nonlocal spent
@@ -374,9 +381,12 @@ async def hold(
             keep(trajectory)
 
     try:
-        async with asyncio.TaskGroup() as group:
+        async with timeout, asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(pending))):
                 group.create_task(work())
+    except TimeoutError:
+        if not timeout.expired():
+            raise
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
 

@@ -359,6 +359,31 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(fakes, tmp_path):
     assert set(kept) <= set(lines(tmp_path / "run"))
 
 
+def test_a_spent_budget_ends_unattended_training_instead_of_every_episode(fakes):
+    options = {"seeker": "python:my_models:person", "on_error": "truncate", "votes": 1}
+    env = gym.make("ESConv-v0", budget="1 tokens", **options)
+    env.reset(seed=0)
+    env.step("What happened?")
+    with pytest.raises(ChairError, match="the budget of 1 tokens is spent"):
+        env.step("What happened?")
+
+
+def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, tmp_path):
+    fakes.person.latency = 0.02
+    held = {**RUN, "critic": "builtin", "out": "run", "concurrency": 2}
+    few = evaluate("python:my_models:helper", bank(30), **held, time_limit=0.3)
+    assert 0 < few.completed < 30
+    assert few.errors == 0, "what was dropped is no error"
+    fakes.person.latency = 0.0
+    assert evaluate("python:my_models:helper", bank(30), **held, time_limit=60).complete
+
+    def hang(done, episodes):
+        fakes.person.latency = 3600.0
+
+    report = evaluate("python:my_models:helper", bank(3), **{**held, "out": "hangs"}, time_limit=0.05, progress=hang)
+    assert (report.completed, report.errors) == (0, 0)
+
+
 def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_are_called(fakes, tmp_path):
     def key(**changes):
         return evaluate("python:my_models:helper", bank(1), **{**RUN, **changes}, out=tmp_path / str(len(keys))).run_key
