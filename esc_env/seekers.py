@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,9 +215,13 @@ def _unwrapped(text: str) -> str:
 
 
 def _shares_words(said: str, instructions: str, run: int = 8) -> bool:
-    words = re.findall(r"\w+", said.casefold())
-    known = " ".join(re.findall(r"\w+", instructions.replace("’", "'").casefold()))
+    words, known = _words(said).split(), _words(instructions)
     return any(" ".join(words[i : i + run]) in known for i in range(len(words) - run + 1))
+
+
+@lru_cache(maxsize=64)  # the same few instructions at every message
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.replace("’", "'").casefold()))
 
 
 def resolve_seeker(
