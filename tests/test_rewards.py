@@ -322,8 +322,8 @@ def test_every_part_is_logged_with_its_spread_within_a_prompt():
     metrics: dict[str, float] = {}
     extra: dict[str, list[Any]] = {}
     combined = combine({"a": fixed(0.0, 1.0, 4.0, 4.0), "b": fixed(1.0, 1.0, 1.0, None)}, a=1.0, b=2.0, max_failed=1)
+    told = {"log_metric": metrics.__setitem__, "log_extra": extra.__setitem__}
     with pytest.warns(FailedRowsWarning):
-        told = {"log_metric": metrics.__setitem__, "log_extra": extra.__setitem__}
         asyncio.run(combined(prompts=["p", "p", "q", "q"], completions=["c"] * 4, **told))
     assert metrics["rewards/a/mean"] == 2.25
     assert metrics["rewards/a/spread"] == 0.25
@@ -436,6 +436,26 @@ def test_padding_side_and_batch_order_do_not_change_a_score(saved: Path):
         order = random.Random(tokens).sample(range(24), 24)
         given = RewardModelReward(model, tokenizer, batch_tokens=tokens).score([rows[i] for i in order])
         assert given == pytest.approx([alone[i] for i in order], abs=1e-5)
+
+
+@pytest.mark.full
+def test_a_model_that_looks_both_ways_does_not_look_at_padding(saved: Path):
+    import torch
+    import transformers
+
+    from esc_env.rewards import RewardModelReward
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
+    torch.manual_seed(1)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, initializer_range=0.3,
+            num_attention_heads=2, max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id, num_labels=2,
+        )
+    )
+    rows = chats(8)
+    alone = [RewardModelReward(model, tokenizer, batch_tokens=1).score([row])[0] for row in rows]
+    assert RewardModelReward(model, tokenizer).score(rows) == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.full
