@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,14 +23,14 @@ from esc_env.models.cassette import Cassette
 from esc_env.protocols import Completion, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
 
-CHAT = [{"role": "system", "content": "You are a seeker."}, {"role": "user", "content": "How are you?"}]
+CHAT: Any = [{"role": "system", "content": "You are a seeker."}, {"role": "user", "content": "How are you?"}]
 
 
-def ask(model, seed=1, chat=CHAT, **parameters) -> Completion:
+def ask(model: Any, seed: int | None = 1, chat: Any = CHAT, **parameters: Any) -> Completion:
     return asyncio.run(model.complete(chat, seed=seed, **parameters))
 
 
-def tape(path, mode, model) -> Cassette:
+def tape(path: Any, mode: Any, model: Any) -> Cassette:
     return Cassette(path, mode, model.identity, None if mode == "replay" else model)
 
 
@@ -201,7 +202,8 @@ def test_kill_minus_9_loses_nothing_that_was_answered(tmp_path):
     assert done.returncode == -signal.SIGKILL
     player = tape(tmp_path / "run.db", "replay", FakeChatModel())
     chat = [{"role": "user", "content": "How are you?"}]
-    assert [ask(player, seed, chat).texts[0][2000:] for seed in range(20)] == [str(seed) for seed in range(20)]
+    heard = [ask(player, seed, chat).texts for seed in range(20)]
+    assert heard == [("x" * 2000 + str(seed),) for seed in range(20)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limits on Windows")

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -28,7 +29,7 @@ from esc_env.rules import Rules
 from esc_env.specs import parse_spec
 from esc_env.testing import FakeChatModel
 
-CHAT = [{"role": "user", "content": "How are you?"}]
+CHAT: Any = [{"role": "user", "content": "How are you?"}]
 
 MODELS = """
 import itertools, json
@@ -195,6 +196,7 @@ def test_a_wire_that_cannot_reach_a_provider_is_refused():
         open_model("anthropic/claude-sonnet-4-5", ModelSettings(wire="aiohttp"))
 
 
+@pytest.mark.full
 def test_a_dollar_budget_for_a_model_of_unknown_price_is_refused_before_anything_is_asked():
     settings = ModelSettings(budget="5 USD")
     with pytest.raises(SpecError, match=r"openai/mine at http://127.0.0.1:1/v1: its price is unknown.*2M tokens"):
@@ -295,8 +297,9 @@ def test_a_misspelt_argument_is_told_with_the_right_one():
         gym.make("ESConv-v0", budgett="5 USD")
     with pytest.raises(TypeError, match=r"Did you mean 'max_turns'"):
         gym.make("ESConv-v0", max_turn=3)
+    misspelt: Any = {"concurency": 3}
     with pytest.raises(TypeError, match=r"Did you mean 'concurrency'\?"):
-        evaluate("builtin:skilled", bank(1), concurency=3)
+        evaluate("builtin:skilled", bank(1), **misspelt)
 
 
 def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
@@ -322,7 +325,9 @@ def test_all_envs_of_a_process_share_the_budget(fakes):
     assert isinstance(failed.value.__cause__, BudgetExceeded)
 
 
-RUN = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "rules": Rules(max_turns=3)}
+RUN: dict[str, Any] = {
+    "seeker": "python:my_models:person", "critic": "python:my_models:judge", "rules": Rules(max_turns=3)
+}  # fmt: skip
 
 
 def lines(folder):
@@ -386,7 +391,8 @@ def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, t
 
 def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_are_called(fakes, tmp_path):
     def key(**changes):
-        return evaluate("python:my_models:helper", bank(1), **{**RUN, **changes}, out=tmp_path / str(len(keys))).run_key
+        settings: dict[str, Any] = {**RUN, **changes, "out": tmp_path / str(len(keys))}
+        return evaluate("python:my_models:helper", bank(1), **settings).run_key
 
     keys: list[str] = []
     keys.append(key())

@@ -118,8 +118,11 @@ class ModelSettings:
     @property
     def cassette(self) -> tuple[Path | None, Mode | None]:
         """The file to keep or replay, and which of the two; (None, None) without one."""
-        modes: tuple[Mode, ...] = ("record", "replay", "cache")
-        return next(((getattr(self, mode), mode) for mode in modes if getattr(self, mode)), (None, None))
+        files: dict[Mode, Path | None] = {"record": self.record, "replay": self.replay, "cache": self.cache}
+        for mode, path in files.items():
+            if path is not None:
+                return path, mode
+        return None, None
 
 
 def open_model(spec: str | Spec, settings: ModelSettings | None = None) -> ChatModel:
