@@ -285,7 +285,7 @@ def test_a_refused_parameter_stops_env_and_evaluation_before_they_start(tmp_path
         with pytest.raises(SpecError, match="openai/o3"):
             build()
     assert not (tmp_path / "run").exists()
-    takes = {"critic_temperature": 1.0, "seeker_temperature": 1.0}
+    takes: Any = {"critic_temperature": 1.0, "seeker_temperature": 1.0}
     gym.make("ESConv-v0", seeker="openai/o3", critic="openai/o3", **takes, replay=file)
 
 
@@ -303,8 +303,8 @@ def test_a_misspelt_argument_is_told_with_the_right_one():
 
 
 def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
-    options = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "budget": "1M tokens"}
-    env = gym.make("ESConv-v0", **options)
+    options: Any = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "budget": "1M tokens"}
+    env: Any = gym.make("ESConv-v0", **options)
     env.reset(seed=0)
     env.step("What happened?")
     assert env.unwrapped.chairs.critic.model is open_model("python:my_models:judge", ModelSettings(budget="1M tokens"))
@@ -314,7 +314,7 @@ def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
 
 
 def test_all_envs_of_a_process_share_the_budget(fakes):
-    options = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "votes": 1}
+    options: Any = {"seeker": "python:my_models:person", "critic": "python:my_models:judge", "votes": 1}
     first, second = (gym.make("ESConv-v0", budget="100 tokens", **options).unwrapped for _ in range(2))
     first.reset(seed=0)
     second.reset(seed=1)
@@ -365,7 +365,7 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(fakes, tmp_path):
 
 
 def test_a_spent_budget_ends_unattended_training_instead_of_every_episode(fakes):
-    options = {"seeker": "python:my_models:person", "on_error": "truncate", "votes": 1}
+    options: Any = {"seeker": "python:my_models:person", "on_error": "truncate", "votes": 1}
     env = gym.make("ESConv-v0", budget="1 tokens", **options)
     env.reset(seed=0)
     env.step("What happened?")
@@ -375,7 +375,7 @@ def test_a_spent_budget_ends_unattended_training_instead_of_every_episode(fakes)
 
 def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, tmp_path):
     fakes.person.latency = 0.02
-    held = {**RUN, "critic": "builtin", "out": "run", "concurrency": 2}
+    held: Any = {**RUN, "critic": "builtin", "out": "run", "concurrency": 2}
     few = evaluate("python:my_models:helper", bank(30), **held, time_limit=0.3)
     assert 0 < few.completed < 30
     assert few.errors == 0, "what was dropped is no error"
@@ -385,13 +385,14 @@ def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, t
     def hang(done, episodes):
         fakes.person.latency = 3600.0
 
-    report = evaluate("python:my_models:helper", bank(3), **{**held, "out": "hangs"}, time_limit=0.05, progress=hang)
+    held["out"] = "hangs"
+    report = evaluate("python:my_models:helper", bank(3), **held, time_limit=0.05, progress=hang)
     assert (report.completed, report.errors) == (0, 0)
 
 
 def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_are_called(fakes, tmp_path):
-    def key(**changes):
-        settings: dict[str, Any] = {**RUN, **changes, "out": tmp_path / str(len(keys))}
+    def key(**changes: Any):
+        settings: Any = {**RUN, **changes, "out": tmp_path / str(len(keys))}
         return evaluate("python:my_models:helper", bank(1), **settings).run_key
 
     keys: list[str] = []
