@@ -81,9 +81,10 @@ def _warn_torn(path: Path, number: int) -> None:
 
 
 class RecordWriter:
-    """Appends records to one file, each flushed to the disk before `write` returns.
+    """Appends records to one file. Once `write` returns, a record survives the process, however that ends.
 
-    A torn last line left by a crash is cut away (with a warning) before anything is appended.
+    The system writes it to the disk in its own time, and at the latest when the file is closed: waiting for the disk at
+    every record would hold up all conversations. A torn last line left by a crash is cut away (with a warning) before anything is appended.
     """
 
     def __init__(self, path: str | Path, kind: str) -> None:
@@ -115,7 +116,6 @@ class RecordWriter:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(size)
             raise RecordError(
@@ -124,8 +124,10 @@ class RecordWriter:
             ) from error
 
     def close(self) -> None:
-        """Close the file; writing again is an error."""
-        self._file.close()
+        """Wait for the disk and close the file; writing again is an error."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
 
     def __enter__(self) -> RecordWriter:
         return self

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
+import resource
+import signal
 import warnings
 
 import pytest
@@ -97,18 +98,20 @@ def test_a_missing_file_has_no_records(tmp_path):
     assert list(read_records(tmp_path / "none.jsonl", "thing")) == []
 
 
-def test_a_refused_write_leaves_no_torn_line(tmp_path, monkeypatch):
+def test_a_refused_write_leaves_no_torn_line(tmp_path):
     path = tmp_path / "r.jsonl"
     writer = RecordWriter(path, "thing")
     writer.write({"n": 1})
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RecordError, match="make room and run the same command again"):
-        writer.write({"n": 2})
-    monkeypatch.undo()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, hard))  # room for five bytes more
+    try:
+        with pytest.raises(RecordError, match="make room and run the same command again"):
+            writer.write({"n": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
     writer.write({"n": 3})
     writer.close()
     assert list(read_records(path, "thing")) == [{"n": 1}, {"n": 3}]
