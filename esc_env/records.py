@@ -84,7 +84,8 @@ class RecordWriter:
     """Appends records to one file. Once `write` returns, a record survives the process, however that ends.
 
     The system writes it to the disk in its own time, and at the latest when the file is closed: waiting for the disk at
-    every record would hold up all conversations. A torn last line left by a crash is cut away (with a warning) before anything is appended.
+    every record would hold up all conversations. A torn last line left by a crash is cut away (with a warning) before
+    anything is appended.
     """
 
     def __init__(self, path: str | Path, kind: str) -> None:
