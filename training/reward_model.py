@@ -220,7 +220,6 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
         trust_remote_code=False,
     )
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = False
     limit = min(config.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
     rows = [(sample, list(encode(tokenizer, _chat(sample), limit).ids)) for sample in train]
     fitting = [(sample, ids) for sample, ids in rows if ids]

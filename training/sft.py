@@ -104,12 +104,12 @@ def training_template(tokenizer: Any) -> str:
 
 
 def encode(
-    items: Iterable[Lesson], tokenizer: Any, *, max_length: int, thoughts: bool = True
+    items: Iterable[Lesson], tokenizer: Any, *, max_length: int, thoughts: bool = True, system: str | None = None
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Rows for the trainer, and how many of what there were.
 
     A dialogue without thoughts that fits is one row. Otherwise every supporter turn is a row of its own, with as much
-    of its context as fits, cut from the left at message borders.
+    of its context as fits, cut from the left at message borders. A `system` message precedes each, and is never cut.
 
     Returns:
         Rows of `input_ids` and `labels` (−100 where nothing is learned); counts: `lessons`, `rows`, `tokens`, `learned`
@@ -124,7 +124,7 @@ def encode(
         if any(token in message.content for message in item.dialogue for token in control):
             counts["forged"] += 1
             continue
-        for row in _rows(item, tokenizer, template, max_length, thoughts, counts):
+        for row in _rows(item, tokenizer, template, max_length, thoughts, system, counts):
             rows.append(row)
             counts["tokens"] += len(row["input_ids"])
             counts["learned"] += sum(label != -100 for label in row["labels"])
@@ -133,9 +133,16 @@ def encode(
 
 
 def _rows(
-    item: Lesson, tokenizer: Any, template: str, max_length: int, thoughts: bool, counts: Counter[str]
+    item: Lesson,
+    tokenizer: Any,
+    template: str,
+    max_length: int,
+    thoughts: bool,
+    system: str | None,
+    counts: Counter[str],
 ) -> Iterator[dict[str, list[int]]]:
-    chat = chat_of(item.scenario, item.dialogue)
+    before = [ChatMessage(role="system", content=system)] if system else []
+    chat = [*before, *chat_of(item.scenario, item.dialogue)]
     said = item.dialogue.merged()
     thought = dict(zip(range(len(chat) - len(said), len(chat)), (message.thought for message in said), strict=True))
     turns = [place for place, message in enumerate(chat) if message["role"] == "assistant" and message["content"]]
@@ -153,9 +160,9 @@ def _rows(
         for context in shortened(chat[:place]):
             ids, mask = _marked(tokenizer, template, [*context, ChatMessage(role="assistant", content=words)])
             if len(ids) <= max_length:
-                before = len(_ids(tokenizer, template, context, add_generation_prompt=True)["input_ids"])
+                begin = len(_ids(tokenizer, template, context, add_generation_prompt=True)["input_ids"])
                 counts["cut"] += len(context) < place
-                yield _row(ids, [bit and at >= before for at, bit in enumerate(mask)])
+                yield _row(ids, [bit and at >= begin for at, bit in enumerate(mask)])
                 break
         else:
             counts["too_long"] += 1
@@ -176,13 +183,16 @@ def _ids(tokenizer: Any, template: str, chat: Sequence[ChatMessage], **how: bool
     )
 
 
-def train_sft(config: SFTStage, folder: str | Path, items: Sequence[Lesson]) -> Path:
+def train_sft(
+    config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, system: str | None = None
+) -> Path:
     """Fine-tune `config.model` on what supporters said; the same call resumes, and does nothing once finished.
 
     Args:
         config: see `SFTStage`.
         folder: where the model (or its adapter), tokenizer, log and checkpoints go.
         items: from `lessons`.
+        system: the system message that the policy will be prompted with.
 
     Returns:
         The folder, which holds the trained model.
@@ -192,12 +202,14 @@ def train_sft(config: SFTStage, folder: str | Path, items: Sequence[Lesson]) -> 
         ProtocolMismatch: the folder holds another run.
     """
     folder = Path(folder)
-    data = [[item.scenario.situation, item.dialogue.to_json(), item.last] for item in items]
+    data = [system, [[item.scenario.situation, item.dialogue.to_json(), item.last] for item in items]]
     with open_stage(folder, "sft", config, data) as finished:
         if finished:
             return folder
         tokenizer = load_tokenizer(config.model)
-        rows, counts = encode(items, tokenizer, max_length=config.max_length, thoughts=config.thoughts)
+        rows, counts = encode(
+            items, tokenizer, max_length=config.max_length, thoughts=config.thoughts, system=system
+        )
         if not rows:
             raise ConfigError(f"nothing to learn in {len(items)} dialogues: {counts}. Give more, or raise max_length")
         if counts["cut"] or counts["too_long"] or counts["forged"]:

@@ -250,7 +250,6 @@ def load_policy(config: Stage) -> tuple[Any, Any]:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         base or path, dtype=weight_type(config), trust_remote_code=False
     )
-    model.config.use_cache = False
     if base is None:
         return model, lora(config, "CAUSAL_LM")
     return peft.PeftModel.from_pretrained(model, path, is_trainable=True), None

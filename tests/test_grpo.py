@@ -1,0 +1,256 @@
+"""GRPO: the paper's numbers reach the trainer, replies must end, the best checkpoint is kept, and failure is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+
+from tiny_models import save_model
+from trl import GRPOConfig
+
+from esc_env import Dialogue, Message, Scenario
+from esc_env.errors import ConfigError
+from esc_env.rewards import ThinkFormatReward, combine, grpo_row
+from esc_env.training.config import GRPOStage
+from esc_env.training.grpo import TrainingWarning, failure_signs, fit_prompts, grpo_arguments, train_grpo
+from esc_env.training.stage import load_tokenizer
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21's own
+    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),
+]
+
+TINY = {
+    "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "lora_rank": 4, "batch_size": 8,
+    "accumulation": 1, "max_steps": 2, "logging_steps": 1, "save_steps": 1, "learning_rate": 1e-2,
+    "scheduler": "constant", "completion_length": 8, "prompt_length": 64,
+}  # fmt: skip
+
+
+def prompt(person: int = 0, *turns: str) -> dict:
+    messages = tuple(
+        Message("supporter" if place % 2 else "seeker", text)
+        for place, text in enumerate(turns or ("I cannot sleep because of my job.",))
+    )
+    return grpo_row(Scenario(id=f"p{person}", situation="I cannot sleep."), Dialogue(messages))
+
+
+PROMPTS = [prompt(person) for person in range(8)]
+
+
+def short(prompts, completions, **columns) -> list[float]:
+    """Rewards short replies."""
+    return [-len(completion[0]["content"]) / 10 for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base"))
+
+
+def logged(folder: Path) -> list[dict]:
+    return json.loads((folder / "log.json").read_text())
+
+
+def test_the_numbers_of_the_method_reach_the_trainer_and_none_is_left_to_its_defaults(tmp_path: Path) -> None:
+    told = grpo_arguments(GRPOStage(cpu=True), tmp_path)
+    method = {
+        "num_generations": 4, "temperature": 1.1, "beta": 0.04, "loss_type": "grpo", "scale_rewards": "group",
+        "learning_rate": 1e-5, "max_completion_length": 512, "epsilon": 0.2, "num_iterations": 1, "top_p": 1.0,
+    }  # fmt: skip
+    assert method.items() <= told.items()
+    made = GRPOConfig(**{**told, "bf16": False})
+    assert {name: getattr(made, name) for name in method} == method
+    stage = GRPOStage()
+    assert (stage.alpha, stage.max_turns, stage.prompt_length) == (0.5, 8, 2048)
+    assert (stage.lora_rank, stage.lora_alpha, stage.lora_dropout) == (16, 32, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"group_size": 1}, "nothing to compare"),
+        ({"group_size": 3}, "does not divide the batch"),
+        ({"alpha": -0.1}, "alpha"),
+        ({"max_turns": 0}, "max_turns"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_loaded(wrong: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        GRPOStage(model="no/such-model", **wrong)
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", template=None)
+    with pytest.raises(ConfigError, match="no chat template"):
+        train_grpo(GRPOStage(model=str(model), **TINY), tmp_path / "run", reward=short, prompts=PROMPTS)
+
+
+def test_prompts_are_cut_at_message_borders_and_keep_the_system_message(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    long = prompt(0, *(f"I am here {place}." for place in range(9)))
+    system = {**long, "prompt": [{"role": "system", "content": "Be kind."}, *long["prompt"]]}
+    rows, counts = fit_prompts([long, system, prompt(1, "I told nobody. " * 60)], tokenizer, 48)
+    assert counts == {"prompts": 3, "cut": 2, "dropped": 1}
+    assert rows[0]["prompt"] == long["prompt"][-len(rows[0]["prompt"]) :]
+    assert [message["role"] for message in rows[1]["prompt"]][:2] == ["system", "user"]
+    assert rows[0]["context"] == long["context"], "rewards must see the whole context"
+
+
+def test_the_policy_learns_what_is_rewarded_and_peft_loads_it(base: Path, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 12, "require_end": False, "beta": 0.0})
+    folder = train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS)
+    rewards = [entry["reward"] for entry in logged(folder) if "reward" in entry]
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+    AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert load_tokenizer(str(folder)).chat_template
+    parquet = list((folder / "checkpoints" / "completions").glob("*.parquet"))
+    assert len(parquet) == 12
+
+
+def test_reward_parts_kl_entropy_lengths_and_spread_are_logged(base: Path, tmp_path: Path) -> None:
+    reward = combine({"short": short, "format": ThinkFormatReward()}, short=1.0, format=0.5)
+    folder = train_grpo(GRPOStage(model=str(base), **TINY), tmp_path / "grpo", reward=reward, prompts=PROMPTS)
+    names = set(logged(folder)[0])
+    assert {
+        "rewards/short/mean", "rewards/short/spread", "rewards/format/mean", "kl", "entropy", "reward_std",
+        "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "clip_ratio/region_mean",
+        "text/distinct_2", "text/top_reply", "text/ended",
+    } <= names  # fmt: skip
+
+
+def test_a_reply_that_does_not_end_gets_no_reward(base: Path, tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def praise(prompts, completions, completion_ids, **columns) -> list[float]:
+        seen.extend(ids[-1] == load_tokenizer(str(base)).eos_token_id for ids in completion_ids)
+        return [1.0] * len(completions)
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 1, "completion_length": 60, "batch_size": 16})
+    folder = train_grpo(config, tmp_path / "grpo", reward=praise, prompts=PROMPTS)
+    assert logged(folder)[0]["reward"] == pytest.approx(sum(seen) / len(seen))
+    assert logged(folder)[0]["text/ended"] == pytest.approx(sum(seen) / len(seen))
+
+
+def test_the_checkpoint_with_the_best_success_rate_on_valid_is_kept(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    rates = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.3}
+    weights = {}
+
+    def evaluate(policy: str) -> float:
+        step = int(policy.rpartition("-")[2]) if "checkpoint" in policy else 0
+        if step:
+            weights[step] = load_file(Path(policy) / "adapter_model.safetensors")
+        return rates[step]
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 3})
+    folder = train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS, evaluate=evaluate)
+    about = json.loads((folder / "run.json").read_text())
+    assert about["chosen"] == 2
+    assert about["valid"] == {str(step): rate for step, rate in rates.items()}
+    kept = load_file(folder / "adapter_model.safetensors")
+    assert all((kept[name] == weights[2][name]).all() for name in kept)
+    assert any((kept[name] != weights[3][name]).any() for name in kept)
+    assert not (folder / "best").exists()
+
+
+def test_it_is_told_when_no_checkpoint_is_better_than_the_beginning(base: Path, tmp_path: Path) -> None:
+    def evaluate(policy: str) -> float:
+        return 0.1 if "checkpoint" in policy else 0.4
+
+    with pytest.warns(TrainingWarning, match=r"began with \(40.0%\)"):
+        train_grpo(
+            GRPOStage(model=str(base), **TINY), tmp_path / "grpo", reward=short, prompts=PROMPTS, evaluate=evaluate
+        )
+
+
+def test_training_resumes_where_it_was_killed(base: Path, tmp_path: Path) -> None:
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 3})
+    calls = []
+
+    def dies(prompts, completions, trainer_state, **columns) -> list[float]:
+        if trainer_state.global_step == 2:
+            raise KeyboardInterrupt
+        return short(prompts, completions)
+
+    def survives(prompts, completions, trainer_state, **columns) -> list[float]:
+        calls.append(trainer_state.global_step)
+        return short(prompts, completions)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(config, tmp_path / "grpo", reward=dies, prompts=PROMPTS)
+    folder = train_grpo(config, tmp_path / "grpo", reward=survives, prompts=PROMPTS)
+    assert calls == [2]
+    assert [entry["step"] for entry in logged(folder) if "reward" in entry] == [1, 2, 3]
+
+
+def test_an_adapter_is_trained_further_and_measured_against_its_beginning(base: Path, tmp_path: Path) -> None:
+    config = GRPOStage(model=str(base), **TINY)
+    first = train_grpo(config, tmp_path / "first", reward=short, prompts=PROMPTS)
+    second = train_grpo(replace(config, model=str(first)), tmp_path / "second", reward=short, prompts=PROMPTS)
+    about = json.loads((second / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(base)
+    assert not (second / "ref").exists()
+    assert "kl" in logged(second)[0]
+
+
+def test_all_weights_can_be_trained(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = GRPOStage(model=str(base), **{**TINY, "lora_rank": 0})
+    folder = train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS)
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert logged(folder)[1]["kl"] > 0
+
+
+def log(count: int = 20, **columns) -> list[dict[str, float]]:
+    """A trainer's log in which every column goes from its first to its second number."""
+    return [
+        {"step": 100 * (place + 1), **{name: a + (b - a) * place / (count - 1) for name, (a, b) in columns.items()}}
+        for place in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("history", "sign"),
+    [
+        (log(frac_reward_zero_std=(1.0, 1.0)), "spread"),
+        (log(**{"rewards/format/mean": (0.1, 0.11)}), "format"),
+        (log(**{"completions/clipped_ratio": (0.2, 0.9)}), "length"),
+        (log(reward=(0.8, 0.2)), "falling"),
+        (log(reward=(0.1, 0.9), **{"text/distinct_2": (0.8, 0.1)}), "hacking"),
+        (log(reward=(0.1, 0.9), entropy=(2.0, 0.2)), "hacking"),
+        (log(reward=(0.1, 0.9), **{"valid/success_rate": (0.5, 0.1)}), "hacking"),
+    ],
+)
+def test_each_sign_of_failure_is_known(history, sign: str) -> None:
+    assert list(failure_signs(history)) == [sign]
+
+
+def test_a_healthy_run_shows_no_sign_of_failure() -> None:
+    healthy = log(
+        reward=(0.2, 0.9), entropy=(2.0, 1.5), frac_reward_zero_std=(0.1, 0.3),
+        **{"rewards/format/mean": (0.2, 0.95), "text/distinct_2": (0.8, 0.7), "valid/success_rate": (0.2, 0.6)},
+    )  # fmt: skip
+    assert failure_signs(healthy) == {}
+    assert failure_signs([]) == {}
+
+
+def test_a_sign_is_warned_of_once(base: Path, tmp_path: Path) -> None:
+    def same(prompts, completions, **columns) -> list[float]:
+        return [0.5] * len(completions)
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 8, "require_end": False})
+    with pytest.warns(TrainingWarning) as told:
+        train_grpo(config, tmp_path / "grpo", reward=same, prompts=PROMPTS)
+    assert sum("nothing to learn" in str(warning.message) for warning in told) == 1

@@ -1,0 +1,352 @@
+"""Stage 3 of RLFF-ESC: group-relative policy optimisation on R_rlff = R_fut + α · R_thk-fmt, with TRL's GRPOTrainer.
+
+    esc train grpo --model runs/sft --data runs/collect --reward-model runs/rm --out runs/grpo
+
+A rising reward is no evidence: a policy may please the reward model and nobody else. So every checkpoint is evaluated
+on valid scenarios, the best of them is kept, and known signs of failure are told while training goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from esc_env.dialogue import ChatMessage
+from esc_env.errors import ConfigError, MissingExtra
+from esc_env.records import write_json
+from esc_env.rewards.rows import Reward, Text, raw_text
+from esc_env.training.config import GRPOStage
+from esc_env.training.stage import (
+    arguments,
+    finish,
+    is_main,
+    load_policy,
+    load_tokenizer,
+    local,
+    open_stage,
+    prompt_ids,
+    resume_from,
+    shortened,
+)
+
+try:
+    import transformers
+    from datasets import Dataset  # type: ignore[import-untyped]
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+except ModuleNotFoundError as error:
+    raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
+
+__all__ = ["TrainingWarning", "failure_signs", "fit_prompts", "grpo_arguments", "train_grpo"]
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[str], float]
+"""Given a policy's folder or Hub id: its success rate on valid scenarios, in [0, 1]."""
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on, but shows a known sign of failure."""
+
+
+def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:
+    """What TRL's `GRPOConfig` is told; nothing that the method names is left to TRL's defaults."""
+    return {
+        **arguments(config, folder),
+        "num_generations": config.group_size,
+        "steps_per_generation": config.accumulation,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": 0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "max_completion_length": config.completion_length,
+        "beta": config.beta,
+        "loss_type": config.loss_type,
+        "scale_rewards": config.scale_rewards,
+        "epsilon": config.epsilon,
+        "num_iterations": config.iterations,
+        "mask_truncated_completions": False,  # they are scored: see `require_end`
+        "importance_sampling_level": "token",
+        "log_completions": True,
+        "num_completions_to_print": 0,
+        "use_vllm": config.vllm != "off",
+        "vllm_mode": config.vllm if config.vllm != "off" else "colocate",
+        "vllm_server_base_url": config.vllm_url if config.vllm == "server" else None,
+        "vllm_gpu_memory_utilization": config.vllm_memory,
+    }
+
+
+def fit_prompts(
+    prompts: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows whose prompt fits, cut from the left at message borders, and how many were `cut` or `dropped`.
+
+    A system message stays. Control tokens inside messages are removed, so that no message can forge a turn.
+    """
+    control = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    rows = []
+    counts = Counter(prompts=0, cut=0, dropped=0)
+    for row in prompts:
+        counts["prompts"] += 1
+        chat: list[ChatMessage] = []
+        for message in row["prompt"]:
+            content = message["content"]
+            for token in control:
+                content = content.replace(token, "")
+            chat.append(ChatMessage(role=message["role"], content=content))
+        fitting = next((part for part in shortened(chat) if len(prompt_ids(tokenizer, part)) <= max_length), None)
+        counts["dropped"] += fitting is None
+        if fitting is not None:
+            counts["cut"] += len(fitting) < len(chat)
+            rows.append({**row, "prompt": fitting})
+    return rows, dict(counts)
+
+
+# --- what is watched ------------------------------------------------------------------------------
+
+
+def failure_signs(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Known signs of failure in what the trainer logged: a name for each, and what to do about it.
+
+    *Source:* the paper names a flat format reward and an early fall of the reward; no spread within groups follows
+    from GRPO; the signs of reward hacking are ours, from a probe in which P(1) rose while the text fell apart.
+    """
+    signs = {}
+    last = log[-1].get("step", 0) if log else 0
+    idle = _column(log, "frac_reward_zero_std")
+    if len(idle) >= 5 and fmean(idle[-5:]) > 0.9:
+        signs["spread"] = (
+            f"{fmean(idle[-5:]):.0%} of the groups have equal rewards, so there is nothing to learn. Sample hotter, "
+            "use larger groups or more rollouts, or another reward"
+        )
+    form = _column(log, "rewards/format/mean")
+    if last >= 1000 and len(form) >= 5 and _end(form) < 0.9 and _end(form) - _start(form) < 0.05:
+        signs["format"] = (
+            f"the format reward is flat at {_end(form):.2f} after {last} steps. Raise alpha, or start with SFT on data "
+            "that has thoughts"
+        )
+    unended = _column(log, "completions/clipped_ratio")
+    if len(unended) >= 5 and fmean(unended[-5:]) > 0.5:
+        share = fmean(unended[-5:])
+        signs["length"] = f"{share:.0%} of the replies do not end. Raise completion_length, or start with SFT"
+    rewards = _column(log, "reward")
+    if len(rewards) < 10:
+        return signs
+    if _end(rewards) < _start(rewards) - 0.1:
+        signs["falling"] = (
+            f"the reward fell from {_start(rewards):.2f} to {_end(rewards):.2f}. Lower the learning rate, or raise beta"
+        )
+    if _end(rewards) > _start(rewards) + 0.05:
+        valid = _column(log, "valid/success_rate")
+        variety, entropy = _column(log, "text/distinct_2"), _column(log, "entropy")
+        falling = []
+        if len(valid) > 1 and valid[-1] < max(valid) - 0.05:
+            falling.append(f"the success rate on valid fell from {max(valid):.0%} to {valid[-1]:.0%}")
+        if variety and _end(variety) < 0.7 * _start(variety):
+            falling.append(f"distinct-2 fell from {_start(variety):.2f} to {_end(variety):.2f}")
+        if entropy and _end(entropy) < 0.5 * _start(entropy):
+            falling.append(f"entropy fell from {_start(entropy):.2f} to {_end(entropy):.2f}")
+        if falling:
+            signs["hacking"] = (
+                f"the reward rises, but {' and '.join(falling)}: the policy may be gaming its reward. Raise beta, "
+                "train for fewer steps, or collect again with this policy"
+            )
+    return signs
+
+
+def _column(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(entry[name]) for entry in log if entry.get(name) is not None]
+
+
+def _start(values: Sequence[float]) -> float:
+    return fmean(values[: max(1, len(values) // 5)])
+
+
+def _end(values: Sequence[float]) -> float:
+    return fmean(values[-max(1, len(values) // 5) :])
+
+
+class _Watched:
+    """The reward as the trainer gets it: gated on replies that end, with what the replies look like logged beside."""
+
+    def __init__(self, reward: Reward, ends: frozenset[int], floor: float, gated: bool) -> None:
+        self.reward = reward
+        self.ends = ends
+        self.floor = floor
+        self.gated = gated
+        self.__name__ = "total"
+
+    async def __call__(
+        self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
+    ) -> list[float | None]:
+        given = self.reward(prompts=prompts, completions=completions, **columns)
+        rewards: list[float | None] = list(await given if inspect.isawaitable(given) else given)
+        ended = [bool(ids) and ids[-1] in self.ends for ids in columns["completion_ids"]]
+        if log_metric := columns.get("log_metric"):
+            texts = [raw_text(completion).split() for completion in completions]
+            pairs = [pair for words in texts for pair in pairwise(words)]
+            log_metric("text/distinct_2", len(set(pairs)) / len(pairs) if pairs else 0.0)
+            log_metric("text/top_reply", Counter(map(tuple, texts)).most_common(1)[0][1] / len(texts))
+            log_metric("text/ended", fmean(ended))
+        if self.gated:
+            rewards = [
+                reward if reward is None or done else self.floor for reward, done in zip(rewards, ended, strict=True)
+            ]
+        return rewards
+
+
+class _Watch(transformers.TrainerCallback):
+    """Evaluates every checkpoint, keeps the best, and warns of each sign of failure once."""
+
+    def __init__(self, folder: Path, start: str, evaluate: Evaluate | None) -> None:
+        self.folder = folder
+        self.start = start
+        self.evaluate = evaluate
+        self.warned: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._judge(state, self.start, 0)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._judge(state, f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        for name, sign in failure_signs(state.log_history).items():
+            if name not in self.warned:
+                self.warned.add(name)
+                warnings.warn(f"step {state.global_step}: {sign}", TrainingWarning, stacklevel=2)
+
+    def _judge(self, state: Any, policy: str, step: int) -> None:
+        valid = _valid(self.folder)
+        if self.evaluate is None or not state.is_world_process_zero or step in valid:
+            return
+        rate = self.evaluate(policy)
+        if step and all(rate > known for at, known in valid.items() if at):
+            _keep(Path(policy), self.folder / "best")
+        valid[step] = rate
+        write_json(self.folder / "valid.json", valid)
+        state.log_history.append({"step": step, "valid/success_rate": rate})
+
+
+def _valid(folder: Path) -> dict[int, float]:
+    """Success rates on valid scenarios by step; step 0 is the policy that training began with."""
+    path = folder / "valid.json"
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {int(step): rate for step, rate in data.items()}
+
+
+def _keep(checkpoint: Path, best: Path) -> None:
+    """Copy a checkpoint's model and tokenizer, without what only resuming needs."""
+    fresh = best.with_name("best.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for file in checkpoint.iterdir():
+        if file.is_file() and file.suffix not in (".pt", ".pth", ".bin") and file.name != "trainer_state.json":
+            shutil.copy2(file, fresh)
+    shutil.rmtree(best, ignore_errors=True)
+    fresh.rename(best)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_grpo(
+    config: GRPOStage,
+    folder: str | Path,
+    *,
+    reward: Reward,
+    prompts: Sequence[Mapping[str, Any]],
+    evaluate: Evaluate | None = None,
+    rollout: Callable[..., Any] | None = None,
+) -> Path:
+    """Train the policy; the same call resumes, and does nothing once finished.
+
+    Args:
+        config: see `GRPOStage`.
+        folder: where the policy (or its adapter), tokenizer, log, completions and checkpoints go.
+        reward: of completions, such as `esc_env.rewards.combine` makes.
+        prompts: rows as `esc_env.rewards.grpo_row` makes them.
+        evaluate: told a checkpoint's folder, gives its success rate on valid scenarios; the best checkpoint is kept.
+            None keeps the last.
+        rollout: TRL's `rollout_func`, where a completion is a whole conversation; then `require_end` does not apply.
+
+    Returns:
+        The folder, which holds the trained policy.
+
+    Raises:
+        ConfigError: no chat template, an adapter that does not fit, or no prompt that fits.
+        ProtocolMismatch: the folder holds another run.
+    """
+    folder = Path(folder)
+    with open_stage(folder, "grpo", config, [dict(row) for row in prompts]) as finished:
+        if not finished:
+            _train(config, folder, reward, prompts, evaluate, rollout)
+    return folder
+
+
+def _train(
+    config: GRPOStage,
+    folder: Path,
+    reward: Reward,
+    prompts: Sequence[Mapping[str, Any]],
+    evaluate: Evaluate | None,
+    rollout: Callable[..., Any] | None,
+) -> None:
+    tokenizer = load_tokenizer(config.model)
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    rows, counts = fit_prompts(prompts, tokenizer, config.prompt_length)
+    if not rows:
+        raise ConfigError(f"none of {len(prompts)} prompts fits prompt_length = {config.prompt_length}. Raise it")
+    if counts["cut"] or counts["dropped"]:
+        logger.warning("of %(prompts)d prompts, %(cut)d were cut at a message border and %(dropped)d dropped", counts)
+    model, adapter = load_policy(config)
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    watched = _Watched(
+        reward,
+        frozenset(ends | {tokenizer.eos_token_id}),
+        floor=-1.0 if config.reward in ("future", "env") else 0.0,
+        gated=config.require_end and rollout is None,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=[watched],  # type: ignore[list-item]  # TRL takes async callables too
+        args=GRPOConfig(**grpo_arguments(config, folder)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        rollout_func=rollout,
+        callbacks=[_Watch(folder, local(config.model), evaluate)],
+    )
+    trainer.train(resume_from_checkpoint=resume_from(folder))
+    valid = _valid(folder)
+    trained = {step: rate for step, rate in valid.items() if step}
+    chosen = max(trained, key=lambda step: (trained[step], -step)) if trained else trainer.state.global_step
+    trainer.save_model(str(folder))
+    if is_main():
+        shutil.rmtree(folder / "ref", ignore_errors=True)  # the frozen copy that KL is measured against
+        if trained:
+            for file in (folder / "best").iterdir():
+                shutil.copy2(file, folder)
+            shutil.rmtree(folder / "best")
+            if trained[chosen] <= valid.get(0, -1.0):
+                warnings.warn(
+                    f"no checkpoint is better on valid than the policy that training began with ({valid[0]:.1%}); "
+                    f"the best, of step {chosen}, has {trained[chosen]:.1%}",
+                    TrainingWarning,
+                    stacklevel=3,
+                )
+        finish(folder, trainer.state.log_history, counts=counts, valid=valid, chosen=chosen)
+    trainer.accelerator.wait_for_everyone()
