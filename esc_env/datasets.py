@@ -11,16 +11,13 @@ Files that people must get themselves are looked for in the folder that ESC_DATA
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
