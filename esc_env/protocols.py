@@ -1,9 +1,9 @@
 """The three roles, and what passes between them.
 
 `Agent`, `Seeker` and `Critic` hold no conversation state: each is a function of what it is handed. So any dialogue can
-`Agent`, `Seeker` and `Critic` hold no conversation state: each is a function of what it is handed. So any dialogue
-can be continued, forked, replayed or judged without copying objects. An agent sees the dialogue and a seed, never a
+be continued, forked, replayed or judged without copying objects. An agent sees the dialogue and a seed, never a
 scenario.
+"""
 
 from __future__ import annotations
 
