@@ -35,6 +35,7 @@ from esc_env.rewards.rows import Text, chat_of
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive, episode_seed
 from esc_env.training.config import GRPOStage
+from esc_env.training.grpo import fit_prompts
 from esc_env.training.stage import prompt_ids, shortened
 from esc_env.trajectory import Trajectory
 
@@ -93,7 +94,8 @@ class Online:
         system: a system message for the policy.
 
     Raises:
-        ConfigError: the rules let the seeker write the opening, which no prompt can hold beforehand.
+        ConfigError: no situation fits; or the rules let the seeker write the opening, which no prompt can hold
+            beforehand.
     """
 
     def __init__(
@@ -107,14 +109,18 @@ class Online:
         self.system: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
         self.rows: list[dict[str, Any]] = []
         self._scenarios: dict[str, Scenario] = {}
+        alike = 0
         for scenario in scenarios:
             row = grpo_row(scenario, Dialogue((Message("seeker", scenario.situation),)), system=system)
-            if self._scenarios.setdefault(_key(row["prompt"]), scenario) is scenario:
-                self.rows.append(row)
-        if len(self.rows) < len(scenarios):
-            logger.warning(
-                "%d scenarios begin with the words of another and are left out", len(scenarios) - len(self.rows)
-            )
+            for fitting in fit_prompts([row], tokenizer, config.prompt_length)[0]:
+                if self._scenarios.setdefault(_key(fitting["prompt"]), scenario) is scenario:
+                    self.rows.append(fitting)
+                else:
+                    alike += 1
+        if alike:
+            logger.warning("%d scenarios begin with the words of another and are left out", alike)
+        if not self.rows:
+            raise ConfigError(f"no situation fits prompt_length = {config.prompt_length}. Raise it")
 
     @property
     def reward(self) -> CombinedReward:
@@ -289,6 +295,7 @@ class _Table:
     def __init__(self, seats: int) -> None:
         self._alive = seats
         self._waiting: list[tuple[int, Dialogue, Answer[Reply]]] = []
+        self._taken: list[tuple[int, Dialogue, Answer[Reply]]] = []
         self._changed = threading.Condition()
         self._closed: BaseException | None = None
 
@@ -314,16 +321,16 @@ class _Table:
         with self._changed:
             while len(self._waiting) < self._alive:
                 self._changed.wait()
-            asked, self._waiting = sorted(self._waiting, key=lambda item: item[0]), []
-            return asked
+            self._taken, self._waiting = sorted(self._waiting, key=lambda item: item[0]), []
+            return self._taken
 
     def close(self, error: BaseException) -> None:
         """Let all conversations end: nobody answers any more."""
         with self._changed:
             self._closed = error
-            for _, _, answer in self._waiting:
-                answer.set_exception(RuntimeError(f"training has stopped: {error!r}"))
-            self._waiting = []
+            for _, _, answer in [*self._taken, *self._waiting]:
+                if not answer.done():
+                    answer.set_exception(RuntimeError(f"training has stopped: {error!r}"))
 
 
 @dataclass(frozen=True, slots=True)
