@@ -29,7 +29,7 @@ pytestmark = [
 TINY = {
     "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "lora_rank": 4, "batch_size": 8,
     "accumulation": 1, "max_steps": 2, "logging_steps": 1, "save_steps": 1, "learning_rate": 1e-2,
-    "scheduler": "constant", "completion_length": 8, "prompt_length": 64,
+    "scheduler": "constant", "completion_length": 8, "prompt_length": 64, "require_end": False,
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_prompts_are_cut_at_message_borders_and_keep_the_system_message(base: Pa
 def test_the_policy_learns_what_is_rewarded_and_peft_loads_it(base: Path, tmp_path: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 12, "require_end": False, "beta": 0.0})
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 12, "beta": 0.0})
     folder = train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS)
     rewards = [entry["reward"] for entry in logged(folder) if "reward" in entry]
     assert sum(rewards[-3:]) > sum(rewards[:3])
@@ -135,8 +135,11 @@ def test_a_reply_that_does_not_end_gets_no_reward(base: Path, tmp_path: Path) ->
         seen.extend(ids[-1] == load_tokenizer(str(base)).eos_token_id for ids in completion_ids)
         return [1.0] * len(completions)
 
-    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 1, "completion_length": 60, "batch_size": 16})
+    config = GRPOStage(
+        model=str(base), **{**TINY, "max_steps": 1, "completion_length": 60, "batch_size": 16, "require_end": True}
+    )
     folder = train_grpo(config, tmp_path / "grpo", reward=praise, prompts=PROMPTS)
+    assert 0 < sum(seen) < len(seen), "a test of endings needs some that end and some that do not"
     assert logged(folder)[0]["reward"] == pytest.approx(sum(seen) / len(seen))
     assert logged(folder)[0]["text/ended"] == pytest.approx(sum(seen) / len(seen))
 
@@ -180,18 +183,26 @@ def test_training_resumes_where_it_was_killed(base: Path, tmp_path: Path) -> Non
 
     def dies(prompts, completions, trainer_state, **columns) -> list[float]:
         if trainer_state.global_step == 2:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
         return short(prompts, completions)
 
     def survives(prompts, completions, trainer_state, **columns) -> list[float]:
         calls.append(trainer_state.global_step)
         return short(prompts, completions)
 
-    with pytest.raises(KeyboardInterrupt):
-        train_grpo(config, tmp_path / "grpo", reward=dies, prompts=PROMPTS)
-    folder = train_grpo(config, tmp_path / "grpo", reward=survives, prompts=PROMPTS)
+    judged = []
+
+    def evaluate(policy: str) -> float:
+        judged.append(Path(policy).name)
+        return 0.5
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train_grpo(config, tmp_path / "grpo", reward=dies, prompts=PROMPTS, evaluate=evaluate)
+    folder = train_grpo(config, tmp_path / "grpo", reward=survives, prompts=PROMPTS, evaluate=evaluate)
     assert calls == [2]
     assert [entry["step"] for entry in logged(folder) if "reward" in entry] == [1, 2, 3]
+    assert judged == [base.name, "checkpoint-1", "checkpoint-2", "checkpoint-3"], "a checkpoint was judged twice"
+    assert sorted(entry["step"] for entry in logged(folder) if "valid/success_rate" in entry) == [0, 1, 2, 3]
 
 
 def test_an_adapter_is_trained_further_and_measured_against_its_beginning(base: Path, tmp_path: Path) -> None:
@@ -250,7 +261,7 @@ def test_a_sign_is_warned_of_once(base: Path, tmp_path: Path) -> None:
     def same(prompts, completions, **columns) -> list[float]:
         return [0.5] * len(completions)
 
-    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 8, "require_end": False})
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 8})
     with pytest.warns(TrainingWarning) as told:
         train_grpo(config, tmp_path / "grpo", reward=same, prompts=PROMPTS)
     assert sum("nothing to learn" in str(warning.message) for warning in told) == 1

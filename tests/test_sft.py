@@ -93,6 +93,15 @@ def test_a_dialogue_that_holds_control_tokens_is_left_out_and_counted(base: Path
     assert (rows, counts["forged"]) == ([], 1)
 
 
+def test_the_system_message_precedes_every_row_and_is_never_cut(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    item = Lesson(PERSON, talk(*(f"I am here {place}." for place in range(12))))
+    rows, counts = encode([item], tokenizer, max_length=80, system="Be kind.")
+    assert counts["cut"] > 0
+    assert all(tokenizer.decode(row["input_ids"]).startswith("<|im_start|>system\nBe kind.") for row in rows)
+    assert "Be kind." not in "".join(learned(row, tokenizer) for row in rows)
+
+
 def test_only_the_sampled_response_of_a_collection_is_learned(base: Path) -> None:
     tokenizer = load_tokenizer(str(base))
     rows, _ = encode([Lesson(PERSON, LESSON.dialogue, last=True)], tokenizer, max_length=200)

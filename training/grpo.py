@@ -215,7 +215,13 @@ class _Watch(transformers.TrainerCallback):
         self.warned: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        told = {entry["step"] for entry in state.log_history if "valid/success_rate" in entry}
+        for step, rate in _valid(self.folder).items():  # a checkpoint is written before it is judged
+            if step not in told:
+                state.log_history.append({"step": step, "valid/success_rate": rate})
         self._judge(state, self.start, 0)
+        if state.global_step:
+            self.on_save(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._judge(state, f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
@@ -340,7 +346,6 @@ def _train(
         if trained:
             for file in (folder / "best").iterdir():
                 shutil.copy2(file, folder)
-            shutil.rmtree(folder / "best")
             if trained[chosen] <= valid.get(0, -1.0):
                 warnings.warn(
                     f"no checkpoint is better on valid than the policy that training began with ({valid[0]:.1%}); "
@@ -349,4 +354,5 @@ def _train(
                     stacklevel=3,
                 )
         finish(folder, trainer.state.log_history, counts=counts, valid=valid, chosen=chosen)
+        shutil.rmtree(folder / "best", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

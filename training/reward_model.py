@@ -25,7 +25,18 @@ from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
-from esc_env.training.stage import arguments, finish, is_main, load_tokenizer, local, lora, open_stage, resume_from
+from esc_env.training.stage import (
+    arguments,
+    base_of,
+    finish,
+    is_main,
+    load_tokenizer,
+    local,
+    lora,
+    open_stage,
+    resume_from,
+    weight_type,
+)
 
 try:
     import peft
@@ -210,13 +221,15 @@ def train_reward_model(
 def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) -> None:
     train, valid = _split(samples)
     _check(config, train)
+    if base_of(config.model) is not None:
+        raise ConfigError(f"{config.model} is a LoRA adapter; a reward model begins with a whole one. Merge it first")
     tokenizer = load_tokenizer(config.model, chat=False)
     transformers.set_seed(config.seed)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         local(config.model),
         num_labels=2 if config.kind == "classification" else 1,
         problem_type={"classification": "single_label_classification", "regression": "regression"}.get(config.kind),
-        dtype=torch.bfloat16 if config.precision == "bf16" and config.lora_rank else torch.float32,
+        dtype=weight_type(config),
         trust_remote_code=False,
     )
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

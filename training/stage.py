@@ -30,8 +30,8 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "arguments", "check_adapter", "finish", "is_main", "load_policy", "load_tokenizer", "lora",
-    "open_stage", "prompt_ids", "resume_from",
+    "CHECKPOINTS", "arguments", "base_of", "check_adapter", "finish", "is_main", "load_policy", "load_tokenizer",
+    "local", "lora", "open_stage", "prompt_ids", "resume_from", "shortened", "weight_type",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
