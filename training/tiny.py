@@ -242,16 +242,14 @@ def make_policy(
     return folder
 
 
-def make_reward_model(folder: str | Path, policy: str | Path, *, seed: int = 0) -> Path:
+def make_reward_model(folder: str | Path, policy: str | Path) -> Path:
     """Save what a reward model begins with: a policy's body and tokenizer, with a template that shows more turns.
 
     Args:
         folder: where to.
         policy: a folder of `make_policy`, or one trained from it with all weights.
-        seed: reserved for the head, which training draws by its own seed; the body is the policy's.
     """
-    torch, transformers = _heavy()
-    torch.manual_seed(seed)
+    _, transformers = _heavy()
     tokenizer = transformers.AutoTokenizer.from_pretrained(policy)
     tokenizer.chat_template = _template(5)
     transformers.AutoModelForCausalLM.from_pretrained(policy).save_pretrained(folder)
