@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,7 +47,7 @@ class Encoded:
     cut: int = 0
 
 
-def encode(tokenizer: Any, chat: str | Sequence[ChatMessage], max_length: int = MAX_LENGTH) -> Encoded:
+def encode(tokenizer: Any, chat: str | Sequence[Mapping[str, Any]], max_length: int = MAX_LENGTH) -> Encoded:
     """Tokens of a chat that ends with the response, cut from the left at message borders, never inside a message.
 
     Uses the tokenizer's chat template; without one, lines `Seeker: …` and `Supporter: …`. Control tokens inside
@@ -174,7 +174,7 @@ class RewardModelReward:
             log_metric("reward_model/cut", (self.cut - before[0]) / max(1, self.scored - before[1]))
         return rewards
 
-    def score(self, chats: Sequence[str | Sequence[ChatMessage]]) -> list[float | None]:
+    def score(self, chats: Sequence[str | Sequence[Mapping[str, Any]]]) -> list[float | None]:
         """One reward per chat (see `encode`), computed in batches of similar length; equal chats are computed once."""
         rows = [encode(self.tokenizer, chat, self.max_length) for chat in chats]
         self.scored += len(rows)

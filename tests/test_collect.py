@@ -215,7 +215,7 @@ def test_all_contexts_responses_and_futures_run_at_the_same_time(tmp_path: Path)
                 await asyncio.sleep(0.001)
             return await super().reply(scenario, dialogue, seed=seed)
 
-    options = {**chairs(), "seeker": Patient(["Yes."]), "candidates": 3, "rollouts": 2}
+    options: dict[str, Any] = {**chairs(), "seeker": Patient(["Yes."]), "candidates": 3, "rollouts": 2}
     assert collect(Drawing(), people, **options, out=tmp_path).complete
 
 
@@ -316,12 +316,14 @@ def test_a_failed_call_leaves_the_collection_incomplete_and_the_same_call_comple
 ):
     options: dict[str, Any] = {"agent": Drawing(), "scenarios": FEW, **chairs(), "out": tmp_path / "a"}
     whole = collect(**options)
-    failing = {**options, chair: Faulty(options[chair], {call: ModelUnavailable("gone")}), "out": tmp_path / "b"}
+    broken = Faulty(options[chair], {call: ModelUnavailable("gone")})
+    failing: dict[str, Any] = {**options, chair: broken, "out": tmp_path / "b"}
     made = collect(**failing)
     assert not made.complete
     assert [message for message in made.card["errors"] if "gone" in message]
     assert "gone" in (tmp_path / "b" / "card.md").read_text(encoding="utf-8")
-    again = collect(**{**options, "out": tmp_path / "b"})
+    options["out"] = tmp_path / "b"
+    again = collect(**options)
     assert again.complete
     assert again.card["errors"] == {}
     assert contents(again.samples) == contents(whole.samples)
@@ -364,10 +366,12 @@ def test_a_folder_of_something_else_is_refused_naming_what_differs(tmp_path: Pat
 
 def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path):
     for wrong in ({"candidates": 0}, {"rollouts": 0}, {"limit": 0}, {"valid": 1.0}, {"source": "other"}):
+        options: dict[str, Any] = {**chairs(), **wrong}
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            collect(Drawing(), FEW, **{**chairs(), **wrong}, out=tmp_path / "x")  # type: ignore[arg-type]
+            collect(Drawing(), FEW, **options, out=tmp_path / "x")
+    options = {**chairs(), "candidate": 2}
     with pytest.raises(TypeError, match="Did you mean 'candidates'"):
-        collect(Drawing(), FEW, **chairs(), candidate=2, out=tmp_path / "x")  # type: ignore[call-arg]
+        collect(Drawing(), FEW, **options, out=tmp_path / "x")
     with pytest.raises(ScenarioError, match="human dialogue"):
         collect(Drawing(), FEW, **chairs(), source="human", out=tmp_path / "x")
     with pytest.raises(ScenarioError, match="nothing to respond to"):
@@ -447,7 +451,7 @@ def _file(folder: Path) -> Path:
 def test_the_agent_of_a_future_is_sampled_at_the_asked_temperature(tmp_path: Path):
     from esc_env.testing import FakeChatModel
 
-    model = FakeChatModel(["I hear you."])
+    model: Any = FakeChatModel(["I hear you."])
     collect(model, [human("s")], **chairs(), candidates=1, out=tmp_path)
     assert {call.temperature for call in model.calls} == {0.7}
 
