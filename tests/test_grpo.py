@@ -198,6 +198,9 @@ def test_training_resumes_where_it_was_killed(base: Path, tmp_path: Path) -> Non
 
     with pytest.raises(RuntimeError, match="killed"):
         train_grpo(config, tmp_path / "grpo", reward=dies, prompts=PROMPTS, evaluate=evaluate)
+    torn = tmp_path / "grpo" / "checkpoints" / "checkpoint-3"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
     folder = train_grpo(config, tmp_path / "grpo", reward=survives, prompts=PROMPTS, evaluate=evaluate)
     assert calls == [2]
     assert [entry["step"] for entry in logged(folder) if "reward" in entry] == [1, 2, 3]

@@ -1,4 +1,7 @@
-"""Training stages. Nothing here yet."""
+"""The stages of RLFF-ESC: collect futures, fine-tune, learn the reward, train the policy.
+
+`esc_env.training.config` says what each stage is told; `docs/training.md` how they go together.
+"""
 
 if __name__ != "esc_env.training":
     raise ImportError(f"import this package as esc_env.training, not as {__name__}")

@@ -25,7 +25,6 @@ try:
     import peft
     import torch
     import transformers
-    from transformers.trainer_utils import get_last_checkpoint
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
@@ -108,9 +107,18 @@ def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None
 
 
 def resume_from(folder: Path) -> str | None:
-    """The last whole checkpoint of a stage; None to begin."""
-    checkpoints = folder / CHECKPOINTS
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+    """The last whole checkpoint of a stage; None to begin. One that a crash cut off is passed over."""
+    places = sorted(
+        (folder / CHECKPOINTS).glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]), reverse=True
+    )
+    for place in places:
+        try:
+            json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))  # what is written last
+        except (OSError, ValueError):
+            logger.warning("%s was cut off while it was written; resuming from the one before", place)
+            continue
+        return str(place)
+    return None
 
 
 # --- the trainer ----------------------------------------------------------------------------------
