@@ -30,7 +30,7 @@ from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Completion, Reply, Usage
 from esc_env.seeds import Seed
 
-__all__ = ["STYLES", "ChatAgent", "Style", "Turn"]
+__all__ = ["STYLES", "ChatAgent", "Style", "Turn", "system_prompt"]
 
 _PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 _LABEL = re.compile(r"^[\s*_#]*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.I | re.MULTILINE)
@@ -128,7 +128,7 @@ class Turn:
 
     async def speak(self, form: str) -> Completion:
         """The supporter's completion on the chat itself, in the form of `format-{form}.txt`. The turn's one request."""
-        system = f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
+        system = system_prompt(form)
         chat: list[ChatMessage] = [
             {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}
             for message in self.dialogue.as_chat("supporter")
@@ -185,6 +185,11 @@ class Turn:
             raise BadCompletion("the supporter's model returned no choice. Run the same command again")
         self._usage[number] = completion.usage
         return completion
+
+
+def system_prompt(form: str) -> str:
+    """The system message of the styles that answer in one request; `plain` and `think` are forms of the reply."""
+    return f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
 
 
 def _text(completion: Completion) -> str:

@@ -1,4 +1,4 @@
-"""`esc collect`."""
+"""`esc collect`, and where `esc train` is added."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from esc_env.training.train import app as train
 
 if TYPE_CHECKING:
     from esc_env.training.collect import Progress
@@ -39,6 +41,7 @@ class _Wire(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("collect")(_collect)
+    app.add_typer(train, name="train")
 
 
 def _collect(

@@ -39,7 +39,7 @@ from esc_env.training.grpo import fit_prompts
 from esc_env.training.stage import prompt_ids, shortened
 from esc_env.trajectory import Trajectory
 
-__all__ = ["Online", "conversation_value"]
+__all__ = ["Online", "conversation_value", "opener"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,14 +193,13 @@ class Online:
         found = []
         for place, context in enumerate(contexts):
             ids = list(completions[place])
-            opened = _OPENED.search(self.tokenizer.decode(context[-16:]))
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = opener(self.tokenizer, context) + self.tokenizer.decode(ids, skip_special_tokens=True)
             found.append(
                 Spoken(
                     context,
                     ids,
                     list(logprobs[place]) if logprobs is not None else None,
-                    opened.group() + text if opened else text,
+                    text,
                     bool(ids) and ids[-1] in ends,
                 )
             )
@@ -244,6 +243,12 @@ class Online:
         if any(turn.logprobs is None for turns in spoken for turn in turns):
             return {**found, "logprobs": None}
         return found
+
+
+def opener(tokenizer: Any, context: Sequence[int]) -> str:
+    """What the chat template has already written of the reply, such as "<think>\\n"; mostly nothing."""
+    found = _OPENED.search(tokenizer.decode(list(context[-16:])))
+    return found.group() if found else ""
 
 
 def _choose(turns: Sequence[Spoken], draw: float) -> list[int]:

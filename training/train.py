@@ -1,0 +1,172 @@
+"""`esc train sft|rm|grpo|pipeline|presets`. Every field of a stage's configuration is an option."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esc_env.training.config import GRPOStage, PipelineConfig, RewardModelStage, SFTStage, Stage
+
+if TYPE_CHECKING:
+    from esc_env.training.config import Setting
+
+__all__ = ["app"]
+
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder. The same command resumes.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "--config",
+        "-p",
+        help="A preset (see `esc train presets`) or a YAML file of the same form. Default: the method's numbers.",
+        show_default=False,
+    ),
+]
+
+
+def _options(kind: type[Any]) -> str:
+    """The fields of a configuration as options with their defaults, for --help."""
+
+    def shown(field: Field[Any]) -> str:
+        value = field.default if field.default is not MISSING else "[]"
+        return f"--{field.name.replace('_', '-')} ({'none' if value in (None, '') else value})"
+
+    return "Also, as --name value: " + ", ".join(map(shown, fields(kind))) + "."
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC.")
+
+
+def _stage(preset: str | None, section: str, kind: type[Stage], arguments: list[str]) -> tuple[Setting, Any]:
+    """(the setting of a preset, one of its stages with overrides from the command line)."""
+    from esc_env.training.config import Setting
+    from esc_env.training.reading import parse, read_pipeline, read_sections
+
+    if preset is None:
+        return Setting(), parse(kind, {}, arguments)
+    setting = read_pipeline(preset).setting
+    model = setting.reward_model if section == "rm" else setting.model
+    return setting, parse(kind, {"model": model, "seed": setting.seed, **read_sections(preset)[section]}, arguments)
+
+
+@app.command("sft", context_settings=_OPEN, epilog=_options(SFTStage))
+def _sft(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Human dialogues (esconv:train, extes:train, a file), or a folder of `esc eval` or `esc collect`, of "
+            "which what was solved is learned.",
+        ),
+    ],
+    out: Out,
+    preset: Preset = None,
+) -> None:
+    """Fine-tune a policy on what supporters said. The result: local:OUT."""
+    _, config = _stage(preset, "sft", SFTStage, ctx.args)
+    from esc_env.training.pipeline import lessons_from
+    from esc_env.training.sft import train_sft
+
+    typer.echo(str(train_sft(config, out, lessons_from(data))))
+
+
+@app.command("rm", context_settings=_OPEN, epilog=_options(RewardModelStage))
+def _rm(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Option("--data", "-d", help="A folder that `esc collect` wrote.")],
+    out: Out,
+    preset: Preset = None,
+) -> None:
+    """Train a reward model on collected futures, and measure it on scenarios it has not seen."""
+    _, config = _stage(preset, "rm", RewardModelStage, ctx.args)
+    from esc_env.training.data import read_samples
+    from esc_env.training.reward_model import train_reward_model
+
+    report = train_reward_model(config, out, read_samples(data))
+    for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
+        value = getattr(report, name)
+        if value is not None:
+            typer.echo(f"{name:14} {value:.3f}")
+    typer.echo(str(out))
+
+
+@app.command("grpo", context_settings=_OPEN, epilog=_options(GRPOStage))
+def _grpo(
+    ctx: typer.Context,
+    out: Out,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="A folder that `esc collect` wrote: whose contexts are answered. Not for "
+                     "--reward env.", show_default=False),
+    ] = None,
+    reward_model: Annotated[
+        Path | None, typer.Option(help="A folder that `esc train rm` wrote, for --reward rlff.", show_default=False)
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="Who goes on after a response, for --reward future. Default: the model that training begins "
+                     "with.", show_default=False),
+    ] = None,
+    scenarios: Annotated[
+        str | None, typer.Option(help="Whom conversations are held with, for --reward env.", show_default=False)
+    ] = None,
+    seeker: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
+    critic: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
+    preset: Preset = None,
+) -> None:
+    """Train a policy with GRPO. The result: local:OUT.
+
+    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations) or random (control).
+    """
+    setting, config = _stage(preset, "grpo", GRPOStage, ctx.args)
+    from esc_env.training.data import read_samples
+    from esc_env.training.pipeline import optimise
+
+    given = {"scenarios": scenarios, "seeker": seeker, "critic": critic}
+    setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
+    made = optimise(
+        config, setting, out,
+        samples=read_samples(data, tails=False) if data is not None else (),
+        reward_model=reward_model,
+        continuing=agent or f"local:{config.model}#{setting.style}",
+    )  # fmt: skip
+    typer.echo(str(made))
+
+
+@app.command("pipeline", context_settings=_OPEN)
+def _pipeline(
+    ctx: typer.Context,
+    out: Out,
+    preset: Annotated[
+        str, typer.Option("--preset", "--config", "-p", help="A preset (see `esc train presets`) or a YAML file.")
+    ] = "qwen2.5-0.5b",
+) -> None:
+    """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
+
+    Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), those
+    of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
+    """
+    from esc_env.training.reading import read_pipeline
+
+    config: PipelineConfig = read_pipeline(preset, ctx.args)
+    from esc_env.training.pipeline import run_pipeline
+
+    run_pipeline(config, out, told=typer.echo)
+    typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
+
+
+@app.command("presets")
+def _presets() -> None:
+    """Name the presets, and the files of them and of the configurations for `accelerate launch`."""
+    from esc_env.training.reading import ACCELERATE, PRESETS
+
+    for path in (*sorted(PRESETS.glob("*.yaml")), *sorted(ACCELERATE.glob("*.yaml"))):
+        typer.echo(f"{path.stem:14} {path}")
