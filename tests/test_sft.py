@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ def test_the_policy_learns_and_is_saved_with_tokenizer_and_template(base: Path, 
     before = (folder / "model.safetensors").stat().st_mtime_ns
     train_sft(config, tmp_path / "sft", [LESSON] * 8)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before, "a finished stage was trained again"
+    train_sft(replace(config, logging_steps=7, gradient_checkpointing=True), folder, [LESSON] * 8)
     with pytest.raises(ProtocolMismatch, match="learning_rate"):
         train_sft(SFTStage(model=str(base), **{**TINY, "learning_rate": 1.0}), folder, [LESSON] * 8)
     with pytest.raises(ProtocolMismatch, match="training data"):

@@ -41,6 +41,11 @@ _CHECKPOINTING = next(
     if name in {field.name for field in fields(transformers.TrainingArguments)}
 )
 
+_FREE = frozenset(
+    {"cpu", "gradient_checkpointing", "logging_steps", "report_to", "save_limit", "vllm", "vllm_memory", "vllm_url"}
+)
+"""What may differ when a run is resumed: how it is computed and reported, not what is learned."""
+
 CHECKPOINTS = "checkpoints"
 """Where a stage's folder keeps what it resumes from."""
 
@@ -60,7 +65,7 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
     Args:
         folder: made if it is not there.
         stage: its name.
-        config: the same one resumes; another one is refused.
+        config: the same one resumes; another one is refused, but for where and how it is computed.
         data: what it is trained on, JSON-able; only its hash is kept.
 
     Raises:
@@ -80,8 +85,8 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
             known = json.loads(path.read_text(encoding="utf-8"))
             differing = [
                 f"{name}: {known.get('config', {}).get(name)!r} there, {value!r} now"
-                for name, value in wanted["config"].items()
-                if known.get("config", {}).get(name) != value
+                for name, value in about.items()
+                if name not in _FREE and known.get("config", {}).get(name) != value
             ]
             if known.get("data") != digest:
                 differing.append("the training data")
