@@ -130,8 +130,9 @@ def _grpo(
     from esc_env.training.data import read_samples
     from esc_env.training.pipeline import optimise
 
-    given = {"scenarios": scenarios, "seeker": seeker, "critic": critic}
-    setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {"scenarios": scenarios, "seeker": seeker, "critic": critic}
+    given = {name: value for name, value in given.items() if value is not None}
+    setting = replace(setting, **given)
     made = optimise(
         config, setting, out,
         samples=read_samples(data, tails=False) if data is not None else (),
