@@ -189,7 +189,7 @@ class Budgeted:
             )
         if self.budget and self.budget.unit == "USD" and usage.cost is None:
             raise ModelUnavailable(f"{self.who}: {unpriced(self.budget)}")
-        return replace(completion, usage=usage)
+        return completion if usage is completion.usage else replace(completion, usage=usage)
 
 
 def unpriced(budget: Budget) -> str:

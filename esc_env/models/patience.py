@@ -206,6 +206,7 @@ class Patient:
         begun = float("inf")
         attempts = 0
         wasted = Usage()
+        first: ModelError | None = None
         last: ModelError | None = None
 
         async def ask() -> Completion:
@@ -252,12 +253,23 @@ class Patient:
             limited = last is not None and last.status == 429
             return (attempts >= allowed and not limited) or clock.now() + state.upcoming_sleep > begun + deadline
 
-        again = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_worth_retrying), wait=wait, stop=enough, sleep=clock.sleep, reraise=True
-        )
+        async def go_on() -> Completion:
+            nonlocal first
+            failed, first = first, None
+            if failed is not None:
+                raise failed
+            return await ask()
+
         try:
             async with asyncio.timeout(None) as limit:
-                return await again(ask)
+                try:
+                    return await ask()  # nearly always: tenacity would double what a request costs
+                except ModelError as failure:
+                    first = failure
+                return await tenacity.AsyncRetrying(
+                    retry=tenacity.retry_if_exception(_worth_retrying),
+                    wait=wait, stop=enough, sleep=clock.sleep, reraise=True,
+                )(go_on)  # fmt: skip
         except TimeoutError:
             told = f"; last: {last}" if last else ""
             error = replaced(last, f"{self._who} gave no answer within {deadline:g} s{told}", attempts, self.identity)

@@ -53,7 +53,7 @@ def seal(data: Any) -> str:
     '{"content": "\\\\u003c|im_end|\\\\u003e"}'
     """
     if isinstance(data, str):
-        return _UNSEALED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False))
+        return _string(data)
     if isinstance(data, dict):
         return "{" + ", ".join(f"{seal(key)}: {seal(value)}" for key, value in data.items()) + "}"
     if isinstance(data, (list, tuple)):
@@ -66,12 +66,12 @@ def sealed_transcript(dialogue: Dialogue) -> str:
 
     No thoughts, no strategies.
     """
-    return "\n".join(_line(message.role, message.content) for message in dialogue.merged())
+    return "\n".join(f'{{"role": "{said.role}", "content": {_string(said.content)}}}' for said in dialogue.merged())
 
 
-@lru_cache(maxsize=4096)  # both opposites are shown every turn again and again
-def _line(role: str, content: str) -> str:
-    return seal({"role": role, "content": content})
+@lru_cache(maxsize=8192)  # both opposites are shown every turn, and who they talk with, again and again
+def _string(text: str) -> str:
+    return _UNSEALED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def said_as(role: Role, text: str) -> str:
