@@ -1,0 +1,164 @@
+"""The whole method in one folder: every preset to its last line, resumed, refused where it makes no sense."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+
+from conftest import bank
+from tiny_models import CHATML, save_model
+
+from esc_env import Dialogue, Message
+from esc_env.cli import main
+from esc_env.errors import ConfigError, ProtocolMismatch
+from esc_env.evaluation.runner import evaluate
+from esc_env.testing import ScriptedAgent
+from esc_env.training.pipeline import gain, run_pipeline
+from esc_env.training.reading import presets, read_pipeline
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),  # TRL's own
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
+    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),  # untrained models support nobody
+]
+
+TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")
+SMALL = [
+    "--sft.max_steps=1", "--sft.max_length=300", "--collect.limit=4", "--collect.contexts=4",
+    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.temperature=1.0",
+    "--rm.max_steps=1", "--rm.max_length=300", "--grpo.max_steps=1", "--grpo.batch_size=4", "--grpo.accumulation=1",
+    "--grpo.group_size=4", "--grpo.prompt_length=200", "--grpo.completion_length=8", "--grpo.vllm=off",
+    "--grpo.save_steps=1", "--evaluate.limit=2", "--evaluate.trials=1", "--valid_limit=2", "--max_turns=2",
+    *(f"--{stage}.{name}" for stage in ("sft", "rm", "grpo") for name in ("precision=fp32", "cpu=true")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A policy, a reward model, and files of scenarios with human dialogues."""
+    folder = tmp_path_factory.mktemp("world")
+    plain = CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    said = Dialogue(
+        tuple(Message("supporter" if place % 2 else "seeker", text) for place, text in enumerate(TALK))
+    )
+    for name in ("train", "valid", "test"):
+        lines = [
+            json.dumps({**person.to_json(), "id": f"{name}-{person.id}", "dialogue": said.to_json()})
+            for person in bank(6)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "policy": save_model(folder / "policy", template=plain),
+        "reward_model": save_model(folder / "reward", template=plain, seed=1),
+        **{name: folder / f"{name}.jsonl" for name in ("train", "valid", "test")},
+    }
+
+
+def arguments(world: dict[str, Path], *more: str) -> list[str]:
+    return [
+        f"--model={world['policy']}", f"--reward_model={world['reward_model']}", f"--scenarios={world['train']}",
+        f"--valid={world['valid']}", f"--test={world['test']}", f"--sft_data={world['train']}",
+        "--seeker=builtin", "--critic=builtin", "--evaluate.seeker=builtin", "--evaluate.critic=builtin",
+        *SMALL, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def alternating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained models solve nothing; let every other future be solved, so that there are two classes."""
+    import esc_env.training.data as data
+
+    read = data.read_samples
+
+    def mixed(folder: Any, **options: Any) -> list[Any]:
+        from dataclasses import replace
+
+        samples = read(folder, **options)
+        return [
+            replace(sample, futures=tuple(replace(each, solved=place % 2 == 0) for each in sample.futures))
+            for place, sample in enumerate(samples)
+        ]
+
+    monkeypatch.setattr("esc_env.training.pipeline.read_samples", mixed)
+
+
+@pytest.mark.parametrize("preset", presets())
+@pytest.mark.usefixtures("alternating")
+def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path], tmp_path: Path) -> None:
+    config = read_pipeline(preset, arguments(world, "--skip"))
+    lines: list[str] = []
+    report = run_pipeline(config, tmp_path / "run", told=lines.append)
+    assert set(report["evaluation"]) >= {"start", "grpo"}
+    assert report["reward_model"]["kind"] == config.rm.kind
+    assert report["valid"].keys() == {"0", "1"}
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8").startswith("# ")
+    begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert run_pipeline(config, tmp_path / "run", told=lines.append)["evaluation"] == report["evaluation"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
+
+
+@pytest.mark.parametrize("reward", ["future", "env", "random"])
+def test_other_rewards_need_no_reward_model(reward: str, world: dict[str, Path], tmp_path: Path) -> None:
+    config = read_pipeline("qwen2.5-0.5b", arguments(world, f"--grpo.reward={reward}", "--skip", "sft", "evaluate"))
+    report = run_pipeline(config, tmp_path, told=lambda line: None)
+    assert not (tmp_path / "rm").exists()
+    assert (tmp_path / "collect").exists() == (reward != "env")
+    assert report["valid"].keys() == {"0", "1"}
+    assert (tmp_path / "grpo" / "run.json").exists()
+
+
+def test_a_skipped_stage_that_is_needed_is_named(world: dict[str, Path], tmp_path: Path) -> None:
+    config = read_pipeline("qwen2.5-0.5b", arguments(world, "--skip", "sft", "collect", "rm"))
+    with pytest.raises(ConfigError, match="'collect' that makes it is skipped"):
+        run_pipeline(config, tmp_path, told=lambda line: None)
+
+
+def test_another_configuration_is_refused_in_the_same_folder(world: dict[str, Path], tmp_path: Path) -> None:
+    skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
+    run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *skip)), tmp_path, told=lambda line: None)
+    with pytest.raises(ProtocolMismatch, match=r"grpo.beta: 0.04 there, 0.5 now"):
+        run_pipeline(
+            read_pipeline("qwen2.5-0.5b", arguments(world, "--grpo.beta=0.5", *skip)), tmp_path, told=lambda line: None
+        )
+
+
+def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    small = ["--max-steps", "1", "--precision=fp32", "--cpu", "--batch-size=4", "--accumulation", "1"]
+    stop: list[Any] = []
+
+    def esc(*typed: Any) -> str:
+        warnings.simplefilter("ignore")
+        with pytest.raises(SystemExit) as ended:
+            main([str(item) for item in typed])
+        stop.append(ended.value.code)
+        return capsys.readouterr().out
+
+    sft = tmp_path / "sft"
+    assert str(sft) in esc("train", "sft", "--data", world["train"], "--model", world["policy"], "--out", sft, *small)
+    esc(
+        "train", "grpo", "--reward", "env", "--scenarios", world["train"], "--model", sft, "--out", tmp_path / "grpo",
+        "--group-size", 4, "--max-turns", 1, "--completion-length", 8, "--prompt-length", 200, *small,
+    )  # fmt: skip
+    assert (tmp_path / "grpo" / "adapter_model.safetensors").exists()
+    assert "fsdp" in esc("train", "presets")
+    assert stop == [0, 0, 0]
+
+
+def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
+    class Kind(ScriptedAgent):
+        pass
+
+    people = bank(12)
+    options: dict[str, Any] = {"trials": 2, "critic": lambda scenario, dialogue: "solved"}
+    worse: dict[str, Any] = {"trials": 2, "critic": lambda scenario, dialogue: "same"}
+    good = evaluate(ScriptedAgent(["Hello."]), people, out=tmp_path / "a", **options)
+    bad = evaluate(Kind(["Hello."]), people, out=tmp_path / "b", **worse)
+    assert gain(bad, good) == {"difference": 1.0, "interval": [1.0, 1.0], "scenarios": 12}
+    assert gain(good, good)["difference"] == 0.0
