@@ -72,10 +72,10 @@ def scoring(rows: int = 256) -> None:
         chat_template="{% for m in messages %}{{ m.content }} {% endfor %}",
     )  # fmt: skip
     gpu = torch.cuda.is_available()
-    size = {"hidden_size": 1024, "num_hidden_layers": 16} if gpu else {"hidden_size": 64, "num_hidden_layers": 2}
+    width, layers = (1024, 16) if gpu else (64, 2)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), intermediate_size=2 * size["hidden_size"], num_attention_heads=4,
-        pad_token_id=0, max_position_embeddings=4096, **size,
+        vocab_size=len(tokenizer), intermediate_size=2 * width, num_attention_heads=4,
+        pad_token_id=0, max_position_embeddings=4096, hidden_size=width, num_hidden_layers=layers,
     )  # fmt: skip
     device = "cuda" if gpu else "cpu"
     model: Any = transformers.LlamaForSequenceClassification(config)  # two labels, as is the default

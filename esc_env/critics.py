@@ -193,7 +193,7 @@ def parse_vote(text: str | None) -> float | None:
     letter = _LETTER.match(answer)
     if letter and (rest := answer[letter.end() :].strip("*_ \t\n")):
         named = _option(rest)
-        return VOTES[named] if named == _LETTERS[letter[1]] else None
+        return VOTES[named] if named is not None and named == _LETTERS[letter[1]] else None
     if letter:
         return VOTES[_LETTERS[letter[1]]]
     option = _option(answer)

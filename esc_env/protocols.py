@@ -141,9 +141,11 @@ class Agent(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
         """JSON-able: what tells this agent from another (name, model, decoding). Holds no key and no URL."""
+        ...
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next supporter utterance. The dialogue ends with the seeker."""
+        ...
 
 
 @runtime_checkable
@@ -153,9 +155,11 @@ class Seeker(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
         """JSON-able: part of the protocol fingerprint."""
+        ...
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """What the seeker says next. An empty dialogue asks for an opening."""
+        ...
 
 
 @runtime_checkable
@@ -165,9 +169,11 @@ class Critic(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
         """JSON-able: part of the protocol fingerprint."""
+        ...
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
         """`votes` votes on whether the seeker's distress is relieved now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,7 @@ class ChatModel(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
         """JSON-able: provider, model and decoding; no key, no URL."""
+        ...
 
     async def complete(
         self,
@@ -211,3 +218,4 @@ class ChatModel(Protocol):
         logprobs: int | None = None,
     ) -> Completion:
         """`n` completions of `messages`. Raises a `ModelError` when it cannot."""
+        ...

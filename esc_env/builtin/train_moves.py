@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def pipeline() -> Any:
     from sklearn.pipeline import make_pipeline
 
     return make_pipeline(
-        TfidfVectorizer(analyzer=features, min_df=2, sublinear_tf=True),
+        TfidfVectorizer(analyzer=cast(Any, features), min_df=2, sublinear_tf=True),
         LogisticRegression(C=8.0, max_iter=2000),
     )
 
