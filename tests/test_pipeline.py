@@ -30,9 +30,13 @@ pytestmark = [
 ]
 
 TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")
+TROUBLES = (
+    "My manager said that I would be let go.", "We broke up after six years.", "I failed the exam twice.",
+    "My father is ill and far away.", "I moved and know nobody here.", "Debts keep me awake at night.",
+)  # fmt: skip
 SMALL = [
-    "--sft.max_steps=1", "--sft.max_length=300", "--collect.limit=4", "--collect.contexts=4",
-    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.temperature=1.0",
+    "--sft.max_steps=1", "--sft.max_length=300", "--collect.limit=6", "--collect.contexts=8",
+    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.valid=0.5", "--collect.temperature=1.0",
     "--rm.max_steps=1", "--rm.max_length=300", "--grpo.max_steps=1", "--grpo.batch_size=4", "--grpo.accumulation=1",
     "--grpo.group_size=4", "--grpo.prompt_length=200", "--grpo.completion_length=8", "--grpo.vllm=off",
     "--grpo.save_steps=1", "--evaluate.limit=2", "--evaluate.trials=1", "--valid_limit=2", "--max_turns=2",
@@ -50,8 +54,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     for name in ("train", "valid", "test"):
         lines = [
-            json.dumps({**person.to_json(), "id": f"{name}-{person.id}", "dialogue": said.to_json()})
-            for person in bank(6)
+            json.dumps(
+                {**person.to_json(), "id": f"{name}-{person.id}", "situation": trouble, "dialogue": said.to_json()}
+            )
+            for person, trouble in zip(bank(len(TROUBLES)), TROUBLES, strict=True)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {
@@ -92,7 +98,7 @@ def alternating(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("preset", presets())
 @pytest.mark.usefixtures("alternating")
 def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path], tmp_path: Path) -> None:
-    config = read_pipeline(preset, arguments(world, "--skip"))
+    config = read_pipeline(preset, arguments(world, "--skip", "none", "--evaluate.personas", "guarded"))
     lines: list[str] = []
     report = run_pipeline(config, tmp_path / "run", told=lines.append)
     assert set(report["evaluation"]) >= {"start", "grpo"}

@@ -38,6 +38,11 @@ class _Checked:
         if not getattr(self, name) >= bound:
             raise self._wrong(name, f"must be at least {bound}")
 
+    def _none_as_empty(self, name: str) -> None:
+        """A list of only `none` is empty: how the command line takes back what a preset lists."""
+        if getattr(self, name) == ["none"]:
+            object.__setattr__(self, name, [])
+
     def _at_least_or_none(self, name: str, bound: float) -> None:
         if getattr(self, name) is not None:
             self._at_least(name, bound)
@@ -301,7 +306,7 @@ class EvaluateStage(_Checked):
         temperature: of the policy. *Source:* PPDPP: 0.
         seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
-            from one simulator's habits.
+            from one simulator's habits. `none` for none.
         concurrency: conversations held at the same time.
     """
 
@@ -318,6 +323,7 @@ class EvaluateStage(_Checked):
         self._at_least("trials", 1)
         self._at_least("temperature", 0)
         self._at_least("concurrency", 1)
+        self._none_as_empty("personas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,6 +344,7 @@ class Setting(_Checked):
         max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
         seed: of everything that is drawn.
         skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.
+            `none` for none.
         valid_limit: conversations that each checkpoint is judged by.
     """
 
@@ -361,6 +368,7 @@ class Setting(_Checked):
                 raise self._wrong(name, "is empty")
         self._at_least("max_turns", 1)
         self._at_least("valid_limit", 1)
+        self._none_as_empty("skip")
         for stage in self.skip:
             if stage not in STAGES:
                 raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")
