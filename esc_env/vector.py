@@ -243,15 +243,26 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
 def _gather(jobs: Mapping[int, Callable[[], Coroutine[Any, Any, T]]]) -> tuple[dict[int, T], dict[int, Exception]]:
     """All jobs in one event-loop call: (results, failures), by position."""
 
-    async def together() -> list[T | BaseException]:
-        return await asyncio.gather(*(job() for job in jobs.values()), return_exceptions=True)
+    async def one(job: Callable[[], Coroutine[Any, Any, T]]) -> T | Exception:
+        try:
+            return await job()
+        except Exception as error:
+            return error
+
+    async def together() -> list[T | Exception]:
+        tasks = []
+        async with asyncio.TaskGroup() as group:
+            for job in jobs.values():
+                tasks.append(group.create_task(one(job)))
+                await asyncio.sleep(0)  # lets its request out; else none leaves before all are written
+        return [task.result() for task in tasks]
 
     done: dict[int, T] = {}
     failed: dict[int, Exception] = {}
     for i, result in zip(jobs, run(together()) if jobs else (), strict=True):
         if isinstance(result, ESCError):
             failed[i] = result
-        elif isinstance(result, BaseException):
+        elif isinstance(result, Exception):
             raise result
         else:
             done[i] = result
