@@ -104,7 +104,7 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
     if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit must be above 0 seconds, not {time_limit}")
+        raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
     arguments = inspect.getfullargspec(evaluate)
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
     rules = rules or Rules()
