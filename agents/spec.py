@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from esc_env.agents.callables import CallableAgent, code_digest
+from esc_env.agents.callables import CallableAgent
 from esc_env.errors import SpecError, did_you_mean
 from esc_env.protocols import Agent, ChatModel
-from esc_env.specs import Spec, import_object, name_of, parse_spec
+from esc_env.specs import Spec, code_digest, import_object, name_of, parse_spec
 
 if TYPE_CHECKING:
     from esc_env.models import ModelSettings
@@ -31,7 +31,7 @@ def resolve_agent(
 
     Args:
         agent: `builtin:NAME`; `PROVIDER/NAME[@URL][#STYLE]` or `local:PATH[#STYLE]` (a chat model as `ChatAgent`);
-            `python:MODULE:NAME` (a function, an object, a ChatModel, or a class with `respond` that takes no
+            `python:MODULE:NAME` (a function, an object, a ChatModel, or a class of these that takes no
             arguments); an object with an async `respond(dialogue, *, seed)`, used as it is; a ChatModel; or a callable
             `function(messages) -> str | Reply`, sync or async (see `CallableAgent`).
         settings: how chat models are called.
@@ -44,11 +44,11 @@ def resolve_agent(
     """
     if isinstance(agent, str):
         return _named(agent, settings, temperature)
-    if inspect.isclass(agent) and hasattr(agent, "respond"):
+    if inspect.isclass(agent):
         raise SpecError(f"{name_of(agent)} is a class; give an object of it: {agent.__name__}(...)")
     if callable(getattr(agent, "respond", None)):
         return cast(Agent, agent)
-    if isinstance(agent, ChatModel) and not inspect.isclass(agent):
+    if isinstance(agent, ChatModel):
         from esc_env.agents.chat import ChatAgent
 
         return ChatAgent(agent, temperature=temperature)
@@ -69,9 +69,13 @@ def _named(text: str, settings: ModelSettings | None, temperature: float) -> Age
         thing: Any = import_object(spec.name)
         if isinstance(thing, str):
             raise SpecError(f"{text}: this is a str, not an agent")
-        if inspect.isclass(thing) and hasattr(thing, "respond"):
+        if inspect.isclass(thing):
+            try:
+                inspect.signature(thing).bind()
+            except (TypeError, ValueError) as error:
+                raise SpecError(f"{text}: this class needs arguments ({error}); name an object of it") from error
             thing = thing()
-        if inspect.isclass(thing) or not isinstance(thing, ChatModel) or hasattr(thing, "respond"):
+        if not isinstance(thing, ChatModel) or hasattr(thing, "respond"):
             if spec.style is not None:
                 raise SpecError(f"{text}: #{spec.style} is a style of chat models, and this is none")
             return resolve_agent(cast("Callable[..., Any]", thing), settings)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from esc_env import Agent, Dialogue, Message, Reply, Seed
 from esc_env._loop import run
 from esc_env.agents import CallableAgent, HumanAgent, identity_of, resolve_agent
-from esc_env.agents.callables import code_digest
 from esc_env.agents.spec import builtin_names
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import MissingExtra, SpecError
+from esc_env.specs import code_digest
 from esc_env.testing import ScriptedCritic, ScriptedSeeker, check_agent
 from esc_env.trajectory import StopReason
 
@@ -122,6 +122,13 @@ def test_an_object_with_respond_is_used_as_it_is():
     with pytest.raises(SpecError, match=r"give an object of it: Mine\(\.\.\.\)"):
         resolve_agent(Mine)
 
+    class Called:
+        def __call__(self, messages):
+            return "mine"
+
+    with pytest.raises(SpecError, match=r"give an object of it: Called\(\.\.\.\)"):
+        resolve_agent(Called)
+
 
 def test_python_specs_name_functions_objects_and_classes(tmp_path, monkeypatch):
     (tmp_path / "my_esc_agents.py").write_text(
@@ -130,12 +137,20 @@ def test_python_specs_name_functions_objects_and_classes(tmp_path, monkeypatch):
         "class Class:\n"
         "    identity = {'name': 'mine'}\n"
         "    async def respond(self, dialogue, *, seed): return Reply('from a class')\n"
+        "class Function:\n"
+        "    def __call__(self, messages): return 'from an object that is called'\n"
+        "class Greedy:\n"
+        "    def __init__(self, weights): pass\n"
+        "    async def respond(self, dialogue, *, seed): return Reply('unreachable')\n"
         "thing = Class()\n"
         "text = 'builtin:silent'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert says("python:my_esc_agents:function").content == "from a function"
     assert says("python:my_esc_agents:Class").content == "from a class"
+    assert says("python:my_esc_agents:Function").content == "from an object that is called"
+    with pytest.raises(SpecError, match=r"needs arguments.*'weights'"):
+        resolve_agent("python:my_esc_agents:Greedy")
     assert resolve_agent("python:my_esc_agents:thing") is sys.modules["my_esc_agents"].thing
     with pytest.raises(SpecError, match="a str, not an agent"):
         resolve_agent("python:my_esc_agents:text")
