@@ -146,6 +146,8 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
             VectorStepError: some chairs failed. Call again with the same actions: only those are redone.
             ResetNeeded: `DISABLED` mode, and a conversation that has ended was not reset.
         """
+        if isinstance(actions, str):  # a str is a sequence too: one character for each env
+            raise ActionError(f"step takes an utterance for each of {self.num_envs} envs, not one str; give a list")
         if len(actions) != self.num_envs:
             raise ActionError(f"{len(actions)} actions for {self.num_envs} envs; give one utterance for each")
         replies = self._replies(actions)

@@ -195,6 +195,8 @@ def test_a_wrong_action_is_refused_before_any_call(bad):
         envs.step(("Hello.", "Hello.", bad))
     with pytest.raises(ActionError, match="2 actions for 3 envs"):
         envs.step(("Hello.", "Hello."))
+    with pytest.raises(ActionError, match="not one str"):  # three characters are no three utterances
+        envs.step("Hey")
     assert critic.judged == []
 
 
