@@ -221,7 +221,8 @@ def _check_comparable(reports: Sequence[Report]) -> None:
         if other.fingerprint.digest != first.fingerprint.digest:
             raise ProtocolMismatch(
                 f"{first.folder} and {other.folder} faced different things and are not ranked together. What differs: "
-                f"{'; '.join(first.fingerprint.differences(other.fingerprint))}. Rank them apart"
+                f"{'; '.join(first.fingerprint.differences(other.fingerprint))}. Rank them apart: name "
+                "the folders of runs that faced the same thing, as in `esc leaderboard runs/A runs/B`"
             )
     for same in by_key.values():
         if len(same) > 1:

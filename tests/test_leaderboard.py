@@ -77,6 +77,7 @@ def test_runs_of_another_protocol_are_refused_naming_what_differs(runs, tmp_path
     assert "seed: 0 / 7" in str(caught.value)
     assert "max_turns: 2 / 3" in str(caught.value)
     assert "critic" not in str(caught.value)
+    assert "esc leaderboard runs/A runs/B" in str(caught.value)
 
 
 def test_incomplete_runs_are_listed_apart_with_the_reason(runs, tmp_path):
