@@ -69,7 +69,7 @@ def _named(source: str, split: str, given: bool) -> ScenarioSet:
     if source == "esconv-hf" and split == "valid":
         split = "validation"
     if split not in _SPLITS[source] and (given or source != "builtin"):
-        wanted = f"unknown split {split!r}" if split else "which split?"
+        wanted = f"unknown split {split!r}." if split else "which split?"
         known = [f"{source}:{part}" for part in _SPLITS[source]]
         raise ScenarioError(f"{source}: {wanted} {did_you_mean(f'{source}:{split}', known)}")
     if source == "builtin":

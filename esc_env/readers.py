@@ -200,32 +200,32 @@ def _layout(record: Any, path: Path) -> str | None:
 _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
     (
         "trajectories of an esc-env run",
-        "pass the run folder to `esc leaderboard` or `esc report`",
+        "pass the run folder to `esc leaderboard`",
         lambda record: record.get("kind") == "trajectory",
     ),
     (
         "SAGE trajectories (finished conversations in Chinese)",
-        "`esc judge` and `esc validate` (esc_env.evaluation.validity) are their readers",
+        "esc-env has no reader for them yet",
         lambda record: {"history", "emo_point"} <= set(record),
     ),
     (
         "SAGE user profiles (in Chinese)",
-        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        "esc-env has no reader for them yet",
         lambda record: {"player", "task"} <= set(record) and bool({"main_cha", "cha_group"} & set(record)),
     ),
     (
         "ESC-Eval role cards",
-        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        "esc-env has no reader for them yet",
         lambda record: {"base", "res"} <= set(record),
     ),
     (
         "ESC-Eval scores (ESC-RANK)",
-        "`esc validate` (esc_env.evaluation.validity) is their reader",
+        "esc-env has no reader for them yet",
         lambda record: bool(record) and all(isinstance(v, Mapping) and "empathic" in v for v in record.values()),
     ),
     (
         "ESC-Eval dialogues (ESC-Role with a model)",
-        "`esc judge` and `esc validate` (esc_env.evaluation.validity) are their readers",
+        "esc-env has no reader for them yet",
         lambda record: (
             bool(record)
             and all(str(k).isdecimal() and isinstance(v, list) for k, v in record.items())

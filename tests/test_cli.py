@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,38 @@ def test_a_complete_run_says_so_and_prints_its_table(esc):
     assert first.splitlines()[:6] == second.splitlines()[:6]
     _, third, _ = esc(*command, "--fresh")
     assert "was complete" not in third
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_time_limit_that_is_none_is_one_line(esc, seconds):
+    code, _, err = esc("eval", "--agent", "builtin:silent", "--scenarios", "people.jsonl", "--time-limit", seconds)
+    assert code == 1
+    assert err.startswith("esc: time_limit must be a number of seconds above 0")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"player": "p", "history": [], "emo_point": 5, "task": "t"},
+        {"base": "Age: 3", "res": "r"},
+        {"0": {"fluency": 3, "empathic": 2}},
+        {"0": ["AI assistant: Hi"]},
+        {"kind": "trajectory"},
+    ],
+)
+def test_a_file_that_holds_no_scenarios_is_refused_without_naming_a_command_that_is_none(esc, here, record):
+    (here / "other.json").write_text(json.dumps(record))
+    _, known, _ = esc("--help")
+    code, _, err = esc("scenarios", "other.json")
+    assert code == 1
+    assert "not scenarios" in err
+    for command in re.findall(r"`esc (\w+)", err):
+        assert f"  {command} " in known
+
+
+def test_a_misspelt_split_is_told_in_whole_sentences(esc):
+    _, _, err = esc("eval", "--scenarios", "builtin:tset")
+    assert "unknown split 'tset'. Did you mean 'builtin:test'" in err
 
 
 def test_without_agents_all_builtin_ones_run(esc, here):
