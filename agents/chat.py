@@ -34,10 +34,6 @@ __all__ = ["STYLES", "ChatAgent", "Style", "Turn", "system_prompt"]
 
 _PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 _LABEL = re.compile(r"^[\s*_#]*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.I | re.MULTILINE)
-_TOO_LONG = re.compile(
-    r"context[ _](?:length|window|size)|maximum context|model's context|prompt is too long|reduce the length", re.I
-)
-_FILTERED = re.compile(r"content[ _](?:filter|management policy)|content policy", re.I)
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,9 @@ class Turn:
                 seed=self.seed.at(sample=number).value,
             )
         except ModelError as error:
-            if _TOO_LONG.search(str(error)):
+            if error.obstacle == "too_long":
                 raise SupporterFailure(f"the conversation does not fit the model's context: {error}") from error
-            if not _FILTERED.search(str(error)):
+            if error.obstacle != "filtered":
                 raise
             completion = Completion((None,) * n, ("content_filter",) * n, Usage(1, cost=None))
         if not completion.texts:

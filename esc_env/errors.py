@@ -22,8 +22,10 @@ Each message says what was wrong, where, and what to do next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Literal
 
 __all__ = [
     "ActionError",
@@ -44,6 +46,12 @@ __all__ = [
     "VectorStepError",
     "did_you_mean",
 ]
+
+
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|window|size)|maximum context|model's context|prompt is too long|reduce the length", re.I
+)
+_FILTERED = re.compile(r"content[ _](?:filter|management policy)|content policy", re.I)
 
 
 class ESCError(Exception):
@@ -119,6 +127,13 @@ class ModelError(ESCError):
         self.status = status
         self.retryable = retryable
         self.retry_after = retry_after
+
+    @property
+    def obstacle(self) -> Literal["too_long", "filtered"] | None:
+        """What in the text asked about kept a model that was reached from answering; None for all other failures."""
+        if self.status is None and not isinstance(self, BadCompletion):
+            return None
+        return "too_long" if _TOO_LONG.search(str(self)) else "filtered" if _FILTERED.search(str(self)) else None
 
 
 class ModelUnavailable(ModelError):

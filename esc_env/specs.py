@@ -21,6 +21,7 @@ from esc_env.errors import SpecError, did_you_mean
 __all__ = ["Spec", "import_object", "name_of", "parse_spec"]
 
 _STYLE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+_KEY_IN_QUERY = re.compile(r"[?&;]([\w.-]*(?:key|token|secret|passw|auth|sig)[\w.-]*)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ def parse_spec(text: str) -> Spec:
         if "@" in url.partition("//")[2].partition("/")[0]:
             raise SpecError(
                 f"the URL of {model} holds a user name or password, which would end up in records; take it out and set "
+                "the key in the environment"
+            )
+        if named := _KEY_IN_QUERY.search(url):
+            raise SpecError(
+                f"the URL of {model} holds a key ({named[1]}=…), which would end up in records; take it out and set "
                 "the key in the environment"
             )
         return Spec("model", model, url.rstrip("/") or None, chosen)

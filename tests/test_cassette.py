@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env.errors import ModelError, ModelUnavailable, RecordError
+from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError
 from esc_env.models.cassette import Cassette
 from esc_env.protocols import Completion, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
@@ -123,6 +123,35 @@ def test_a_failed_call_is_not_kept(tmp_path):
     with pytest.raises(ModelUnavailable, match="down"):
         ask(recorder)
     assert ask(recorder).texts == ("I hear you.",)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelUnavailable("m: HTTP 400: maximum context length is 4096 tokens", provider="p", model="m", status=400),
+        ModelUnavailable("m: HTTP 400: withheld by content management policy", provider="p", model="m", status=400),
+        BadCompletion("m: the prompt has 70 tokens, and the model's context holds 64"),
+    ],
+    ids=["too long", "filtered", "too long for a local model"],
+)
+def test_what_the_text_itself_kept_from_an_answer_is_replayed_and_else_asked_again(tmp_path, error):
+    model = FakeChatModel(failures={1: error, 2: error})
+    recorder = tape(tmp_path / "run.db", "record", model)
+    for cassette in (recorder, tape(tmp_path / "run.db", "replay", model), recorder):
+        with pytest.raises(type(error)) as failed:
+            ask(cassette)
+        assert vars(failed.value) == vars(error)
+        assert (str(failed.value), failed.value.obstacle) == (str(error), error.obstacle)
+    answer = ask(recorder)
+    assert ask(tape(tmp_path / "run.db", "replay", model)) == answer
+    assert len(model.calls) == 3
+
+
+def test_a_request_that_is_not_there_is_never_taken_for_one_that_was_withheld(tmp_path):
+    tape(tmp_path / "run.db", "record", FakeChatModel())
+    with pytest.raises(ModelUnavailable) as refused:
+        ask(tape(tmp_path / "run.db", "replay", FakeChatModel()), chat=[{"role": "user", "content": "content policy?"}])
+    assert refused.value.obstacle is None
 
 
 def test_cassettes_keep_the_contract_of_chat_models(tmp_path):

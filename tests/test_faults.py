@@ -199,6 +199,19 @@ def test_the_supporters_own_cut_refusal_and_filtered_reply_are_its_turn(tmp_path
     assert {m["content"] for line in lines(tmp_path) for m in line["dialogue"] if m["role"] == "supporter"} == {heard}
 
 
+@pytest.mark.parametrize(
+    ("message", "rate"), [("withheld by the content policy", 1.0), ("maximum context length is 9", 0.5)]
+)
+def test_a_conversation_that_a_server_will_not_take_replays_as_it_was(tmp_path, message, rate):
+    refusing = FakeServer(answer, faults={3: Fault("status", 400, message=message)})
+    with FakeServer(answer) as well, refusing:
+        seats = chairs(well, agent=refusing)
+        report = run_on(tmp_path, seats, limit=2, concurrency=1, record=tmp_path / "kept.db")
+    again = run_on(tmp_path / "again", seats, limit=2, replay=tmp_path / "kept.db")
+    assert (report.complete, report.success_rate) == (again.complete, again.success_rate) == (True, rate)
+    assert held(tmp_path / "again") == held(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["length", "refusal", "filtered"])
 def test_a_seekers_cut_refusal_and_filtered_reply_are_asked_for_again(tmp_path, faultless, kind):
     odd = FakeServer(answer, faults=lambda number: Fault(kind) if number % 2 else None)

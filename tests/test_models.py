@@ -26,7 +26,8 @@ from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.models.choices import Choices
 from esc_env.models.patience import Endpoint, Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
-from esc_env.models.wire import OpenAIWire, read_completion, redacted, seconds_asked
+from esc_env.models.secrets import redacted
+from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
 from esc_env.protocols import ChatModel, Completion, Usage
 from esc_env.testing import FakeChatModel, FakeServer, Fault, check_chat_model
 
@@ -202,6 +203,15 @@ def test_a_key_is_in_no_error_and_no_repr(wire: str) -> None:
 @given(st.text("abcXYZ0189_-", min_size=12, max_size=40), st.sampled_from(["sk-", "gsk_", "hf_", "Bearer "]))
 def test_what_looks_like_a_key_is_redacted(secret: str, prefix: str) -> None:
     assert secret not in redacted(f"the key {prefix}{secret} is wrong")
+
+
+def test_any_providers_key_and_a_custom_headers_are_in_no_error(wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOGETHERAI_API_KEY", "0123deadbeef4567")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway-Token: 89abfeedface")
+    quoting = Fault("status", 400, message="neither 0123deadbeef4567 nor 89abfeedface may do this")
+    with FakeServer(faults=lambda number: quoting) as server:
+        told = str(failure(WIRES[wire](server.url)))
+    assert "neither [key] nor [key] may do this" in told
 
 
 def test_no_key_is_needed_for_a_server_of_ones_own(wire: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,13 @@ def test_a_url_with_a_password_is_refused_without_saying_it():
     assert "hunter22" not in str(refused.value)
 
 
+@pytest.mark.parametrize("query", ["key=hunter22", "api-version=1&api_key=hunter22", "access_token=hunter22"])
+def test_a_url_with_a_key_in_it_is_refused_without_saying_it(query):
+    with pytest.raises(SpecError, match="set the key in the environment") as refused:
+        parse_spec(f"openai/m@https://host/v1?{query}")
+    assert "hunter22" not in str(refused.value)
+
+
 @given(st.text(max_size=40))
 def test_any_string_is_parsed_or_refused(text):
     try:

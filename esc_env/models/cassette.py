@@ -7,6 +7,9 @@ completion of a request is the one that counts: so every run that was ever kept 
     cache    the same, but what comes from the file costs nothing in the usage
     replay   only from the file; a request that is not there is refused by name
 
+Where the text itself kept a model from answering (it was too long, or a filter withheld it), that is a supporter's turn
+or failure, so it is kept too and fails again when replayed; otherwise it is asked again, and an answer takes its place.
+
 SQLite in WAL mode: what was kept survives kill -9, and several processes may share a file. No URL and no header is ever
 written, and the values of the environment's keys are struck out wherever they may stand.
 """
@@ -26,7 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelUnavailable, RecordError
+from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError
+from esc_env.models.secrets import known_secrets
 from esc_env.protocols import ChatModel, Completion, Usage
 
 __all__ = ["Cassette", "Mode"]
@@ -38,7 +42,11 @@ CREATE TABLE IF NOT EXISTS completions (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, completion TEXT NOT NULL, made TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 ) WITHOUT ROWID
 """
-_KEY_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_ACCESS_KEY")
+_KEEP = """
+INSERT INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)
+ON CONFLICT (key) DO UPDATE SET completion = excluded.completion, made = excluded.made
+WHERE completions.completion LIKE '{"failure"%'
+"""
 _STRUCK = "[redacted]"
 
 
@@ -109,8 +117,10 @@ class Cassette:
         request = json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         key = blake2b(request.encode(), digest_size=16).hexdigest()
         kept = self._kept(key)
-        if kept is not None:
+        if isinstance(kept, Completion):
             return replace(kept, usage=Usage()) if self.mode == "cache" else kept
+        if self.model is None and kept is not None:
+            raise kept
         if self.model is None:
             last = _short(messages[-1]["content"]) if messages else "nothing"
             raise ModelUnavailable(
@@ -118,28 +128,34 @@ class Cassette:
                 f"messages, the last: {last!r}). Replay with the options of the recorded run, "
                 "or record the rest with --cache"
             )
-        completion = await self.model.complete(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
-        )
-        return self._keep(key, request, completion)
+        try:
+            completion = await self.model.complete(
+                messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+            )
+        except ModelError as error:
+            if error.obstacle:
+                self._write(key, request, _failure_json(error))
+            raise
+        if self._write(key, request, _to_json(completion)):
+            return completion
+        first = self._kept(key)  # another call has kept one meanwhile: then that one is the answer
+        return first if isinstance(first, Completion) else completion
 
     @property
     def _who(self) -> str:
         return "/".join(str(self._identity[part]) for part in ("provider", "name") if part in self._identity)
 
-    def _kept(self, key: str) -> Completion | None:
+    def _kept(self, key: str) -> Completion | ModelError | None:
         with self._using() as file:
             row = file.database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
         return None if row is None else _from_json(json.loads(row[0]))
 
-    def _keep(self, key: str, request: str, completion: Completion) -> Completion:
-        """Keep it, unless another call has kept one meanwhile: then that one is the answer."""
-        answer = json.dumps(_to_json(completion), sort_keys=True)
+    def _write(self, key: str, request: str, outcome: Mapping[str, Any]) -> bool:
+        """Keep what a request came to; whether it was kept: a completion that is there already stays."""
         with self._using() as file:
-            row = (key, file.redacted(request), file.redacted(answer))
-            done = file.database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)", row)
-        kept = None if done.rowcount else self._kept(key)
-        return kept or completion
+            row = (key, file.redacted(request), file.redacted(json.dumps(outcome, sort_keys=True)))
+            done = file.database.execute(_KEEP, row)
+        return done.rowcount > 0
 
     @contextmanager
     def _using(self) -> Iterator[_File]:
@@ -224,7 +240,16 @@ def _to_json(completion: Completion) -> dict[str, Any]:
     }
 
 
-def _from_json(data: Mapping[str, Any]) -> Completion:
+def _failure_json(error: ModelError) -> dict[str, Any]:
+    unusable = isinstance(error, BadCompletion)
+    told = {name: getattr(error, name) for name in ("provider", "model", "attempts", "status")}
+    return {"failure": {"unusable": unusable, "message": str(error), **told}}
+
+
+def _from_json(data: Mapping[str, Any]) -> Completion | ModelError:
+    if "failure" in data:
+        told = dict(data["failure"])
+        return (BadCompletion if told.pop("unusable") else ModelUnavailable)(told.pop("message"), **told)
     return Completion(
         texts=tuple(data["texts"]),
         finish_reasons=tuple(data["finish_reasons"]),
@@ -235,9 +260,8 @@ def _from_json(data: Mapping[str, Any]) -> Completion:
 
 
 def _secrets() -> tuple[str, ...]:
-    """The values of the environment's keys, as they stand in JSON."""
-    named = (value for name, value in os.environ.items() if name.endswith(_KEY_NAMES))
-    return tuple(json.dumps(value)[1:-1] for value in named if len(value) >= 8)
+    """The environment's keys, as they stand in JSON."""
+    return tuple(json.dumps(value)[1:-1] for value in known_secrets())
 
 
 def _short(text: str) -> str:

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
+from esc_env.models.secrets import redacted
 from esc_env.protocols import Completion, Usage
 
 try:
@@ -36,13 +37,11 @@ try:
 except ImportError as error:
     raise MissingExtra("aiohttp", "llm") from error
 
-__all__ = ["Addressed", "OpenAIWire", "failure", "lent", "read_completion", "redacted", "request_body", "seconds_asked"]
+__all__ = ["Addressed", "OpenAIWire", "failure", "lent", "read_completion", "request_body", "seconds_asked"]
 
 T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
-
-_KEYLIKE = re.compile(r"\b(?:sk|gsk|xai|hf|key|pk)[-_][\w\-*.]{8,}|(?<=Bearer )\S+|\bAIza[\w\-]{20,}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -372,13 +371,6 @@ def failure(
     return ModelUnavailable(
         sentences, provider=provider, model=model, status=status, retryable=retryable, retry_after=retry_after
     )
-
-
-def redacted(text: str, key: str | None = None) -> str:
-    """The text without `key` or anything that looks like one."""
-    if key and key.strip():
-        text = text.replace(key.strip(), "[key]")
-    return _KEYLIKE.sub("[key]", text)
 
 
 def seconds_asked(headers: Mapping[str, str]) -> float | None:
