@@ -16,7 +16,7 @@ from esc_env.prompts import Prompts, seal, sealed_transcript
 from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import import_object, name_of, parse_spec
+from esc_env.specs import code_digest, import_object, name_of, parse_spec
 
 if TYPE_CHECKING:
     from esc_env.models import ModelSettings
@@ -55,8 +55,8 @@ class CallableCritic:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The function's name."""
-        return {"name": name_of(self.function)}
+        """The function's name and a digest of its code, so that a changed function is another critic."""
+        return {"name": name_of(self.function), "code": code_digest(self.function)}
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
         """Call it once. Raises BadCompletion on anything but an option or a float in [−1, 1]."""

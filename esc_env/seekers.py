@@ -16,7 +16,7 @@ from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Reply, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import import_object, name_of, parse_spec
+from esc_env.specs import code_digest, import_object, name_of, parse_spec
 
 if TYPE_CHECKING:
     from esc_env.models import ModelSettings
@@ -77,8 +77,8 @@ class CallableSeeker:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The function's name."""
-        return {"name": name_of(self.function)}
+        """The function's name and a digest of its code, so that a changed function is another seeker."""
+        return {"name": name_of(self.function), "code": code_digest(self.function)}
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """Call it. Raises TypeError when it returns neither a str nor a Reply."""

@@ -305,6 +305,26 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         held(out=tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("chair", "before", "edited"),
+    [
+        ("agent", "'What happened?'", "'And then?'"),
+        ("seeker", "'I see.'", "'Maybe.'"),
+        ("critic", "'same'", "'better'"),
+    ],
+)
+def test_an_edited_function_in_any_chair_is_another_run(tmp_path, chair, before, edited):
+    def with_function(says: str) -> Report:
+        module: dict[str, Any] = {"__name__": "mine"}
+        exec(f"def speak(*heard): return {says}", module)
+        return held(**{chair: module["speak"], "out": tmp_path / "run"})
+
+    first = with_function(before)
+    assert with_function(before).run_key == first.run_key
+    with pytest.raises(ProtocolMismatch, match=chair):
+        with_function(edited)
+
+
 def test_an_identity_that_is_no_json_is_refused(tmp_path):
     class Odd:
         identity: ClassVar = {"name": object()}
