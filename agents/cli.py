@@ -90,7 +90,7 @@ def _chat(
     if reveal and side is _Side.SEEKER:
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
     if save is not None:
-        save.open("a", encoding="utf-8").close()  # what cannot be written is told before anybody has typed a word
+        _check_savable(save)  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
     number = secrets.randbelow(2**31) if seed is None else seed
     settings = ModelSettings(budget=budget)
@@ -208,6 +208,15 @@ def _read() -> str | None:
             typer.echo("(type something, or /quit)")
 
 
+def _check_savable(path: Path) -> None:
+    """Raise unless the file can be written, and is new or holds nothing but what `--save` writes."""
+    from esc_env.readers import read_file
+
+    path.open("a", encoding="utf-8").close()
+    if path.stat().st_size and (layout := read_file(path).format) != "plain":
+        raise ScenarioError(f"{path} is in the {layout} layout, and --save writes the plain one. Give another file")
+
+
 def _append(path: Path, person: Scenario, dialogue: Dialogue) -> None:
     """Add the conversation as a line of esc-env's plain scenario format."""
     from dataclasses import replace
@@ -215,5 +224,7 @@ def _append(path: Path, person: Scenario, dialogue: Dialogue) -> None:
 
     mark = blake2b(dialogue.transcript().encode(), digest_size=4).hexdigest()
     held = replace(person, id=f"{person.id}-{mark}", dialogue=dialogue)
+    torn = path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
+        file.write("\n" if torn else "")
         file.write(json.dumps(held.to_json(dialogue=True), ensure_ascii=False) + "\n")

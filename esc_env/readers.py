@@ -117,7 +117,7 @@ def read_file(path: str | Path) -> Reading:
         scenarios.append(scenario)
     if not scenarios:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-        raise ScenarioError(f"{path}: no record can be used. {skipped[0]}{more}. docs/data.md shows the layouts.")
+        raise ScenarioError(f"{path}: no record can be used (docs/data.md shows the layouts). {skipped[0]}{more}")
     return Reading(str(path), layout, tuple(scenarios), tuple(skipped))
 
 

@@ -103,6 +103,12 @@ def test_a_misspelt_split_is_told_in_whole_sentences(esc):
     assert "unknown split 'tset'. Did you mean 'builtin:test'" in err
 
 
+def test_a_misspelt_field_is_told_in_whole_sentences(esc, here):
+    (here / "mine.jsonl").write_text('{"id": "a", "situation": "x", "fatcs": []}')
+    _, _, err = esc("scenarios", "mine.jsonl")
+    assert err.endswith("record 1: unknown field 'fatcs'. Did you mean 'facts'?\n")
+
+
 def test_without_agents_all_builtin_ones_run(esc, here):
     code, out, _ = esc("eval", "--scenarios", "people.jsonl", "--limit", "1", "--max-turns", "2", "--out", "all")
     assert code == 0
@@ -224,6 +230,21 @@ def test_chat_as_supporter_hides_the_state_and_saves_the_transcript(esc, here, m
     (line,) = (here / "talks.jsonl").read_text().splitlines()
     said = [m["content"] for m in json.loads(line)["dialogue"] if m["role"] == "supporter"]
     assert said == ["What happened?", "Tell me more."]
+
+
+def test_chat_saves_on_a_line_of_its_own_and_never_into_a_file_that_holds_something_else(esc, here, monkeypatch):
+    people = (here / "people.jsonl").read_text()
+    (here / "talks.jsonl").write_text(people.rstrip("\n"))
+    typed(monkeypatch, "What happened?")
+    code, _, _ = esc("chat", "--scenarios", "people.jsonl", "--save", "talks.jsonl")
+    assert code == 0
+    assert (here / "talks.jsonl").read_text().startswith(people)
+    assert len((here / "talks.jsonl").read_text().splitlines()) == PEOPLE + 1
+    before = (here / "cli_agents.py").read_text()
+    code, out, err = esc("chat", "--scenarios", "people.jsonl", "--save", "cli_agents.py")
+    assert (code, out) == (1, "")
+    assert "cli_agents.py" in err
+    assert (here / "cli_agents.py").read_text() == before
 
 
 def test_chat_reveals_score_and_state_on_request_and_repeats_by_seed(esc, monkeypatch):
