@@ -221,7 +221,8 @@ def train_sft(
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
-                **arguments(config, folder), max_length=None, packing=False, assistant_only_loss=False, loss_type="nll"
+                **arguments(config, folder), max_length=None, packing=False, assistant_only_loss=False, loss_type="nll",
+                train_sampling_strategy="group_by_length",  # else half of a batch is padding
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
