@@ -110,6 +110,19 @@ def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path],
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
 
 
+@pytest.mark.usefixtures("alternating")
+def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path], tmp_path: Path) -> None:
+    tiny = ["--model=tiny", "--reward_model=tiny", "--sft_data=population", "--evaluate.personas", "none"]
+    report = run_pipeline(read_pipeline("tiny", arguments(world, *tiny)), tmp_path, told=lambda line: None)
+    for made in ("base", "sft", "rm-base", "rm", "grpo"):
+        assert (tmp_path / made / "model.safetensors").exists(), made
+    assert set(report["evaluation"]) == {"start", "grpo"}
+    with pytest.raises(ConfigError, match="do not skip sft"):
+        run_pipeline(
+            read_pipeline("tiny", arguments(world, *tiny, "--skip", "sft")), tmp_path / "b", told=lambda line: None
+        )
+
+
 @pytest.mark.parametrize("reward", ["future", "env", "random"])
 def test_other_rewards_need_no_reward_model(reward: str, world: dict[str, Path], tmp_path: Path) -> None:
     config = read_pipeline("qwen2.5-0.5b", arguments(world, f"--grpo.reward={reward}", "--skip", "sft", "evaluate"))

@@ -46,9 +46,10 @@ from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
 from esc_env.training.config import GRPOStage, PipelineConfig, Setting
 from esc_env.training.data import CANDIDATES, Sample, read_samples
+from esc_env.training.stage import is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
 
-__all__ = ["gain", "lessons_from", "optimise", "prompts_from", "run_pipeline"]
+__all__ = ["asked", "gain", "lessons_from", "optimise", "prompts_from", "run_pipeline"]
 
 TINY = "tiny"
 """The model that is made from scratch."""
@@ -68,7 +69,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
         ProtocolMismatch: the folder holds another run; the message names what differs.
     """
     folder = Path(folder)
-    job = _Pipeline(config, folder, told if _first() else lambda line: None)
+    job = _Pipeline(config, folder, told if is_main() else lambda line: None)
     job.claim()
     for stage in ("sft", "collect", "rm", "grpo"):
         if config.runs(stage):
@@ -79,10 +80,6 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
     if config.runs("evaluate"):
         job.evaluate()
     return job.report()
-
-
-def _first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _together() -> None:
@@ -106,7 +103,7 @@ class _Pipeline:
     def claim(self) -> None:
         """Refuse a folder that holds another run."""
         _together()
-        if not _first():
+        if not is_main():
             return
         path = self.folder / "config.json"
         wanted = json.loads(json.dumps(asdict(self.config)))
@@ -138,11 +135,12 @@ class _Pipeline:
             items = lessons(held, solved=False)
         else:
             items = lessons_from(setting.sft_data)
-        train_sft(replace(self.config.sft, model=self._begin()), self.folder / "sft", items)
+        config = replace(self.config.sft, model=self._begin())
+        train_sft(config, self.folder / "sft", items, system=asked(setting.style, items))
 
     def collect(self) -> None:
         """Stage 1, by the first process."""
-        if _first():
+        if is_main():
             stage = self.config.collect
             made = collect(
                 stage.agent or self._agent(self._policy(), stage.temperature),
@@ -162,7 +160,7 @@ class _Pipeline:
         base = self.setting.reward_model
         if base == TINY:
             base = str(self.folder / "rm-base")
-            if _first() and not Path(base).exists():
+            if is_main() and not Path(base).exists():
                 from esc_env.training.tiny import make_reward_model
 
                 make_reward_model(base, self._policy())
@@ -186,7 +184,7 @@ class _Pipeline:
 
     def evaluate(self) -> None:
         """Whole conversations with the policy before and after GRPO, by the first process."""
-        if _first():
+        if is_main():
             stage = self.config.evaluate
             for name, policy in self._policies().items():
                 agent = self._agent(policy, stage.temperature)
@@ -238,7 +236,7 @@ class _Pipeline:
         from esc_env.training.tiny import population
 
         path = self.folder / "population.jsonl"
-        if _first() and not path.exists():
+        if is_main() and not path.exists():
             held = population(
                 load_scenarios(self.setting.scenarios), self.setting.seeker, self.setting.critic, self.rules,
                 renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
@@ -254,7 +252,7 @@ class _Pipeline:
 
     def _base(self, held: Sequence[Trajectory]) -> None:
         """The tiny policy, made from scratch."""
-        if _first() and not (self.folder / "base").exists():
+        if is_main() and not (self.folder / "base").exists():
             from esc_env.training.tiny import make_policy
 
             make_policy(self.folder / "base", held, seed=self.setting.seed)
@@ -282,7 +280,7 @@ class _Pipeline:
 
     def note(self, stage: str, seconds: float) -> None:
         """Keep how long a stage took, if it did anything."""
-        if _first():
+        if is_main():
             path = self.folder / "seconds.json"
             known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             write_json(path, {**known, stage: round(known.get(stage, 0.0) + seconds, 1)})
@@ -306,7 +304,7 @@ class _Pipeline:
             "collection": _read(self.folder / "collect" / "card.json"),
             "seconds": _read(self.folder / "seconds.json"),
         }  # fmt: skip
-        if _first():
+        if is_main():
             write_json(self.folder / "report.json", made)
             (self.folder / "report.md").write_text(_markdown(made), encoding="utf-8")
         return made
@@ -329,6 +327,12 @@ def lessons_from(source: str | Path) -> list[Any]:
     if is_run(folder):
         return lessons(read_run(folder).trajectories)
     return lessons(load_scenarios(source))
+
+
+def asked(style: str, items: Sequence[Any] = ()) -> str:
+    """The system message of a style; `think` asks for no thoughts where lessons are given and none of them has any."""
+    thinks = style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
+    return system_prompt("think" if thinks else "plain")
 
 
 def prompts_from(samples: Sequence[Sample], *, system: str | None = None) -> list[dict[str, Any]]:
@@ -366,10 +370,9 @@ def optimise(
     """
     from esc_env.training.grpo import train_grpo
     from esc_env.training.online import Online, opener
-    from esc_env.training.stage import load_tokenizer, prompt_ids
 
     rules = Rules(max_turns=config.max_turns)
-    system = system_prompt("think" if setting.style == "think" else "plain")
+    system = asked(setting.style)
     tokenizer = load_tokenizer(config.model)
     if config.reward == "env":
         chairs = Chairs(resolve_seeker(setting.seeker), resolve_critic(setting.critic), rules)

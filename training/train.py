@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,12 @@ __all__ = ["app"]
 
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
+class _Style(StrEnum):
+    THINK = "think"
+    STANDARD = "standard"
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder. The same command resumes.")]
 Preset = Annotated[
     str | None,
@@ -28,6 +35,11 @@ Preset = Annotated[
         show_default=False,
     ),
 ]
+Style = Annotated[
+    _Style | None,
+    typer.Option(help="How the policy is prompted, then and now: #think or #standard of `esc eval`. Default: think.",
+                 show_default=False),
+]  # fmt: skip
 
 
 def _options(kind: type[Any]) -> str:
@@ -68,14 +80,16 @@ def _sft(
         ),
     ],
     out: Out,
+    style: Style = None,
     preset: Preset = None,
 ) -> None:
     """Fine-tune a policy on what supporters said. The result: local:OUT."""
-    _, config = _stage(preset, "sft", SFTStage, ctx.args)
-    from esc_env.training.pipeline import lessons_from
+    setting, config = _stage(preset, "sft", SFTStage, ctx.args)
+    from esc_env.training.pipeline import asked, lessons_from
     from esc_env.training.sft import train_sft
 
-    typer.echo(str(train_sft(config, out, lessons_from(data))))
+    items = lessons_from(data)
+    typer.echo(str(train_sft(config, out, items, system=asked(style.value if style else setting.style, items))))
 
 
 @app.command("rm", context_settings=_OPEN, epilog=_options(RewardModelStage))
@@ -120,6 +134,7 @@ def _grpo(
     ] = None,
     seeker: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
     critic: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
+    style: Style = None,
     preset: Preset = None,
 ) -> None:
     """Train a policy with GRPO. The result: local:OUT.
@@ -130,7 +145,9 @@ def _grpo(
     from esc_env.training.data import read_samples
     from esc_env.training.pipeline import optimise
 
-    given: dict[str, Any] = {"scenarios": scenarios, "seeker": seeker, "critic": critic}
+    given: dict[str, Any] = {
+        "scenarios": scenarios, "seeker": seeker, "critic": critic, "style": style and style.value,
+    }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     setting = replace(setting, **given)
     made = optimise(
@@ -159,9 +176,11 @@ def _pipeline(
 
     config: PipelineConfig = read_pipeline(preset, ctx.args)
     from esc_env.training.pipeline import run_pipeline
+    from esc_env.training.stage import is_main
 
     run_pipeline(config, out, told=typer.echo)
-    typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
+    if is_main():
+        typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
 
 
 @app.command("presets")
