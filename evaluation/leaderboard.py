@@ -14,6 +14,7 @@ from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import page
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
+from esc_env.rendering import safe
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
 
@@ -164,8 +165,8 @@ def _agent(name: str, report: Report) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break out of a Markdown table cell, nor become a link, code or HTML."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    """Text that cannot break out of a Markdown table cell, nor become a link, code or HTML, nor hide anything."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(safe(text).split()), quote=False))
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

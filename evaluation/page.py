@@ -10,6 +10,7 @@ from typing import Any
 from esc_env.dialogue import Message
 from esc_env.evaluation.report import Group, Report
 from esc_env.protocols import Verdict
+from esc_env.rendering import safe
 from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = ["bar", "document", "facts", "number", "percent", "run_page", "table", "transcripts"]
@@ -61,9 +62,9 @@ def run_page(report: Report) -> str:
 
 
 def document(title: str, body: Iterable[str]) -> str:
-    """A whole page; `title` is escaped, `body` must be HTML already."""
+    """A whole page; `title` is escaped, `body` must be HTML already. Control characters become visible marks."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return (
+    return safe(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"

@@ -160,7 +160,7 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-EVIL = "</td></table><script>alert('x')</script><img src=x onerror=alert(1)>| `[a](javascript:b) \"&lt;"
+EVIL = "</td></table><script>alert('x')</script><img src=x onerror=alert(1)>| `[a](javascript:b) \"&lt;\x1b\u202e\x00"
 
 
 def test_the_page_is_well_formed_static_and_escaped(tmp_path):
@@ -182,8 +182,10 @@ def test_the_page_is_well_formed_static_and_escaped(tmp_path):
         assert page.open == []
         assert not page.tags & {"script", "img", "link", "iframe", "object", "form"}
         assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "href")}
+        assert not re.search("[\x00\x1b\u202e]", text), "nothing hides or turns what is read"
     markdown = board.to_markdown()
     assert "<script" not in markdown
+    assert not re.search("[\x00\x1b\u202e]", markdown)
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {9}
     assert "[a](" not in markdown.replace("\\[", "")
