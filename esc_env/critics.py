@@ -40,6 +40,8 @@ _SENTENCES: Mapping[str, str] = {
 }
 _ANSWER = re.compile(r"(?:(?:the\s+|my\s+)?(?:answer|option|verdict)(?:\s+is)?\s*[:：]?\s*)?", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-D])\s*[.):：,-]?\s*")
+_UNSAID = ("length", "refusal", "content_filter")
+"""Finish reasons for which what there is of an answer is no vote."""
 _TOP = 20
 """Alternatives asked for in logprobs mode: the most that OpenAI's API gives."""
 
@@ -138,7 +140,11 @@ class LLMCritic:
                 seed=seed.at(attempt=attempt).value,
             )
             usage += completion.usage
-            read = [parse_vote(text) for text in completion.texts[: votes - len(valid)]]
+            endings = (*completion.finish_reasons, *[None] * len(completion.texts))
+            read = [
+                None if ending in _UNSAID else parse_vote(text)
+                for text, ending in zip(completion.texts[: votes - len(valid)], endings, strict=False)
+            ]
             valid += [vote for vote in read if vote is not None]
             faulty += None in read or not read  # a server that only gave fewer choices than asked is asked on
             attempt += 1

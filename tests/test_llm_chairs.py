@@ -335,6 +335,19 @@ def test_unreadable_votes_are_asked_again_under_another_seed():
     assert len({call.seed for call in model.calls}) == 2
 
 
+@pytest.mark.parametrize("reason", ["length", "refusal", "content_filter"])
+def test_a_vote_that_was_cut_off_refused_or_withheld_is_asked_again(reason):
+    class Unfinished(FakeChatModel):
+        async def complete(self, messages, **options):
+            said = await super().complete(messages, **options)
+            first = len(self.calls) == 1
+            return replace(said, finish_reasons=(reason, *said.finish_reasons[1:])) if first else said
+
+    model = Unfinished(lambda call, choice: "B" if call.n == 1 else "D")
+    assert judged(model).votes == (1.0,) * 9 + (-0.5,)
+    assert [call.n for call in model.calls] == [10, 1]
+
+
 def test_votes_that_stay_unreadable_are_none_and_half_of_them_an_error():
     ballot = judged(FakeChatModel(lambda call, choice: "D" if call.n == 10 and choice < 6 else "hm"))
     assert ballot.votes == (1.0,) * 6 + (None,) * 4
