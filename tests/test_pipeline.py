@@ -19,6 +19,7 @@ from esc_env.cli import main
 from esc_env.errors import ConfigError, ProtocolMismatch
 from esc_env.evaluation.runner import evaluate
 from esc_env.testing import ScriptedAgent
+from esc_env.training.ablate import ablate
 from esc_env.training.pipeline import gain, run_pipeline
 from esc_env.training.reading import presets, read_pipeline
 
@@ -36,7 +37,8 @@ TROUBLES = (
 )  # fmt: skip
 SMALL = [
     "--sft.max_steps=1", "--sft.max_length=300", "--collect.limit=6", "--collect.contexts=8",
-    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.valid=0.5", "--collect.temperature=1.0",
+    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.valid=0.5",
+    "--collect.temperature=1.0",
     "--rm.max_steps=1", "--rm.max_length=300", "--grpo.max_steps=1", "--grpo.batch_size=4", "--grpo.accumulation=1",
     "--grpo.group_size=4", "--grpo.prompt_length=200", "--grpo.completion_length=8", "--grpo.vllm=off",
     "--grpo.save_steps=1", "--evaluate.limit=2", "--evaluate.trials=1", "--valid_limit=2", "--max_turns=2",
@@ -121,6 +123,21 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
         run_pipeline(
             read_pipeline("tiny", arguments(world, *tiny, "--skip", "sft")), tmp_path / "b", told=lambda line: None
         )
+
+
+@pytest.mark.usefixtures("alternating")
+def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
+    config = read_pipeline("tiny", arguments(world, "--evaluate.personas", "none"))
+    arms = ["rlff", "format only", "env"]
+    table = ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["before GRPO", *arms]
+    assert (tmp_path / "seed-0" / "rlff" / "sft").resolve() == tmp_path / "seed-0" / "shared" / "sft"
+    assert not (tmp_path / "seed-0" / "format-only" / "rm").exists()
+    begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
+    with pytest.raises(ConfigError, match="Did you mean 'ranking'"):
+        ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 
 @pytest.mark.parametrize("reward", ["future", "env", "random"])

@@ -179,7 +179,7 @@ class GRPOStage(Stage):
 
     Attributes:
         reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations), `random`
-            (the paper's ablation).
+            (the paper's ablation), `format` (α · R_thk-fmt alone, a control).
         alpha: weight of the think-format reward, at least 0. *Source:* α = 0.5, arXiv 2508.12935.
         group_size: responses per context, at least 2. *Source:* G = 4, arXiv 2508.12935.
         temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
@@ -202,7 +202,7 @@ class GRPOStage(Stage):
         vllm_memory: share of GPU memory that vLLM may take (`colocate`), in (0, 1).
     """
 
-    reward: Literal["rlff", "future", "env", "random"] = "rlff"
+    reward: Literal["rlff", "future", "env", "random", "format"] = "rlff"
     alpha: float = 0.5
     group_size: int = 4
     temperature: float = 1.1
@@ -236,6 +236,8 @@ class GRPOStage(Stage):
                 f"{_processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
             )
         self._at_least("alpha", 0)
+        if self.reward == "format":
+            self._above("alpha", 0)
         self._above("temperature", 0)
         self._at_least("max_turns", 1)
         self._at_least("beta", 0)

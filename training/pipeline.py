@@ -401,7 +401,10 @@ def optimise(
     else:
         first = RandomReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
-    reward = combine({"reply": first, "format": form}, reply=1.0, format=config.alpha)
+    if config.reward == "format":
+        reward = combine({"format": form}, format=config.alpha)
+    else:
+        reward = combine({"reply": first, "format": form}, reply=1.0, format=config.alpha)
     return train_grpo(config, folder, reward=reward, prompts=prompts, evaluate=success)
 
 

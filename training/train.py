@@ -1,4 +1,4 @@
-"""`esc train sft|rm|grpo|pipeline|presets`. Every field of a stage's configuration is an option."""
+"""`esc train sft|rm|grpo|pipeline|ablate|presets`. Every field of a stage's configuration is an option."""
 
 from __future__ import annotations
 
@@ -139,7 +139,8 @@ def _grpo(
 ) -> None:
     """Train a policy with GRPO. The result: local:OUT.
 
-    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations) or random (control).
+    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
+    and format (the think format alone).
     """
     setting, config = _stage(preset, "grpo", GRPOStage, ctx.args)
     from esc_env.training.data import read_samples
@@ -181,6 +182,32 @@ def _pipeline(
     run_pipeline(config, out, told=typer.echo)
     if is_main():
         typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
+
+
+@app.command("ablate", context_settings=_OPEN)
+def _ablate(
+    ctx: typer.Context,
+    out: Out,
+    preset: Annotated[
+        str, typer.Option("--preset", "--config", "-p", help="A preset (see `esc train presets`) or a YAML file.")
+    ] = "tiny",
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this arm; repeat it for several. Default: all of the table.", show_default=False),
+    ] = None,
+) -> None:
+    """Train with every reward and control at identical settings, and print the table of what each one gains.
+
+    What arms share (sft, collect) is made once per seed. The same command goes on where it stopped. Fields of the
+    configuration are options, as in `esc train pipeline`.
+    """
+    from esc_env.training.reading import read_pipeline
+
+    config: PipelineConfig = read_pipeline(preset, ctx.args)
+    from esc_env.training.ablate import ablate
+
+    typer.echo(ablate(config, out, seeds=seeds, arms=arm, told=typer.echo))
 
 
 @app.command("presets")
