@@ -184,7 +184,10 @@ def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path
     )  # fmt: skip
     assert (tmp_path / "grpo" / "adapter_model.safetensors").exists()
     assert "fsdp" in esc("train", "presets")
-    assert stop == [0, 0, 0]
+    skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
+    shown = esc("train", "pipeline", "--preset", "tiny", "--out", tmp_path / "run", *arguments(world, *skip))
+    assert "RLFF-ESC with reward `rlff`" in shown
+    assert stop == [0, 0, 0, 0]
 
 
 def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
