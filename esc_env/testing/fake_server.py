@@ -224,6 +224,7 @@ class FakeServer:
             await asyncio.Event().wait()
         if kind == "die":
             self._stopped.set()
+        if self._stopped.is_set():  # whoever comes while it dies is not answered either
             await asyncio.Event().wait()
         if kind == "drop" and request.transport is not None:
             request.transport.abort()
