@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
 from esc_env.agents.callables import CallableAgent
@@ -58,7 +59,11 @@ def resolve_agent(
 
 
 def _named(text: str, settings: ModelSettings | None, temperature: float) -> Agent:
-    spec = parse_spec(text)
+    try:
+        spec = parse_spec(text)
+    except SpecError as error:
+        near = get_close_matches(f"builtin:{text}", builtin_names(), n=1, cutoff=0.75)
+        raise (SpecError(f"{error} Did you mean {near[0]!r}?") if near else error) from None
     if spec.kind == "builtin":
         from esc_env.agents.scripted import SCRIPTED
 

@@ -16,7 +16,7 @@ from esc_env.prompts import Prompts, seal, sealed_transcript
 from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
 
 if TYPE_CHECKING:
     from esc_env.models import ModelSettings
@@ -264,5 +264,6 @@ def resolve_critic(
     if isinstance(critic, Critic) and not isinstance(critic, type):
         return critic
     if callable(critic):
+        check_takes(critic, "critic", ("scenario", "dialogue"))
         return CallableCritic(critic)
     raise SpecError(f"a critic must be a string, a Critic or a callable, not {type(critic).__name__}")

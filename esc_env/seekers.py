@@ -16,7 +16,7 @@ from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Reply, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
 
 if TYPE_CHECKING:
     from esc_env.models import ModelSettings
@@ -263,5 +263,6 @@ def resolve_seeker(
     if isinstance(seeker, Seeker) and not isinstance(seeker, type):
         return seeker
     if callable(seeker):
+        check_takes(seeker, "seeker", ("scenario", "dialogue"))
         return CallableSeeker(seeker)
     raise SpecError(f"a seeker must be a string, a Seeker or a callable, not {type(seeker).__name__}")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from esc_env.errors import SpecError, did_you_mean
 
-__all__ = ["Spec", "code_digest", "import_object", "name_of", "parse_spec"]
+__all__ = ["Spec", "check_takes", "code_digest", "import_object", "name_of", "parse_spec"]
 
 _STYLE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _KEY_IN_QUERY = re.compile(r"[?&;]([\w.-]*(?:key|token|secret|passw|auth|sig)[\w.-]*)=", re.IGNORECASE)
@@ -158,3 +158,19 @@ def _content(cell: Any) -> Any:
         return None
     plain = value is None or isinstance(value, (bool, int, float, str, bytes))
     return value if plain else name_of(value)
+
+
+def check_takes(function: Callable[..., Any], role: str, arguments: tuple[str, ...]) -> None:
+    """See before a run starts that somebody's function can be called as it will be.
+
+    Raises:
+        SpecError: it does not take these positional arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins tell nothing of themselves; they are called and judged by that
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise SpecError(f"{name_of(function)}: a {role} is called with ({', '.join(arguments)}): {error}") from None

@@ -18,7 +18,9 @@ from esc_env._loop import run
 from esc_env.agents import CallableAgent, HumanAgent, identity_of, resolve_agent
 from esc_env.agents.spec import builtin_names
 from esc_env.conversation import Chairs, converse
+from esc_env.critics import resolve_critic
 from esc_env.errors import MissingExtra, SpecError
+from esc_env.seekers import resolve_seeker
 from esc_env.specs import code_digest
 from esc_env.testing import ScriptedCritic, ScriptedSeeker, check_agent
 from esc_env.trajectory import StopReason
@@ -240,3 +242,14 @@ def test_a_person_in_a_terminal_reads_the_seeker_and_types(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "sleep." in shown
     assert "\x1b" not in shown
+
+
+def test_a_bare_builtin_name_is_told_its_whole_name():
+    with pytest.raises(SpecError, match="Did you mean 'builtin:skilled'"):
+        resolve_agent("skilled")
+
+
+@pytest.mark.parametrize("resolve", [resolve_seeker, resolve_critic])
+def test_a_chair_that_cannot_be_called_is_refused_before_anything_runs(resolve):
+    with pytest.raises(SpecError, match=r"called with \(scenario, dialogue\)"):
+        resolve(lambda messages: "hm")

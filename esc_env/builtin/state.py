@@ -119,7 +119,9 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     dismissing = does["dismiss"] * (1.0 - 0.5 * taken_up)
     plain = heard.questions > 0 and heard.met < 0.2
     streak = state.plain_questions + 1 if plain else 0
-    silent = not any(word[0].isalnum() for word in tokens(text))
+    words = [word for word in tokens(text) if word[0].isalnum()]
+    silent = not words
+    garbled = 1.0 - heard.fluency if len(words) > 3 else 0.0
 
     # Harm: each kind of hurt has its own reaction; the worst one is shown.
     early = {"exploration": 0.1, "comforting": 0.03, "action": 0.0}[state.stage]
@@ -128,7 +130,7 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         "stung": 0.28 * dismissing,
         "pressed": early * does["propose"] + 0.10 * ramp(heard.proposals, 1.5, 4.0)
         + 0.05 * ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
-        "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, 1.0 - heard.fluency),
+        "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, garbled),
         "unheard": 0.03 * (1.0 - ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
     }
     hurt = max(hurts, key=lambda kind: hurts[kind])
