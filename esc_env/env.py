@@ -362,7 +362,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             "turn": episode.turn,
             "turns_left": self.chairs.rules.max_turns - episode.turn,
             "stop_reason": None if episode.stop is None else episode.stop.value,
-            "usage": _known(episode.usage.to_json()),
+            "usage": _known(replace(episode.usage, models=()).to_json()),
         }
         if episode.failure is not None:
             failure = episode.failure

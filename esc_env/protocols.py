@@ -34,12 +34,19 @@ VOTES: Mapping[str, float] = {"worse": -1.0, "same": -0.5, "better": 0.5, "solve
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What model calls cost. `cost` is in US dollars, None when the price of any call is unknown (never $0)."""
+    """What model calls cost.
+
+    Attributes:
+        requests, prompt_tokens, completion_tokens: as counted by the servers.
+        cost: in US dollars; None when the price of any call is unknown (never $0).
+        models: the names that the servers gave of what answered, sorted: an alias that moves shows here.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = 0.0
+    models: tuple[str, ...] = ()
 
     def __add__(self, other: Usage) -> Usage:
         cost = None if self.cost is None or other.cost is None else self.cost + other.cost
@@ -48,16 +55,23 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             cost,
+            self.models if self.models == other.models else tuple(sorted({*self.models, *other.models})),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
+        """A JSON object; `models` is left out where there are none."""
+        data: dict[str, Any] = {
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cost": self.cost,
         }
+        return {**data, "models": list(self.models)} if self.models else data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Usage:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "models": tuple(data.get("models", ()))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Literal, get_args
 
@@ -43,25 +44,30 @@ PROBLEMS = (
 )  # fmt: skip
 """ESConv's problem types, lower-cased. *Source:* Liu et al., ACL 2021, and the released data."""
 
-_SELF_HARM = re.compile(
-    r"""\b(?: suicid\w* | self[- ]?harm\w* | kill(?:ing|ed)?\s+my\s?self | hurt(?:ing)?\s+my\s?self
-      | harm(?:ing)?\s+my\s?self | cut(?:ting)?\s+my\s?self | end(?:ing)?\s+(?:my\s+(?:own\s+)?life|it\s+all)
-      | tak(?:e|ing)\s+my\s+(?:own\s+)?life
-      | (?:want|wanted|wanting|wish|wished)\s+(?:to\s+die|to\s+be\s+dead|i\s+(?:was|were)\s+dead)
-      | (?:don'?t|do\s+not|didn'?t|did\s+not|not)\s+(?:really\s+)?want(?:ing)?
-        \s+to\s+(?:live|be\s+alive|wake\s+up|be\s+here\s+any\s?more|exist)
-      | better\s+off\s+(?:dead|without\s+me
-        |if\s+i\s+(?:just\s+)?(?:wasn'?t|weren'?t|was\s+not)\s+(?:here|around)|if\s+i\s+(?:was|were)\s+gone)
-      | (?:thought|think|thinking|thoughts)\s+(?:about|of)\s+(?:dying|death|not\s+being\s+here|ending\s+(?:it|things))
-      | no\s+(?:reason|point)\s+(?:to\s+live|in\s+living|to\s+go\s+on\s+living) | overdos(?:e|ed|ing)
-      )\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
+
+@cache
+def _self_harm() -> re.Pattern[str]:
+    """Compiled when first needed: it would be half of what importing esc_env costs."""
+    return re.compile(
+        r"""\b(?: suicid\w* | self[- ]?harm\w* | kill(?:ing|ed)?\s+my\s?self | hurt(?:ing)?\s+my\s?self
+          | harm(?:ing)?\s+my\s?self | cut(?:ting)?\s+my\s?self | end(?:ing)?\s+(?:my\s+(?:own\s+)?life|it\s+all)
+          | tak(?:e|ing)\s+my\s+(?:own\s+)?life
+          | (?:want|wanted|wanting|wish|wished)\s+(?:to\s+die|to\s+be\s+dead|i\s+(?:was|were)\s+dead)
+          | (?:don'?t|do\s+not|didn'?t|did\s+not|not)\s+(?:really\s+)?want(?:ing)?
+            \s+to\s+(?:live|be\s+alive|wake\s+up|be\s+here\s+any\s?more|exist)
+          | better\s+off\s+(?:dead|without\s+me
+            |if\s+i\s+(?:just\s+)?(?:wasn'?t|weren'?t|was\s+not)\s+(?:here|around)|if\s+i\s+(?:was|were)\s+gone)
+          | (?:thought|think|thinking|thoughts)\s+(?:about|of)
+            \s+(?:dying|death|not\s+being\s+here|ending\s+(?:it|things))
+          | no\s+(?:reason|point)\s+(?:to\s+live|in\s+living|to\s+go\s+on\s+living) | overdos(?:e|ed|ing)
+          )\b""",
+        re.IGNORECASE | re.VERBOSE,
+    )
 
 
 def mentions_self_harm(text: str) -> bool:
     """Whether a first-person text has words of suicide or self-harm. A lexicon: it misses what is only hinted at."""
-    return _SELF_HARM.search(text.replace("’", "'")) is not None
+    return _self_harm().search(text.replace("’", "'")) is not None
 
 
 @dataclass(frozen=True, slots=True)

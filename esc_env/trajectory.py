@@ -106,7 +106,7 @@ class Trajectory:
             stop_reason=StopReason(data["stop_reason"]),
             seed=data["seed"],
             trial=data["trial"],
-            usage=Usage(**data["usage"]),
+            usage=Usage.from_json(data["usage"]),
             failure=Failure(**data["failure"]) if data["failure"] else None,
             history=data["history"],
         )

@@ -295,7 +295,8 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
 def _cost(usage: Usage) -> str:
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
-    return f"{usage.requests:,} requests to models, {tokens}, {cost}"
+    answered = f", answered by {_line(', '.join(usage.models))}" if usage.models else ""
+    return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
 
 
 def _console() -> Console:

@@ -103,7 +103,7 @@ class Future:
             data["horizon"],
             data["seed"],
             data["rollout"],
-            Usage(**data["usage"]),
+            Usage.from_json(data["usage"]),
         )
 
     @classmethod

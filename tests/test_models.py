@@ -9,7 +9,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,7 +23,6 @@ pytest.importorskip("litellm", reason="needs the extra llm")
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.models.choices import Choices
-from esc_env.models.patience import Endpoint, Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
@@ -438,15 +436,3 @@ def test_a_failed_choice_fails_the_call_with_its_own_error() -> None:
     fake = FakeChatModel("x", failures={3: ModelUnavailable("gone", status=500)})
     with pytest.raises(ModelUnavailable, match="gone"):
         asyncio.run(Choices(fake, single=True).complete(HELLO, n=4))
-
-
-def test_orchestration_costs_less_than_a_millisecond_a_request() -> None:
-    async def calls(url: str, count: int) -> float:
-        model = Choices(Patient(OpenAIWire("m", url), Endpoint(url)))
-        await asyncio.gather(*(model.complete(HELLO) for _ in range(64)))
-        start = time.thread_time()
-        await asyncio.gather(*(model.complete(HELLO) for _ in range(count)))
-        return (time.thread_time() - start) / count
-
-    with FakeServer(latency=0.005) as server:
-        assert asyncio.run(calls(server.url, 640)) < 0.001

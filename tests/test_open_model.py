@@ -213,6 +213,7 @@ def test_a_dollar_budget_for_a_model_of_unknown_price_is_refused_before_anything
 def test_replaying_needs_neither_extra_nor_key(tmp_path, monkeypatch):
     model = FakeChatModel("Better.")
     said = ask(Cassette(tmp_path / "run.db", "record", {"provider": "openai", "name": "gpt-4o"}, model), seed=4)
+    said = replace(said, usage=replace(said.usage, models=("fake",)))
     for name in ("aiohttp", "openai", "litellm", "tenacity"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -562,3 +563,14 @@ print(sorted({{"litellm", "openai", "torch"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.full
+def test_the_names_of_what_answered_are_recorded_and_show_when_they_change():
+    from esc_env.testing import FakeServer
+
+    with FakeServer() as server:
+        used = [ask(open_model(f"openai/{name}@{server.url}")).usage for name in ("mine-2", "mine-1", "mine-2")]
+    both = sum(used, Usage())
+    assert both.models == ("mine-1", "mine-2")
+    assert Usage.from_json(both.to_json()) == both

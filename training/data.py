@@ -101,7 +101,7 @@ class Sample:
             tuple(data["candidates"]),
             data["tail"],
             data["split"],
-            Usage(**data["usage"]),
+            Usage.from_json(data["usage"]),
         )
 
     def tails(self) -> list[Sample]:

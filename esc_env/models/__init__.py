@@ -174,9 +174,10 @@ class _Opened:
         logprobs: int | None = None,
     ) -> Completion:
         """What the model says."""
-        return await self.model.complete(
+        answer = await self.model.complete(
             messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
         )
+        return replace(answer, usage=replace(answer.usage, models=(answer.model,))) if answer.model else answer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_model, (self.spec, self.settings)

@@ -253,7 +253,7 @@ def _from_json(data: Mapping[str, Any]) -> Completion | ModelError:
     return Completion(
         texts=tuple(data["texts"]),
         finish_reasons=tuple(data["finish_reasons"]),
-        usage=Usage(**data["usage"]),
+        usage=Usage.from_json(data["usage"]),
         model=data["model"],
         logprobs=None if data["logprobs"] is None else tuple(data["logprobs"]),
     )
