@@ -16,6 +16,7 @@ import asyncio
 import inspect
 import json
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from typing import Any, Unpack
 
 import esc_env
 from esc_env._loop import run
-from esc_env.agents import identity_of, resolve_agent
+from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError
@@ -39,7 +40,13 @@ from esc_env.seeds import episode_seed
 from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory
 
-__all__ = ["check_models", "evaluate", "hold", "is_run", "read_run"]
+__all__ = ["CompleteRunWarning", "check_models", "evaluate", "hold", "is_run", "read_run"]
+
+
+
+class CompleteRunWarning(UserWarning):
+    """`evaluate` was called with a function for a run that was complete already."""
+
 
 Episode = tuple[str, int]
 """Scenario id and trial: what is held once."""
@@ -140,6 +147,13 @@ def evaluate(
 
         if progress:
             progress(held, len(plan.episodes))
+        if not pending and isinstance(supporter, CallableAgent) and not isinstance(agent, str):
+            warnings.warn(
+                f"{folder}: this run was complete before, and nothing was run. What {plan.agent} reads from elsewhere "
+                "(a global, a file) is no part of its identity: if that has changed, start over with fresh=True",
+                CompleteRunWarning,
+                stacklevel=2,
+            )
         if pending:
             if begun:
                 run(check_models(*seated))

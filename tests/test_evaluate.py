@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate, read_run, success_interval
+from esc_env.evaluation.runner import CompleteRunWarning
 from esc_env.evaluation.statistics import clustered_bootstrap, wilson
 from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -215,7 +216,8 @@ def test_a_complete_run_is_not_run_again(tmp_path):
 
     first = held(respond, out=tmp_path / "run")
     before = len(calls)
-    second = held(respond, out=tmp_path / "run", progress=lambda done, all_: told.append((done, all_)))
+    with pytest.warns(CompleteRunWarning, match="fresh=True"):
+        second = held(respond, out=tmp_path / "run", progress=lambda done, all_: told.append((done, all_)))
     assert len(calls) == before
     assert second == first
     assert told == [(4, 4)]
@@ -313,6 +315,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         ("critic", "'same'", "'better'"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::esc_env.evaluation.runner.CompleteRunWarning")
 def test_an_edited_function_in_any_chair_is_another_run(tmp_path, chair, before, edited):
     def with_function(says: str) -> Report:
         module: dict[str, Any] = {"__name__": "mine"}
