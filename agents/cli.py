@@ -147,7 +147,7 @@ def _support(
         heard = shown + 1  # what was typed stands there already
         shown = show(console, dialogue, verdicts if reveal else (), shown=heard, ending=ending)
         if reveal:
-            _show_state(console, chairs.seeker.reveal(person, dialogue, seed=name))  # type: ignore[attr-defined]
+            _show_state(console, chairs.seeker.reveal(person, dialogue, seed=name))  # type: ignore[attr-defined]  # --reveal was refused without it
     again = f"esc chat --scenarios {scenarios} --scenario {person.id} --seed {seed}"
     typer.echo(f"\nTo meet the same person again, type: {again}{f' --persona {persona}' if persona else ''}")
     return person, dialogue

@@ -112,7 +112,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     outcome, cancel = _start(coroutine)
     try:
         _wait(outcome)
-    except BaseException:
+    except BaseException:  # Ctrl-C above all: clean up, then raise it again
         if not outcome.done():
             cancel()
             _wait(outcome)

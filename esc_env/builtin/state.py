@@ -4,8 +4,8 @@ The state is a fold over the supporter's turns in their context. What a turn doe
 classifier), on whether it is about *this* person (rarity-weighted overlap with what the seeker has said), on whether it
 fits the stage the seeker has reached (exploration, comforting, action: Hill's helping skills, as in ESConv), and on
 whether it is speech at all rather than an echo, a repetition, or a list of words. docs/simulator.md explains the model
-and what it leaves out. All constants here are ours: they were set by hand on train scenarios, and are no claims about
-people.
+and what it leaves out. All constants here are ours: they were set by hand (docs/simulator.md says on what), and are no
+claims about people.
 """
 
 from __future__ import annotations
