@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import subprocess
@@ -272,6 +271,7 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
                     return Reply(f"line {int(seed.uniform('line') * 3)}")
             def told(what, done, total):
                 print(what, done, total, flush=True)
+                sys.stdin.readline()  # goes on when it is told to, so that it cannot outrun being killed
             if __name__ == "__main__":
                 collect(Slow(), "builtin:train", limit=3, rules=Rules(max_turns=3), candidates=2, concurrency=4,
                         out=sys.argv[1], progress=told)
@@ -281,11 +281,14 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
 
     def run(folder: str, until: int | None) -> int:
         command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
             for seen, _ in enumerate(process.stdout, 1):
                 if seen == until:
-                    os.kill(process.pid, signal.SIGKILL)
+                    process.kill()
+                    break
+                process.stdin.write("\n")
+                process.stdin.flush()
             return process.wait()
 
     assert run("whole", None) == 0
@@ -298,6 +301,15 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
     numbers = Counter((sample.key[1:3], number) for sample in lines for number in sample.candidates)
     assert set(numbers.values()) == {1}
     assert contents(read_samples(tmp_path / "killed")) == contents(read_samples(tmp_path / "whole"))
+
+
+def test_a_torn_last_line_after_all_is_done_is_told_once(tmp_path: Path):
+    made = collect(Drawing(), FEW, **chairs(), out=tmp_path)
+    with open(tmp_path / "candidates.jsonl", "ab") as file:
+        file.write(b'{"kind": "candidate", "ver')
+    with pytest.warns(TornLineWarning):
+        collect(Drawing(), FEW, **chairs(), out=tmp_path)
+    assert contents(read_samples(tmp_path)) == contents(made.samples)
 
 
 def test_a_torn_last_line_is_told_and_made_again(tmp_path: Path):

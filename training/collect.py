@@ -266,8 +266,8 @@ class _Job:
                 waiting.append((context, missing))
         self.all = len(asked) * self.m
         self.told("responses", self.done, self.all)
-        if waiting:
-            with RecordWriter(self.folder / CANDIDATES, "candidate") as writer:
+        with RecordWriter(self.folder / CANDIDATES, "candidate") as writer:  # also mends a torn last line
+            if waiting:
                 run(self._all(iter(waiting), min(concurrency, len(waiting)), writer))
         return self.all - self.done
 
