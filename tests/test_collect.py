@@ -282,7 +282,8 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
     def run(folder: str, until: int | None) -> int:
         command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / folder)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             for seen, _ in enumerate(process.stdout, 1):
                 if seen == until:
                     process.kill()
