@@ -11,11 +11,12 @@ and Welsh, JRSS B 69 (2007) 369–390.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-__all__ = ["RESAMPLES", "clustered_bootstrap", "success_interval", "wilson"]
+__all__ = ["RESAMPLES", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
 
 RESAMPLES = 4000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 0.002 between seeds."""
@@ -81,11 +82,35 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
         return (0.0, edge) if rate == 0.0 else (1 - edge, 1.0)
     if np.ptp(solved / tried) == 0:
         return _wilson(rate, len(table))
+    low, high = _resampled(solved, tried, seed)
+    return min(rate, low), max(rate, high)
+
+
+def clustered_mean(values: Iterable[Sequence[float]], *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """The mean of all values and its 95 % percentile interval, resampling whole scenarios with replacement.
+
+    Args:
+        values: for every scenario, its values: differences of paired trials, say.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: without any value.
+    """
+    clusters = [cluster for cluster in values if cluster]
+    if not clusters:
+        raise ValueError("there is no value to take a mean of")
+    totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
+    tried = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
+    return float(totals.sum() / tried.sum()), _resampled(totals, tried, seed)
+
+
+def _resampled(totals: Any, tried: Any, seed: int) -> tuple[float, float]:
+    """The 95 % percentile interval of Σ totals / Σ tried when its rows are drawn with replacement."""
     draw = np.random.default_rng(seed)
-    step = max(1, _ENTRIES // len(table))
-    rates = np.empty(RESAMPLES)
+    step = max(1, _ENTRIES // len(totals))
+    means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, step):
-        chosen = draw.integers(0, len(table), (min(step, RESAMPLES - start), len(table)))
-        rates[start : start + step] = solved[chosen].sum(axis=1) / tried[chosen].sum(axis=1)
-    low, high = np.quantile(rates, (0.025, 0.975))
-    return min(rate, float(low)), max(rate, float(high))
+        chosen = draw.integers(0, len(totals), (min(step, RESAMPLES - start), len(totals)))
+        means[start : start + step] = totals[chosen].sum(axis=1) / tried[chosen].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

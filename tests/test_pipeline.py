@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -19,7 +20,7 @@ from esc_env.cli import main
 from esc_env.errors import ConfigError, ProtocolMismatch
 from esc_env.evaluation.runner import evaluate
 from esc_env.testing import ScriptedAgent
-from esc_env.training.ablate import ablate
+from esc_env.training.ablate import Claim, ablate
 from esc_env.training.pipeline import gain, run_pipeline
 from esc_env.training.reading import presets, read_pipeline
 
@@ -127,15 +128,28 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
 
 @pytest.mark.usefixtures("alternating")
 def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
-    config = read_pipeline("tiny", arguments(world, "--evaluate.personas", "none"))
-    arms = ["rlff", "format only", "env"]
+    few = ["--evaluate.personas", "guarded", "--evaluate.sweep", "0.0", "0.5"]
+    config = read_pipeline("tiny", arguments(world, *few))
+    arms = ["rlff", "no KL", "format only", "random + format", "env"]
     table = ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None)
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["before GRPO", *arms]
-    assert (tmp_path / "seed-0" / "rlff" / "sft").resolve() == tmp_path / "seed-0" / "shared" / "sft"
-    assert not (tmp_path / "seed-0" / "format-only" / "rm").exists()
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    before = ["before GRPO", "before GRPO, temperature 0", "before GRPO, temperature 0.5"]
+    assert rows[2:10] == [*before, *arms]
+    assert table.count("does not hold") + table.count("| holds |") == 5
+    assert rows[-6:] == ["before GRPO", *arms]
+    home = tmp_path / "seed-0"
+    assert (home / "rlff" / "sft").resolve() == home / "shared" / "sft"
+    assert (home / "no-KL" / "rm").resolve() == (home / "rlff" / "rm").resolve() == home / "rm-classification" / "rm"
+    assert not (home / "format-only" / "rm").exists()
+    curves = ElementTree.parse(tmp_path / "curves.svg")
+    assert len(curves.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4 * len(arms)
     begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
+    assert "| random |" in ablate(config, tmp_path, seeds=1, arms=["random", "env"], jobs=2)
+    now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert {**now, **begun} == now
+    assert home / "random" / "grpo" / "model.safetensors" in now
     with pytest.raises(ConfigError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
@@ -190,6 +204,22 @@ def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path
     assert stop == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("claim", "difference", "interval", "holds"),
+    [
+        (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.01, 0.3), True),
+        (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.0, 0.3), False),
+        (Claim("env", "best", least=0.15, above=0.0), 0.14, (0.1, 0.2), False),
+        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.09), True),
+        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.1), False),
+    ],
+)
+def test_a_claim_holds_only_if_difference_and_interval_bear_it_out(
+    claim: Claim, difference: float, interval: tuple[float, float], holds: bool
+) -> None:
+    assert claim.holds(difference, interval) is holds
+
+
 def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
     class Kind(ScriptedAgent):
         pass
@@ -199,5 +229,6 @@ def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
     worse: dict[str, Any] = {"trials": 2, "critic": lambda scenario, dialogue: "same"}
     good = evaluate(ScriptedAgent(["Hello."]), people, out=tmp_path / "a", **options)
     bad = evaluate(Kind(["Hello."]), people, out=tmp_path / "b", **worse)
-    assert gain(bad, good) == {"difference": 1.0, "interval": [1.0, 1.0], "scenarios": 12}
-    assert gain(good, good)["difference"] == 0.0
+    assert gain([(bad, good)]) == {"difference": 1.0, "interval": [1.0, 1.0], "scenarios": 12}
+    assert (gain([(good, good), (bad, good)]) or {})["difference"] == 0.5
+    assert gain([]) is None

@@ -2,25 +2,31 @@
 
     esc train ablate --preset tiny --out runs/ablation
 
-    OUT/seed-0/shared   sft, collect, and the evaluation of the policy before GRPO
-    OUT/seed-0/ARM      rm, grpo and evaluation of one arm; what it shares is a link
-    OUT/report.json, .md
+    OUT/seed-0/shared    sft, collect, and the policy before GRPO, evaluated at every temperature
+    OUT/seed-0/rm-KIND   a reward model
+    OUT/seed-0/ARM       grpo and evaluation of one arm; what it shares is a link
+    OUT/report.json, .md, curves.svg
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from esc_env.errors import ConfigError, did_you_mean
+from esc_env.evaluation.report import Report
 from esc_env.records import write_json
 from esc_env.training.config import PipelineConfig
-from esc_env.training.pipeline import run_pipeline
+from esc_env.training.pipeline import best_start, evaluations, gain, run_pipeline, texture
 
-__all__ = ["ARMS", "ablate"]
+__all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
 
 ARMS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "rlff": {"grpo": {"reward": "rlff"}, "rm": {"kind": "classification"}},
@@ -29,12 +35,61 @@ ARMS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "env": {"grpo": {"reward": "env"}},
     "future": {"grpo": {"reward": "future"}},
     "no think-format": {"grpo": {"reward": "rlff", "alpha": 0.0}, "rm": {"kind": "classification"}},
+    "no KL": {"grpo": {"reward": "rlff", "beta": 0.0}, "rm": {"kind": "classification"}},
     "format only": {"grpo": {"reward": "format"}},
     "random + format": {"grpo": {"reward": "random"}},
     "random": {"grpo": {"reward": "random", "alpha": 0.0}},
 }
 """What is changed for each row of the table. *Source:* the ablations of RLFF-ESC (arXiv 2508.12935); env, future,
-format only and random without format are ours."""
+no KL, format only and random without format are ours."""
+
+START = "before GRPO"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that the table is to show, in points of SR, paired by episode and clustered by scenario.
+
+    Attributes:
+        arm, over: whose SR is compared. `over` is an arm, `best` (the policy before GRPO at its best temperature on
+            these very episodes) or `start` (at the evaluation temperature).
+        least: the difference must be at least this large; None asks for nothing.
+        above: the lower end of the 95 % interval must lie above this.
+        below: its upper end must lie below this.
+    """
+
+    arm: str
+    over: str
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, difference: float, interval: Sequence[float]) -> bool:
+        """Whether a measured difference, in [-1, 1], and its interval bear it out."""
+        return (
+            (self.least is None or difference >= self.least)
+            and (self.above is None or interval[0] > self.above)
+            and (self.below is None or interval[1] < self.below)
+        )
+
+    def __str__(self) -> str:
+        over = {"best": f"{START}, at its best temperature", "start": START}.get(self.over, self.over)
+        asked = [
+            "" if self.least is None else f"≥ {100 * self.least:+.0f} points",
+            "" if self.above is None else f"interval above {100 * self.above:.0f}",
+            "" if self.below is None else f"interval below {100 * self.below:+.0f}",
+        ]
+        return f"{self.arm} − {over}: {', '.join(filter(None, asked))}"
+
+
+CLAIMS = (
+    Claim("env", "best", least=0.15, above=0.0),
+    Claim("rlff", "best", above=0.0),
+    Claim("rlff", "random + format", above=0.0),
+    Claim("rlff", "format only", above=0.0),
+    Claim("random + format", "start", below=0.10),
+)
+"""What must hold for the machinery to count as learning. Set before anything was measured."""
 
 _SHARED = ("base", "population.jsonl", "sft", "collect")
 
@@ -45,6 +100,7 @@ def ablate(
     *,
     seeds: int = 3,
     arms: Sequence[str] | None = None,
+    jobs: int = 1,
     told: Callable[[str], None] = print,
 ) -> str:
     """Run all arms; returns the table as Markdown, also kept as report.md. The same call resumes.
@@ -54,78 +110,261 @@ def ablate(
         folder: where everything is kept.
         seeds: training seeds, at least 1.
         arms: names of `ARMS`; None for all.
-        told: told one line about what happens.
+        jobs: how many are trained at the same time, each in a process of its own, at least 1.
+        told: told one line about what happens; with several jobs each process prints its own lines.
 
     Raises:
-        ConfigError: an unknown arm, or no seed.
+        ConfigError: an unknown arm, no seed, or no job.
     """
     chosen = list(arms or ARMS)
     for name in chosen:
         if name not in ARMS:
             raise ConfigError(f"there is no arm {name!r}. {did_you_mean(name, ARMS)}")
-    if seeds < 1:
-        raise ConfigError(f"seeds = {seeds} must be at least 1")
+    for number, what in ((seeds, "seeds"), (jobs, "jobs")):
+        if number < 1:
+            raise ConfigError(f"{what} = {number} must be at least 1")
     folder = Path(folder)
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    starts = []
-    for seed in range(config.setting.seed, config.setting.seed + seeds):
-        home = folder / f"seed-{seed}"
-        shared = _with(config, seed, {}, skip=["rm", "grpo"])
-        told(f"seed {seed}: shared")
-        starts.append(run_pipeline(shared, home / "shared", told=told)["evaluation"]["start"])
-        for name in chosen:
-            told(f"seed {seed}: {name}")
-            arm = home / name.replace(" ", "-").replace("+", "and").replace("--", "-")
-            _link(home / "shared", arm)
-            made[name].append(run_pipeline(_with(config, seed, ARMS[name], skip=["sft", "collect"]), arm, told=told))
-    table = _table(starts, made)
-    write_json(folder / "report.json", {"start": starts, "arms": made})
+    every = [replace(config, setting=replace(config.setting, seed=config.setting.seed + i)) for i in range(seeds)]
+    homes = [folder / f"seed-{each.setting.seed}" for each in every]
+    kinds = sorted({ARMS[name]["rm"]["kind"] for name in chosen if "rm" in ARMS[name]})
+    for jobs_of in (_begin, partial(_judges, kinds=kinds), partial(_train, arms=chosen)):
+        _run_all([job for each, home in zip(every, homes, strict=True) for job in jobs_of(each, home)], jobs, told)
+    starts = [evaluations(home / "shared") for home in homes]
+    made = {name: [evaluations(_place(home, name)) for home in homes] for name in chosen}
+    facts = _facts(starts, made, config.evaluate.personas)
+    curves = {name: [_log(_place(home, name)) for home in homes] for name in chosen}
+    write_json(folder / "report.json", facts)
+    (folder / "curves.svg").write_text(_curves_svg(curves), encoding="utf-8")
+    table = _markdown(facts)
     (folder / "report.md").write_text(table, encoding="utf-8")
     return table
 
 
-def _with(
-    config: PipelineConfig, seed: int, changes: Mapping[str, Mapping[str, Any]], *, skip: list[str]
-) -> PipelineConfig:
-    """The configuration of one arm and seed."""
+# --- what is run ----------------------------------------------------------------------------------
+
+_Job = tuple[PipelineConfig, Path]
+
+
+def _begin(config: PipelineConfig, home: Path) -> Iterator[_Job]:
+    yield _with(config, {}, skip=["rm", "grpo"]), home / "shared"
+
+
+def _judges(config: PipelineConfig, home: Path, kinds: Iterable[str]) -> Iterator[_Job]:
+    for kind in kinds:
+        _link(home / "shared", home / f"rm-{kind}")
+        skip = ["sft", "collect", "grpo", "evaluate"]
+        yield _with(config, {"rm": {"kind": kind}}, skip=skip), home / f"rm-{kind}"
+
+
+def _train(config: PipelineConfig, home: Path, arms: Iterable[str]) -> Iterator[_Job]:
+    for name in arms:
+        place = _place(home, name)
+        _link(home / "shared", place)
+        if "rm" in ARMS[name]:
+            _point(place / "rm", home / f"rm-{ARMS[name]['rm']['kind']}" / "rm")
+        yield _with(config, ARMS[name], skip=["sft", "collect", "rm"]), place
+
+
+def _place(home: Path, arm: str) -> Path:
+    return home / arm.replace(" + ", "-and-").replace(" ", "-")
+
+
+def _with(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], *, skip: list[str]) -> PipelineConfig:
+    """The configuration of one job."""
+    seed = config.setting.seed
     stages: dict[str, Any] = {
         name: replace(getattr(config, name), seed=seed, **changes.get(name, {})) for name in ("sft", "rm", "grpo")
     }
-    return replace(config, setting=replace(config.setting, seed=seed, skip=skip), **stages)
+    return replace(config, setting=replace(config.setting, skip=skip), **stages)
 
 
 def _link(shared: Path, arm: Path) -> None:
     """Let an arm begin with what all arms share."""
     (arm / "eval").mkdir(parents=True, exist_ok=True)
     for path in (*(shared / name for name in _SHARED), *(shared / "eval").glob("start*")):
-        link = arm / path.relative_to(shared)
-        if path.exists() and not link.is_symlink():
-            link.symlink_to(path.resolve())
+        if path.exists():
+            _point(arm / path.relative_to(shared), path)
 
 
-def _table(starts: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """SR of every arm: mean over seeds, each seed, and its gain over the policy it began with."""
+def _point(link: Path, there: Path) -> None:
+    if not link.is_symlink():
+        link.symlink_to(there.resolve())
+
+
+def _run_all(todo: Sequence[_Job], jobs: int, told: Callable[[str], None]) -> None:
+    if jobs == 1:
+        for config, place in todo:
+            told(str(place))
+            run_pipeline(config, place, told=told)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(_run, config, place) for config, place in todo]
+        try:
+            for ended in as_completed(running):
+                ended.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run(config: PipelineConfig, place: Path) -> None:
+    run_pipeline(config, place, told=lambda line: print(f"{place.parent.name}, {place.name}: {line}", flush=True))
+
+
+# --- what came of it ------------------------------------------------------------------------------
+
+_Runs = Mapping[str, Report]
+
+
+def _facts(starts: Sequence[_Runs], made: Mapping[str, Sequence[_Runs]], personas: Sequence[str]) -> dict[str, Any]:
+    """All numbers of the report. Differences are of the same episodes, over all training seeds."""
+    best = [runs[best_start(runs) or "start"] for runs in starts]
+    swept = sorted({name for runs in starts for name in runs if name.startswith("start-t")})
+    rows = {START: _row([runs["start"] for runs in starts], best)}
+    for name in swept:
+        rows[f"{START}, temperature {name[7:]}"] = _row([runs[name] for runs in starts], best)
+    ends = {name: [runs["grpo"] for runs in each] for name, each in made.items()}
+    for name, runs in ends.items():
+        rows[name] = _row(runs, best)
+    sides = {"best": best, "start": [runs["start"] for runs in starts], **ends}
+    claims = []
+    for claim in CLAIMS:
+        if claim.arm in sides and claim.over in sides:
+            change = gain(zip(sides[claim.over], sides[claim.arm], strict=True))
+            if change is not None:
+                met = claim.holds(change["difference"], change["interval"])
+                claims.append({"claim": str(claim), **change, "met": met})
+    others: dict[str, Any] = {}
+    for persona in personas:
+        before = [runs[f"start-{persona}"] for runs in starts]
+        others[persona] = {START: _row(before, before)}
+        for name, each in made.items():
+            others[persona][name] = _row([runs[f"grpo-{persona}"] for runs in each], before)
+    return {"rows": rows, "claims": claims, "personas": others}
+
+
+def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
+    rates = [run.success_rate or 0.0 for run in runs]
+    looks = [texture(run) for run in runs]
+    return {
+        "success_rate": fmean(rates),
+        "each": rates,
+        "average_turns": fmean(run.average_turns or 0.0 for run in runs),
+        "conversations": sum(run.completed for run in runs),
+        "errors": sum(run.errors for run in runs),
+        **{name: fmean(look[name] or 0.0 for look in looks) for name in ("distinct_2", "words", "top_reply")},
+        "gain": gain(zip(before, runs, strict=True)),
+    }
+
+
+def _points(change: Mapping[str, Any] | None) -> str:
+    if change is None:
+        return "–"
+    low, high = change["interval"]
+    return f"{100 * change['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _markdown(facts: Mapping[str, Any]) -> str:
     lines = [
-        "| arm | SR | AT | SR of each seed | gain of each seed in points (95 % interval) | distinct-2 | top reply |",
-        "|---|---|---|---|---|---|---|",
-        _line("before GRPO", starts, ""),
+        f"Gains are in points of SR over the policy {START} at its best temperature, in the same episodes; in brackets "
+        "the 95 % interval, clustered by scenario.",
+        "",
+        "| policy | SR | each seed | AT | gain | conversations | errors | distinct-2 | words | most frequent reply |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, reports in made.items():
-        gains = ", ".join(
-            f"{100 * report['gain']['difference']:+.1f} "
-            f"({100 * report['gain']['interval'][0]:+.1f} to {100 * report['gain']['interval'][1]:+.1f})"
-            for report in reports
+    for name, row in facts["rows"].items():
+        each = ", ".join(f"{rate:.1%}" for rate in row["each"])
+        lines.append(
+            f"| {name} | {row['success_rate']:.1%} | {each} | {row['average_turns']:.2f} | {_points(row['gain'])} | "
+            f"{row['conversations']} | {row['errors']} | {row['distinct_2']:.3f} | {row['words']:.1f} | "
+            f"{row['top_reply']:.1%} |"
         )
-        lines.append(_line(name, [report["evaluation"]["grpo"] for report in reports], gains))
+    if facts["claims"]:
+        lines += ["", "| claim | measured | |", "|---|---|---|"]
+        lines += [
+            f"| {item['claim']} | {_points(item)} | {'holds' if item['met'] else '**does not hold**'} |"
+            for item in facts["claims"]
+        ]
+    if facts["personas"]:
+        names = list(next(iter(facts["personas"].values())))
+        lines += [
+            "",
+            f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them.",
+            "",
+            f"| policy | {' | '.join(facts['personas'])} |",
+            f"|---|{'---|' * len(facts['personas'])}",
+        ]
+        for name in names:
+            cells = [rows[name] for rows in facts["personas"].values()]
+            shown = [
+                f"{cell['success_rate']:.1%}" + ("" if name == START else f", {_points(cell['gain'])}")
+                for cell in cells
+            ]
+            lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, runs: Sequence[Mapping[str, Any]], gains: str) -> str:
-    def mean(field: str) -> float:
-        return fmean(run[field] or 0.0 for run in runs)
+# --- learning curves ------------------------------------------------------------------------------
 
-    each = ", ".join(f"{run['success_rate'] or 0.0:.1%}" for run in runs)
+_PANELS = {
+    "valid/success_rate": "SR on valid",
+    "reward": "reward (each arm has its own)",
+    "entropy": "entropy, nats per token",
+    "text/distinct_2": "distinct-2 of a batch",
+}
+_INKS = ("#2563eb", "#0891b2", "#7c3aed", "#dc2626", "#ea580c", "#16a34a", "#db2777", "#525252", "#a3a3a3", "#ca8a04")
+
+
+def _log(place: Path) -> list[dict[str, Any]]:
+    log: list[dict[str, Any]] = json.loads((place / "grpo" / "log.json").read_text(encoding="utf-8"))
+    return log
+
+
+def _curves_svg(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:
+    """Learning curves of every arm, the mean of its seeds: one panel for each thing that is watched."""
+    wide, high = 300, 180
+    parts = []
+    for number, (column, title) in enumerate(_PANELS.items()):
+        left, top = 50 + number % 2 * (wide + 60), 30 + number // 2 * (high + 60)
+        lines = {name: _mean_curve(each, column) for name, each in logs.items()}
+        values = [value for line in lines.values() for _, value in line] or [0.0]
+        floor, ceiling = min(0.0, *values), max(values) or 1.0
+        last = max((step for line in lines.values() for step, _ in line), default=0) or 1
+        parts.append(
+            f'<text x="{left}" y="{top - 8}" font-weight="bold">{title}</text><rect x="{left}" y="{top}" '
+            f'width="{wide}" height="{high}" fill="none" stroke="#999"/>'
+            f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{ceiling:.2g}</text>'
+            f'<text x="{left - 6}" y="{top + high}" text-anchor="end">{floor:.2g}</text>'
+            f'<text x="{left + wide}" y="{top + high + 16}" text-anchor="end">step {last}</text>'
+        )
+        for ink, (name, line) in enumerate(lines.items()):
+            points = " ".join(
+                f"{left + wide * step / last:.1f},{top + high - high * (value - floor) / (ceiling - floor or 1):.1f}"
+                for step, value in line
+            )
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{_INKS[ink % len(_INKS)]}" stroke-width="1.6">'
+                f"<title>{name}</title></polyline>"
+            )
+    below = 30 + 2 * (high + 60)
+    for ink, name in enumerate(logs):
+        x, y = 50 + ink % 5 * 140, below + ink // 5 * 18
+        parts.append(
+            f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{_INKS[ink % len(_INKS)]}"/>'
+            f'<text x="{x + 14}" y="{y}">{name}</text>'
+        )
+    size = (2 * wide + 140, below + 18 * ((len(logs) + 4) // 5))
     return (
-        f"| {name} | {mean('success_rate'):.1%} | {mean('average_turns'):.2f} | {each} | {gains} | "
-        f"{mean('distinct_2'):.3f} | {mean('top_reply'):.1%} |"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" '
+        f'height="{size[1]}" role="img" font-family="sans-serif" font-size="11"><title>Learning curves</title>'
+        f'<rect width="{size[0]}" height="{size[1]}" fill="white"/>{"".join(parts)}</svg>\n'
     )
+
+
+def _mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], column: str) -> list[tuple[int, float]]:
+    found: dict[int, list[float]] = {}
+    for log in logs:
+        for entry in log:
+            if entry.get(column) is not None:
+                found.setdefault(int(entry["step"]), []).append(float(entry[column]))
+    return [(step, fmean(values)) for step, values in sorted(found.items())]

@@ -307,8 +307,11 @@ class EvaluateStage(_Checked):
         trials: conversations per scenario, at least 1.
         temperature: of the policy. *Source:* PPDPP: 0.
         seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
+        sweep: other temperatures that the policy before GRPO is evaluated at. GRPO sharpens a policy, which a lower
+            temperature does for nothing: what it gains is told over the best of them.
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
             from one simulator's habits. `none` for none.
+        persona_trials: conversations per scenario and persona, at least 1.
         concurrency: conversations held at the same time.
     """
 
@@ -317,15 +320,20 @@ class EvaluateStage(_Checked):
     temperature: float = 0.0
     seeker: str = ""
     critic: str = ""
+    sweep: list[float] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
+    persona_trials: int = 1
     concurrency: int = 64
 
     def __post_init__(self) -> None:
         self._at_least_or_none("limit", 1)
         self._at_least("trials", 1)
         self._at_least("temperature", 0)
+        self._at_least("persona_trials", 1)
         self._at_least("concurrency", 1)
         self._none_as_empty("personas")
+        if any(not temperature >= 0 for temperature in self.sweep):
+            raise self._wrong("sweep", "holds a temperature below 0")
 
 
 @dataclass(frozen=True, kw_only=True)

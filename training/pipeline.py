@@ -19,9 +19,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from itertools import pairwise
@@ -37,11 +38,13 @@ from esc_env.datasets import load_scenarios
 from esc_env.errors import ConfigError, ProtocolMismatch
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import evaluate, is_run, read_run
+from esc_env.evaluation.statistics import clustered_mean
 from esc_env.models import ModelSettings
 from esc_env.protocols import Agent
 from esc_env.records import RecordWriter, read_records, write_json
 from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
 from esc_env.rules import Rules
+from esc_env.seeds import derive
 from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
 from esc_env.training.config import GRPOStage, PipelineConfig, Setting
@@ -49,7 +52,9 @@ from esc_env.training.data import CANDIDATES, Sample, read_samples
 from esc_env.training.stage import is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
 
-__all__ = ["asked", "gain", "lessons_from", "optimise", "prompts_from", "run_pipeline"]
+__all__ = [
+    "asked", "best_start", "evaluations", "gain", "lessons_from", "optimise", "prompts_from", "run_pipeline", "texture",
+]  # fmt: skip
 
 TINY = "tiny"
 """The model that is made from scratch."""
@@ -187,17 +192,25 @@ class _Pipeline:
         if is_main():
             stage = self.config.evaluate
             for name, policy in self._policies().items():
-                agent = self._agent(policy, stage.temperature)
-                for persona in (None, *stage.personas):
-                    label = name if persona is None else f"{name}-{persona}"
-                    report = evaluate(
-                        agent, self.setting.test, seeker=stage.seeker or self.setting.seeker,
-                        critic=stage.critic or self.setting.critic, rules=self.rules, persona=persona,
-                        limit=stage.limit, trials=stage.trials, seed=self.setting.seed + (persona is not None),
-                        out=self.folder / "eval" / label, concurrency=stage.concurrency,
-                    )  # fmt: skip
-                    self.told(f"evaluate {label}: SR {_shown(report.success_rate, '.1%')}")
+                self._hold(name, policy, stage.temperature)
+                if name == "start":
+                    for temperature in stage.sweep:
+                        self._hold(f"{name}-t{temperature:g}", policy, temperature)
+                for persona in stage.personas:
+                    self._hold(f"{name}-{persona}", policy, stage.temperature, persona)
         _together()
+
+    def _hold(self, label: str, policy: str, temperature: float, persona: str | None = None) -> None:
+        """The conversations of one evaluation. Those with a persona have other seeds than the rest."""
+        stage = self.config.evaluate
+        report = evaluate(
+            self._agent(policy, temperature), self.setting.test, seeker=stage.seeker or self.setting.seeker,
+            critic=stage.critic or self.setting.critic, rules=self.rules, persona=persona, limit=stage.limit,
+            trials=stage.persona_trials if persona else stage.trials,
+            seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
+            out=self.folder / "eval" / label, concurrency=stage.concurrency,
+        )  # fmt: skip
+        self.told(f"evaluate {label}: SR {_shown(report.success_rate, '.1%')}")
 
     # --- what they need -------------------------------------------------------------------------------
 
@@ -287,18 +300,20 @@ class _Pipeline:
 
     def report(self) -> dict[str, Any]:
         """Everything that is known about the run, written as report.json and report.md by the first process."""
-        runs = {path.name: read_run(path) for path in sorted((self.folder / "eval").glob("*")) if is_run(path)}
+        runs = evaluations(self.folder)
+        best = best_start(runs)
         made: dict[str, Any] = {
             "setting": asdict(self.setting),
             "reward": self.config.grpo.reward,
             "evaluation": {
                 name: {
                     "success_rate": run.success_rate, "interval": run.interval, "average_turns": run.average_turns,
-                    "conversations": run.completed, "errors": run.errors, **_texture(run),
+                    "conversations": run.completed, "errors": run.errors, **texture(run),
                 }
                 for name, run in runs.items()
             },
-            "gain": gain(runs["start"], runs["grpo"]) if {"start", "grpo"} <= set(runs) else None,
+            "gain": gain([(runs[best], runs["grpo"])]) if best and "grpo" in runs else None,
+            "gain_over": best,
             "valid": _read(self.folder / "grpo" / "valid.json"),
             "reward_model": _read(self.folder / "rm" / "report.json"),
             "collection": _read(self.folder / "collect" / "card.json"),
@@ -411,35 +426,37 @@ def optimise(
 # --- reporting ------------------------------------------------------------------------------------
 
 
-def gain(before: Report, after: Report, *, draws: int = 2000, seed: int = 0) -> dict[str, float | list[float] | int]:
-    """How much more `after` solves than `before` in the same episodes: the difference of SR and its 95 % interval.
+def evaluations(folder: Path) -> dict[str, Report]:
+    """The evaluations of a run by name: `start` and `grpo`, `start-tX` at another temperature, `NAME-PERSONA`."""
+    return {path.name: read_run(path) for path in sorted((folder / "eval").glob("*")) if is_run(path)}
 
-    Paired by episode; the interval resamples whole scenarios.
+
+def best_start(runs: Mapping[str, Report]) -> str | None:
+    """Which evaluation of the policy before GRPO has the best success rate, over all temperatures."""
+    swept = [name for name in runs if name == "start" or re.fullmatch(r"start-t[\d.e-]+", name)]
+    return max(swept, key=lambda name: runs[name].success_rate or 0.0, default=None)
+
+
+def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
+    """How much more the second run of each pair solves than the first: the difference of SR and its 95 % interval.
+
+    Paired by episode; the interval resamples whole scenarios, over all pairs (one for each training seed). None if no
+    episode ended in both runs.
     """
-    solved: dict[str, dict[int, list[bool]]] = {}
-    for run in (before, after):
-        for item in run.trajectories:
-            if item.completed:
-                solved.setdefault(item.scenario.id, {}).setdefault(item.trial, []).append(item.solved)
-    clusters = [
-        [int(pair[1]) - int(pair[0]) for pair in trials.values() if len(pair) == 2] for trials in solved.values()
-    ]
-    clusters = [cluster for cluster in clusters if cluster]
-    if not clusters:
-        return {"difference": 0.0, "interval": [-1.0, 1.0], "scenarios": 0}
-    generator = random.Random(seed)
-    means = sorted(
-        fmean(value for cluster in generator.choices(clusters, k=len(clusters)) for value in cluster)
-        for _ in range(draws)
-    )
-    return {
-        "difference": fmean(value for cluster in clusters for value in cluster),
-        "interval": [means[int(0.025 * draws)], means[int(0.975 * draws) - 1]],
-        "scenarios": len(clusters),
-    }
+    differences: dict[str, list[float]] = {}
+    for before, after in pairs:
+        known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
+        for item in after.trajectories:
+            if item.completed and (item.scenario.id, item.trial) in known:
+                change = float(item.solved) - float(known[item.scenario.id, item.trial])
+                differences.setdefault(item.scenario.id, []).append(change)
+    if not differences:
+        return None
+    mean, interval = clustered_mean(differences.values())
+    return {"difference": mean, "interval": list(interval), "scenarios": len(differences)}
 
 
-def _texture(run: Report) -> dict[str, float | None]:
+def texture(run: Report) -> dict[str, float | None]:
     """Whether replies have collapsed: distinct-2, words a reply, and the share of the most frequent one."""
     replies = [
         message.content.split()
@@ -488,8 +505,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
         low, high = change["interval"]
         lines += [
             "",
-            f"grpo − start: {100 * change['difference']:+.1f} points SR, 95 % interval {100 * low:+.1f} to "
-            f"{100 * high:+.1f}, paired by episode, clustered by {change['scenarios']} scenarios.",
+            f"grpo − {report['gain_over']}: {100 * change['difference']:+.1f} points SR, 95 % interval "
+            f"{100 * low:+.1f} to {100 * high:+.1f}, paired by episode, clustered by {change['scenarios']} scenarios.",
         ]
     if model := report["reward_model"]:
         lines += [

@@ -196,18 +196,22 @@ def _ablate(
         list[str] | None,
         typer.Option(help="Only this arm; repeat it for several. Default: all of the table.", show_default=False),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", "-j", min=1, help="How many are trained at the same time, each in its own process."),
+    ] = 1,
 ) -> None:
     """Train with every reward and control at identical settings, and print the table of what each one gains.
 
-    What arms share (sft, collect) is made once per seed. The same command goes on where it stopped. Fields of the
-    configuration are options, as in `esc train pipeline`.
+    What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
+    Fields of the configuration are options, as in `esc train pipeline`.
     """
     from esc_env.training.reading import read_pipeline
 
     config: PipelineConfig = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
 
-    typer.echo(ablate(config, out, seeds=seeds, arms=arm, told=typer.echo))
+    typer.echo(ablate(config, out, seeds=seeds, arms=arm, jobs=jobs, told=typer.echo))
 
 
 @app.command("presets")
