@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env.errors import ConfigError
+from esc_env.errors import ConfigError, ESCError
 from esc_env.training.config import (
     CollectStage,
     EvaluateStage,
     GRPOStage,
+    Models,
     PipelineConfig,
     RewardModelStage,
     Setting,
@@ -54,10 +55,15 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (Setting, {"skip": ["grop"]}, "Did you mean 'grpo'"),
         (Setting, {"test": "builtin:train"}, "what is trained on"),
         (Setting, {"max_turns": 0}, "must be at least 1"),
+        (GRPOStage, {"concurrency": 0}, "must be at least 1"),
+        (Models, {"rpm": 0}, "rpm = 0 must be at least 1"),
+        (Models, {"deadline": 0.0}, "must be above 0"),
+        (Models, {"budget": "5"}, "'5 USD' or '200k tokens'"),
+        (Models, {"record": "a", "replay": "b"}, "cannot be used together"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_name(kind: type, wrong: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ESCError, match=said):
         kind(**wrong)
 
 
@@ -126,6 +132,14 @@ class TestReading:
         assert (config.grpo.learning_rate, config.grpo.beta, config.grpo.max_steps) == (2e-5, 0.2, 7)
         assert config.grpo.gradient_checkpointing is False
         assert (config.grpo.seed, config.sft.seed, config.rm.seed, config.setting.skip) == (6, 6, 6, ["sft"])
+
+    def test_how_models_are_called_is_said_once_for_all_stages(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text('models: {budget: "5 USD", rpm: 60}\ngrpo: {concurrency: 8}\n')
+        made = self.read(str(file), "--budget", "7 USD", "--seed=3", "--models.timeout=9", "--cache", "kept.sqlite")
+        assert made.models == Models(budget="7 USD", rpm=60, timeout=9.0, cache="kept.sqlite")
+        assert made.models.settings(made.grpo.concurrency).concurrency == 8
+        assert (made.setting.seed, self.read("tiny").models) == (3, Models())
 
     def test_one_horizon_holds_for_all_stages(self) -> None:
         assert self.read("qwen2.5-0.5b", "--max-turns", "6").grpo.max_turns == 6

@@ -17,10 +17,12 @@ from tiny_models import CHATML, save_model
 
 from esc_env import Dialogue, Message
 from esc_env.cli import main
-from esc_env.errors import ConfigError, ProtocolMismatch
+from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
 from esc_env.evaluation.runner import evaluate
+from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
+from esc_env.training.collect import collect
 from esc_env.training.pipeline import gain, run_pipeline
 from esc_env.training.reading import presets, read_pipeline
 
@@ -177,6 +179,93 @@ def test_another_configuration_is_refused_in_the_same_folder(world: dict[str, Pa
         run_pipeline(
             read_pipeline("qwen2.5-0.5b", arguments(world, "--grpo.beta=0.5", *skip)), tmp_path, told=lambda line: None
         )
+
+
+def test_what_only_says_how_it_is_computed_is_no_other_run(world: dict[str, Path], tmp_path: Path) -> None:
+    skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
+    run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *skip)), tmp_path, told=lambda line: None)
+    path = tmp_path / "config.json"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    del known["models"], known["grpo"]["concurrency"], known["grpo"]["top_p"]  # as a version without them wrote it
+    path.write_text(json.dumps(known), encoding="utf-8")
+    other = [
+        "--budget=5 USD", "--rpm=60", "--timeout=9", "--collect.concurrency=3", "--grpo.concurrency=3",
+        "--evaluate.concurrency=3", "--grpo.save_limit=1",
+    ]  # fmt: skip
+    run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *other, *skip)), tmp_path, told=lambda line: None)
+    with pytest.raises(ProtocolMismatch, match=r"grpo.top_p: 1.0 there, 0.9 now"):
+        run_pipeline(
+            read_pipeline("qwen2.5-0.5b", arguments(world, "--grpo.top_p=0.9", *skip)), tmp_path, told=lambda line: None
+        )
+
+
+PAID = """
+from esc_env.testing import FakeChatModel
+
+seeker = FakeChatModel("It is my job.")
+"""
+
+
+def tokens() -> int:
+    return spent().prompt_tokens + spent().completion_tokens
+
+
+@pytest.mark.parametrize("reward", ["future", "env"])
+def test_a_spent_budget_stops_grpo_in_one_line_and_a_larger_one_goes_on(
+    reward: str, world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "paid.py").write_text(PAID, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    collect("builtin:template", world["train"], limit=2, source="human", candidates=1, out=tmp_path / "collect")
+
+    def grpo(*typed: str) -> tuple[int, str]:
+        warnings.simplefilter("ignore")
+        with pytest.raises(SystemExit) as ended:
+            main([
+                "train", "grpo", "--reward", reward, "--out", str(tmp_path / "grpo"), "--model", str(world["policy"]),
+                "--scenarios", str(world["train"]), "--data", str(tmp_path / "collect"), "--seeker",
+                "python:paid:seeker", "--agent", "builtin:template", "--group-size=4", "--batch-size=4",
+                "--accumulation=1", "--max-steps=3", "--save-steps=1", "--max-turns=2", "--completion-length=8",
+                "--prompt-length=200", "--precision=fp32", "--cpu", "--no-require-end", *typed,
+            ])  # fmt: skip
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().err
+
+    before = tokens()
+    assert grpo("--max-steps=1", "--out", str(tmp_path / "once"))[0] == 0
+    step = tokens() - before
+    code, told = grpo(f"--budget={tokens() + int(1.5 * step)} tokens", "--concurrency=2", "--rpm=100000")
+    assert code == 1
+    assert told.splitlines()[-1].startswith("esc: the budget of ")
+    assert "Traceback" not in told
+    assert [path.name for path in (tmp_path / "grpo" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert grpo(f"--budget={tokens() + 10 * step} tokens")[0] == 0
+    steps = [entry["step"] for entry in json.loads((tmp_path / "grpo" / "log.json").read_text(encoding="utf-8"))]
+    assert steps[-1] == 3
+
+
+def test_a_budget_holds_for_all_stages_of_a_pipeline_together(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "paid.py").write_text(PAID, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    chairs = ["--seeker=python:paid:seeker", "--evaluate.seeker=python:paid:seeker", "--grpo.reward=future"]
+    skip = ["--skip", "sft", "--evaluate.personas", "none", "--collect.agent=builtin:template"]
+
+    def pipeline(budget: int) -> dict[str, Any]:
+        config = read_pipeline("qwen2.5-0.5b", arguments(world, *chairs, f"--budget={budget} tokens", *skip))
+        return run_pipeline(config, tmp_path / "run", told=lambda line: None)
+
+    reached = []
+    for more in (1000, 1500, 2000, 3000, 4000, 6000, 8000, 10**6):
+        try:
+            report = pipeline(tokens() + more)
+            break
+        except BudgetExceeded:
+            reached.append(sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()))
+    assert ["collect"] in reached
+    assert ["collect", "grpo", "valid"] in reached
+    assert report["evaluation"]["grpo"]["conversations"] == 2
 
 
 def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:

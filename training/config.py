@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from esc_env.errors import ConfigError, did_you_mean
+from esc_env.models import ModelOptions, ModelSettings
 
 __all__ = [
-    "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage", "Setting",
-    "Stage",
+    "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "Models", "PipelineConfig", "RewardModelStage", "SFTStage",
+    "Setting", "Stage",
 ]  # fmt: skip
 
 STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
@@ -196,6 +197,7 @@ class GRPOStage(Stage):
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
         require_end: a reply that does not end by itself gets no reward for its future.
+        concurrency: calls in flight at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`trl vllm-serve` at `vllm_url`) or `off`.
         vllm_url: where that server listens.
@@ -217,6 +219,7 @@ class GRPOStage(Stage):
     prompt_length: int = 2048
     completion_length: int = 512
     require_end: bool = True
+    concurrency: int = 64
     save_steps: int = 50
     vllm: Literal["off", "colocate", "server"] = "off"
     vllm_url: str = "http://127.0.0.1:8000"
@@ -245,6 +248,7 @@ class GRPOStage(Stage):
         self._at_least("iterations", 1)
         self._at_least("prompt_length", 16)
         self._at_least("completion_length", 1)
+        self._at_least("concurrency", 1)
         if not 0 < self.top_p <= 1:
             raise self._wrong("top_p", "must lie in (0, 1]")
         if not 0 < self.vllm_memory < 1:
@@ -337,6 +341,61 @@ class EvaluateStage(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Models(_Checked):
+    """How chat models behind an API are called, in all stages alike, and what they may cost.
+
+    None of it changes what they are asked: a run goes on with other values.
+
+    Attributes:
+        budget: what each process may spend on models, such as `5 USD` or `200k tokens`; empty for no limit. Once it is
+            spent the run stops, and the same one with a larger budget goes on.
+        rpm: requests a minute per endpoint, at most; none for no limit.
+        tpm: tokens a minute per endpoint, prompt and completion together, at most; none for no limit.
+        timeout: seconds to wait for one answer of a server.
+        deadline: seconds for one call with all its retries; none for 600.
+        record: keep every request and its answer in this file.
+        replay: answer in the models' place from this file.
+        cache: answer from this file what is there, ask for and keep the rest.
+        wire: how requests travel: `aiohttp`, `openai` or `litellm`; `auto` takes aiohttp for openai/NAME and any @URL.
+    """
+
+    budget: str = ""
+    rpm: int | None = None
+    tpm: int | None = None
+    timeout: float = 60.0
+    deadline: float | None = None
+    record: str = ""
+    replay: str = ""
+    cache: str = ""
+    wire: Literal["auto", "aiohttp", "openai", "litellm"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("rpm", "tpm"):
+            self._at_least_or_none(name, 1)
+        for name in ("timeout", "deadline"):
+            if getattr(self, name) is not None:
+                self._above(name, 0)
+        self.settings(1)
+
+    def options(self, concurrency: int) -> ModelOptions:
+        """As keyword arguments of `collect` and `evaluate`, with so many calls in flight."""
+        return {
+            "concurrency": concurrency, "requests_per_minute": self.rpm, "tokens_per_minute": self.tpm,
+            "timeout": self.timeout, "deadline": self.deadline, "budget": self.budget or None,
+            "record": self.record or None, "replay": self.replay or None, "cache": self.cache or None,
+            "wire": self.wire,
+        }  # fmt: skip
+
+    def settings(self, concurrency: int) -> ModelSettings:
+        """The same for a chair that is resolved by hand.
+
+        Raises:
+            SpecError: no amount, or two of record, replay and cache.
+        """
+        return ModelSettings.of(self.options(concurrency))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting(_Checked):
     """What all stages of a pipeline have in common: who is trained, with whom, on which scenarios.
 
@@ -392,10 +451,12 @@ class PipelineConfig:
 
     Attributes:
         setting: what the stages have in common.
+        models: how the chat models of all stages are called, and what they may cost.
         sft, collect, rm, grpo, evaluate: the stages. Their `model`, `seed` and `max_turns` are the setting's.
     """
 
     setting: Setting = field(default_factory=Setting)
+    models: Models = field(default_factory=Models)
     sft: SFTStage = field(default_factory=SFTStage)
     collect: CollectStage = field(default_factory=CollectStage)
     rm: RewardModelStage = field(default_factory=RewardModelStage)

@@ -34,7 +34,7 @@ from esc_env.training.stage import (
     local,
     open_stage,
     prompt_ids,
-    resume_from,
+    run_trainer,
     shortened,
 )
 
@@ -336,7 +336,7 @@ def _train(
         rollout_func=rollout,
         callbacks=[_Watch(folder, local(config.model), evaluate)],
     )
-    trainer.train(resume_from_checkpoint=resume_from(folder))
+    run_trainer(trainer, folder)
     valid = _valid(folder)
     trained = {step: rate for step, rate in valid.items() if step}
     chosen = max(trained, key=lambda step: (trained[step], -step)) if trained else trainer.state.global_step

@@ -27,7 +27,7 @@ from typing import Any
 from esc_env._loop import run
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
-from esc_env.errors import ConfigError
+from esc_env.errors import BudgetExceeded, ConfigError
 from esc_env.protocols import Reply
 from esc_env.rewards import CombinedReward, Future, ThinkFormatReward, combine, grpo_row, value
 from esc_env.rewards.future import GAMMA
@@ -167,6 +167,9 @@ class Online:
                 table.close(error)
                 raise
             trajectories = held.result()
+        for failure in filter(None, (trajectory.failure for trajectory in trajectories)):
+            if failure.kind == BudgetExceeded.__name__:
+                raise BudgetExceeded(failure.message)
         return self._rows_of(trajectories, spoken, scenarios, step)
 
     def _context(self, scenario: Scenario, dialogue: Dialogue) -> list[int]:

@@ -30,14 +30,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esc_env import _loop
 from esc_env.agents.chat import ChatAgent, system_prompt
 from esc_env.agents.spec import resolve_agent
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios
-from esc_env.errors import ConfigError, ProtocolMismatch
+from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
 from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import evaluate, is_run, read_run
+from esc_env.evaluation.runner import check_models, evaluate, is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
 from esc_env.models import ModelSettings
 from esc_env.protocols import Agent
@@ -47,9 +48,9 @@ from esc_env.rules import Rules
 from esc_env.seeds import derive
 from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
-from esc_env.training.config import GRPOStage, PipelineConfig, Setting
+from esc_env.training.config import CollectStage, GRPOStage, Models, PipelineConfig, Setting
 from esc_env.training.data import CANDIDATES, Sample, read_samples
-from esc_env.training.stage import is_main, load_tokenizer, prompt_ids
+from esc_env.training.stage import FREE, is_finished, is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
 
 __all__ = [
@@ -114,12 +115,14 @@ class _Pipeline:
         wanted = json.loads(json.dumps(asdict(self.config)))
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if known is not None:
-            free = {"skip"}  # which stages are run now is no part of what they make
+            free = {"skip", *FREE, *wanted["models"]}  # which stages are run now, and how they are computed
+            defaults = json.loads(json.dumps(asdict(PipelineConfig())))  # of a field that came later
+            then = {section: {**defaults[section], **known.get(section, {})} for section in wanted}
             differing = [
-                f"{section}.{name}: {known.get(section, {}).get(name)!r} there, {value!r} now"
+                f"{section}.{name}: {then[section].get(name)!r} there, {value!r} now"
                 for section, values in wanted.items()
                 for name, value in values.items()
-                if name not in free and known.get(section, {}).get(name) != value
+                if name not in free and then[section].get(name) != value
             ]
             if differing:
                 raise ProtocolMismatch(f"{self.folder} holds another run ({'; '.join(differing)}). Give another --out")
@@ -152,7 +155,8 @@ class _Pipeline:
                 self.setting.scenarios, seeker=self.setting.seeker, critic=self.setting.critic, rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, trials=stage.trials, valid=stage.valid, seed=self.setting.seed,
-                out=self.folder / "collect", temperature=stage.temperature, concurrency=stage.concurrency,
+                out=self.folder / "collect", temperature=stage.temperature,
+                **self.config.models.options(stage.concurrency),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
             self.told(f"collect: {made.card['samples']:,} samples, solved {solved or 0:.1%}")
@@ -185,6 +189,7 @@ class _Pipeline:
             reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
             continuing=self.config.collect.agent or self._agent(self._policy(), self.config.collect.temperature),
             success=self._success,
+            models=self.config.models,
         )
 
     def evaluate(self) -> None:
@@ -208,7 +213,7 @@ class _Pipeline:
             critic=stage.critic or self.setting.critic, rules=self.rules, persona=persona, limit=stage.limit,
             trials=stage.persona_trials if persona else stage.trials,
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
-            out=self.folder / "eval" / label, concurrency=stage.concurrency,
+            out=self.folder / "eval" / label, **self.config.models.options(stage.concurrency),
         )  # fmt: skip
         self.told(f"evaluate {label}: SR {_shown(report.success_rate, '.1%')}")
 
@@ -250,10 +255,13 @@ class _Pipeline:
 
         path = self.folder / "population.jsonl"
         if is_main() and not path.exists():
+            models = self.config.models.settings(self.config.collect.concurrency)
             held = population(
-                load_scenarios(self.setting.scenarios), self.setting.seeker, self.setting.critic, self.rules,
+                load_scenarios(self.setting.scenarios), resolve_seeker(self.setting.seeker, models),
+                resolve_critic(self.setting.critic, models), self.rules,
                 renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
             )  # fmt: skip
+            _stop_if_spent(held)
             fresh = path.with_suffix(".new")
             fresh.unlink(missing_ok=True)
             with RecordWriter(fresh, "trajectory") as writer:
@@ -284,7 +292,7 @@ class _Pipeline:
             self._agent(policy, self.config.evaluate.temperature), self.setting.valid, seeker=self.setting.seeker,
             critic=self.setting.critic, rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
             out=self.folder / "valid" / Path(policy).name, fresh=True,
-            concurrency=self.config.evaluate.concurrency,
+            **self.config.models.options(self.config.evaluate.concurrency),
         )  # fmt: skip
         self.told(f"valid, {Path(policy).name}: SR {_shown(report.success_rate, '.1%')}")
         return report.success_rate or 0.0
@@ -323,6 +331,12 @@ class _Pipeline:
             write_json(self.folder / "report.json", made)
             (self.folder / "report.md").write_text(_markdown(made), encoding="utf-8")
         return made
+
+
+def _stop_if_spent(held: Sequence[Trajectory]) -> None:
+    for item in held:
+        if item.failure and item.failure.kind == BudgetExceeded.__name__:
+            raise BudgetExceeded(f"{item.failure.message}. The conversations of sft_data population begin anew")
 
 
 # --- pieces that single commands use too ----------------------------------------------------------
@@ -368,6 +382,7 @@ def optimise(
     reward_model: str | Path | None = None,
     continuing: str | Agent | None = None,
     success: Callable[[str], float] | None = None,
+    models: Models | None = None,
 ) -> Path:
     """GRPO with the reward that `config.reward` names: R + α · R_thk-fmt.
 
@@ -379,9 +394,12 @@ def optimise(
         reward_model: for `rlff`.
         continuing: who goes on after a response, for `future`: the policy as it was when it was collected from.
         success: see `train_grpo`.
+        models: how chat models in the chairs are called, for `future` and `env`.
 
     Raises:
         ConfigError: the reward lacks what it needs.
+        BudgetExceeded: the budget is spent; the same call with a larger one goes on from the last checkpoint.
+        ModelError: a chat model does not answer at all; nothing was started.
     """
     from esc_env.training.grpo import train_grpo
     from esc_env.training.online import Online, opener
@@ -389,8 +407,10 @@ def optimise(
     rules = Rules(max_turns=config.max_turns)
     system = asked(setting.style)
     tokenizer = load_tokenizer(config.model)
+    settings = (models or Models()).settings(config.concurrency)
     if config.reward == "env":
-        chairs = Chairs(resolve_seeker(setting.seeker), resolve_critic(setting.critic), rules)
+        chairs = Chairs(resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules)
+        _check(folder, ("seeker", chairs.seeker), ("critic", chairs.critic))
         online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
         return train_grpo(
             config, folder, reward=online.reward, prompts=online.rows, rollout=online.rollout, evaluate=success
@@ -409,10 +429,12 @@ def optimise(
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
+        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature)
         first = FutureReward(
-            resolve_agent(continuing) if isinstance(continuing, str) else continuing, setting.seeker, setting.critic,
-            rules, seed=config.seed,
+            agent, resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules,
+            seed=config.seed, concurrency=config.concurrency,
         )  # fmt: skip
+        _check(folder, ("seeker", first.chairs.seeker), ("critic", first.chairs.critic), ("agent", agent))
     else:
         first = RandomReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
@@ -421,6 +443,12 @@ def optimise(
     else:
         reward = combine({"reply": first, "format": form}, reply=1.0, format=config.alpha)
     return train_grpo(config, folder, reward=reward, prompts=prompts, evaluate=success)
+
+
+def _check(folder: str | Path, *seated: tuple[str, object]) -> None:
+    """Ask the chairs' models for a word before any weights are loaded, if there is anything left to train."""
+    if is_main() and not is_finished(Path(folder)):
+        _loop.run(check_models(*seated))
 
 
 # --- reporting ------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
     grpo: {learning_rate: 2e-5}
 
 A file holds one section per part of `PipelineConfig`. On the command line a field of a stage is `--grpo.learning_rate
-2e-5` (or `--grpo.learning-rate=2e-5`), one of the setting stands without a prefix: `--model PATH`.
+2e-5` (or `--grpo.learning-rate=2e-5`), one of the setting or of models stands without a prefix: `--model PATH`,
+`--budget "5 USD"`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from esc_env.training.config import (
     CollectStage,
     EvaluateStage,
     GRPOStage,
+    Models,
     PipelineConfig,
     RewardModelStage,
     Setting,
     SFTStage,
 )
 
-__all__ = ["ACCELERATE", "PRESETS", "parse", "presets", "read_pipeline", "read_sections"]
+__all__ = ["ACCELERATE", "PRESETS", "apart", "parse", "presets", "read_pipeline", "read_sections"]
 
 PRESETS = Path(__file__).with_name("presets")
 """The folder of the presets; `accelerate/` in it holds configurations for `accelerate launch --config_file`."""
@@ -34,6 +36,7 @@ ACCELERATE = PRESETS / "accelerate"
 
 SECTIONS: dict[str, type[Any]] = {
     "setting": Setting,
+    "models": Models,
     "sft": SFTStage,
     "collect": CollectStage,
     "rm": RewardModelStage,
@@ -171,4 +174,18 @@ def _by_section(arguments: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"{argument!r} is no option: write --name value")
         else:
             found[section].append(argument)
+    models, found["setting"] = apart(found["setting"], Models)
+    found["models"] += models
     return found
+
+
+def apart(arguments: Sequence[str], kind: type[Any]) -> tuple[list[str], list[str]]:
+    """(arguments that are fields of a configuration, the others); a value goes with the name before it."""
+    names = {field.name for field in fields(kind)}
+    sides: tuple[list[str], list[str]] = ([], [])
+    theirs = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            theirs = _dashed_to_field(argument)[2:].partition("=")[0] in names
+        sides[not theirs].append(argument)
+    return sides

@@ -34,7 +34,7 @@ from esc_env.training.stage import (
     local,
     lora,
     open_stage,
-    resume_from,
+    run_trainer,
     weight_type,
 )
 
@@ -237,7 +237,7 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
     rows = [(sample, list(encode(tokenizer, _chat(sample), limit).ids)) for sample in train]
     fitting = [(sample, ids) for sample, ids in rows if ids]
     trainer = (_pairs if config.kind == "ranking" else _scorer)(config, folder, model, tokenizer, fitting)
-    trainer.train(resume_from_checkpoint=resume_from(folder))
+    run_trainer(trainer, folder)
     if config.lora_rank:
         whole = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         if is_main():

@@ -21,7 +21,7 @@ from esc_env.rewards.rows import chat_of
 from esc_env.scenarios import Scenario
 from esc_env.training.config import SFTStage
 from esc_env.training.data import Sample
-from esc_env.training.stage import arguments, finish, load_policy, load_tokenizer, open_stage, resume_from, shortened
+from esc_env.training.stage import arguments, finish, load_policy, load_tokenizer, open_stage, run_trainer, shortened
 from esc_env.trajectory import Trajectory
 
 try:
@@ -228,7 +228,7 @@ def train_sft(
             processing_class=tokenizer,
             peft_config=adapter,
         )
-        trainer.train(resume_from_checkpoint=resume_from(folder))
+        run_trainer(trainer, folder)
         trainer.save_model(str(folder))
         finish(folder, trainer.state.log_history, counts=counts)
     return folder

@@ -29,8 +29,9 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "arguments", "base_of", "check_adapter", "finish", "is_main", "load_policy", "load_tokenizer",
-    "local", "lora", "open_stage", "prompt_ids", "resume_from", "shortened", "weight_type",
+    "CHECKPOINTS", "FREE", "arguments", "base_of", "check_adapter", "finish", "is_finished", "is_main", "load_policy",
+    "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
+    "shortened", "weight_type",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,12 @@ _CHECKPOINTING = next(
     if name in {field.name for field in fields(transformers.TrainingArguments)}
 )
 
-_FREE = frozenset(
-    {"cpu", "gradient_checkpointing", "logging_steps", "report_to", "save_limit", "vllm", "vllm_memory", "vllm_url"}
-)
+FREE = frozenset(
+    {
+        "concurrency", "cpu", "gradient_checkpointing", "logging_steps", "report_to", "save_limit", "vllm",
+        "vllm_memory", "vllm_url",
+    }
+)  # fmt: skip
 """What may differ when a run is resumed: how it is computed and reported, not what is learned."""
 
 CHECKPOINTS = "checkpoints"
@@ -77,16 +81,18 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
     wanted: dict[str, Any] = {"stage": stage, "config": about, "data": digest}
     path = folder / "run.json"
     if not is_main():
-        yield _finished(path)
+        yield is_finished(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))
+            defaults = {field.name: field.default for field in fields(config)}
+            then = {**defaults, **known.get("config", {})}  # of a field that came later, what it meant before
             differing = [
-                f"{name}: {known.get('config', {}).get(name)!r} there, {value!r} now"
+                f"{name}: {then.get(name)!r} there, {value!r} now"
                 for name, value in about.items()
-                if name not in _FREE and known.get("config", {}).get(name) != value
+                if name not in FREE and then.get(name) != value
             ]
             if known.get("data") != digest:
                 differing.append("the training data")
@@ -96,10 +102,12 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
                 )
         else:
             write_json(path, {**wanted, "finished": False})
-        yield _finished(path)
+        yield is_finished(folder)
 
 
-def _finished(path: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Whether the stage of this folder has been trained to its end."""
+    path = folder / "run.json"
     return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("finished"))
 
 
@@ -169,6 +177,17 @@ def lora(config: Stage, task: str) -> Any:
         task_type=task,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
+
+
+def run_trainer(trainer: Any, folder: Path) -> None:
+    """Train from the last checkpoint on. Whatever ends it, its progress bar ends too, so that what is said next stands
+    on a line of its own."""
+    try:
+        trainer.train(resume_from_checkpoint=resume_from(folder))
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if bar := getattr(callback, "training_bar", None):
+                bar.close()
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esc_env.training.config import GRPOStage, PipelineConfig, RewardModelStage, SFTStage, Stage
+from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, SFTStage, Stage
 
 if TYPE_CHECKING:
     from esc_env.training.config import Setting
@@ -42,14 +42,14 @@ Style = Annotated[
 ]  # fmt: skip
 
 
-def _options(kind: type[Any]) -> str:
-    """The fields of a configuration as options with their defaults, for --help."""
+def _options(*kinds: type[Any]) -> str:
+    """The fields of configurations as options with their defaults, for --help."""
 
     def shown(field: Field[Any]) -> str:
         value = field.default if field.default is not MISSING else "[]"
         return f"--{field.name.replace('_', '-')} ({'none' if value in (None, '') else value})"
 
-    return "Also, as --name value: " + ", ".join(map(shown, fields(kind))) + "."
+    return "Also, as --name value: " + ", ".join(shown(field) for kind in kinds for field in fields(kind)) + "."
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC.")
@@ -112,7 +112,7 @@ def _rm(
     typer.echo(str(out))
 
 
-@app.command("grpo", context_settings=_OPEN, epilog=_options(GRPOStage))
+@app.command("grpo", context_settings=_OPEN, epilog=_options(GRPOStage, Models))
 def _grpo(
     ctx: typer.Context,
     out: Out,
@@ -142,7 +142,11 @@ def _grpo(
     --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
     and format (the think format alone).
     """
-    setting, config = _stage(preset, "grpo", GRPOStage, ctx.args)
+    from esc_env.training.reading import apart, parse, read_sections
+
+    calls, others = apart(ctx.args, Models)
+    models = parse(Models, read_sections(preset)["models"] if preset else {}, calls)
+    setting, config = _stage(preset, "grpo", GRPOStage, others)
     from esc_env.training.data import read_samples
     from esc_env.training.pipeline import optimise
 
@@ -156,6 +160,7 @@ def _grpo(
         samples=read_samples(data, tails=False) if data is not None else (),
         reward_model=reward_model,
         continuing=agent or f"local:{config.model}#{setting.style}",
+        models=models,
     )  # fmt: skip
     typer.echo(str(made))
 
@@ -170,8 +175,9 @@ def _pipeline(
 ) -> None:
     """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
 
-    Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), those
-    of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
+    Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), and how
+    chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire);
+    those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
     """
     from esc_env.training.reading import read_pipeline
 
