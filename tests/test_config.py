@@ -47,6 +47,7 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (SFTStage, {"learning_rate": 0.0}, "must be above 0"),
         (SFTStage, {"max_steps": 0}, "max_steps"),
         (SFTStage, {"model": ""}, "is empty"),
+        (SFTStage, {"valid": 1.0}, "share of scenarios"),
         (RewardModelStage, {"delta": 1.0}, "inside"),
         (CollectStage, {"candidates": 0}, "must be at least 1"),
         (CollectStage, {"temperature": 0.0}, "say the same"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,8 +126,6 @@ def test_a_template_that_cannot_teach_is_refused_saying_what_to_do(tmp_path: Pat
 
 
 def test_the_policy_learns_and_is_saved_with_tokenizer_and_template(base: Path, tmp_path: Path) -> None:
-    import json
-
     from transformers import AutoModelForCausalLM
 
     config = SFTStage(model=str(base), **{**TINY, "max_steps": 30})
@@ -143,6 +142,39 @@ def test_the_policy_learns_and_is_saved_with_tokenizer_and_template(base: Path, 
         train_sft(SFTStage(model=str(base), **{**TINY, "learning_rate": 1.0}), folder, [LESSON] * 8)
     with pytest.raises(ProtocolMismatch, match="training data"):
         train_sft(config, folder, [LESSON])
+
+
+SITUATIONS = (
+    "I cannot sleep because of my job.", "We broke up after six years.", "My father is ill and far away.",
+    "I failed the exam twice.", "Debts keep me awake at night.",
+)  # fmt: skip
+
+
+def test_the_loss_on_scenarios_that_are_not_learned_is_logged(base: Path, tmp_path: Path) -> None:
+    items = [
+        replace(LESSON, scenario=Scenario(id=f"p{place}", situation=text))
+        for place, text in enumerate(SITUATIONS)
+        for _ in range(2)
+    ]
+    config = SFTStage(model=str(base), **{**TINY, "max_steps": 5, "save_steps": 2, "valid": 0.4})
+    folder = train_sft(config, tmp_path / "sft", items)
+    log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    assert set(losses) == {2, 4, 5}
+    assert losses[5] < losses[2]
+    counts = json.loads((folder / "run.json").read_text(encoding="utf-8"))["counts"]
+    assert (counts["lessons"], counts["valid"]) == (6, 4), "both dialogues of a person are on one side"
+    with pytest.raises(ProtocolMismatch, match=r"valid: 0\.4 there, 0\.2 now"):
+        train_sft(replace(config, valid=0.2), folder, items)
+
+
+def test_a_small_share_of_few_scenarios_is_one_and_of_one_is_refused(base: Path, tmp_path: Path) -> None:
+    items = [replace(LESSON, scenario=Scenario(id=text, situation=text)) for text in SITUATIONS]
+    config = SFTStage(model=str(base), **{**TINY, "max_steps": 1, "valid": 0.01})
+    folder = train_sft(config, tmp_path / "sft", items)
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["counts"]["valid"] == 1
+    with pytest.raises(ConfigError, match=r"valid = 0\.01 leaves nothing"):
+        train_sft(config, tmp_path / "one", [LESSON])
 
 
 def test_a_lora_adapter_is_saved_with_the_way_to_its_base(base: Path, tmp_path: Path) -> None:

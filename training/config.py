@@ -127,15 +127,21 @@ class SFTStage(Stage):
     Attributes:
         max_length: tokens of a dialogue; longer ones are cut from the left, at message borders.
         thoughts: teach the think format where the data has thoughts; False leaves them out.
+        valid: share of the scenarios, in [0, 1), whose dialogues are not learned but tell the loss on unseen ones:
+            `eval_loss` in log.json, every `save_steps` and at the end. Near-duplicate scenarios stay on one side; above
+            0 at least one is held out.
     """
 
     learning_rate: float = 1e-4
     max_length: int = 2560
     thoughts: bool = True
+    valid: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least("max_length", 16)
+        if not 0 <= self.valid < 1:
+            raise self._wrong("valid", "is a share of scenarios, in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.rewards.rows import chat_of
-from esc_env.scenarios import Scenario
+from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.training.config import SFTStage
 from esc_env.training.data import Sample
 from esc_env.training.stage import arguments, finish, load_policy, load_tokenizer, open_stage, run_trainer, shortened
@@ -183,6 +183,22 @@ def _ids(tokenizer: Any, template: str, chat: Sequence[ChatMessage], **how: bool
     )
 
 
+def _held_out(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """(what is learned, what only tells the loss), apart by scenario."""
+    people = ScenarioSet.of("lessons", {item.scenario.id: item.scenario for item in items}.values())
+    aside: set[str] = set()
+    if len(people) > 1:
+        share = max(share, 1 / len(people))
+        aside = {scenario.id for scenario in people.split(seed, train=1 - share, valid=share)["valid"]}
+    sides = tuple([item for item in items if (item.scenario.id in aside) is held] for held in (False, True))
+    if not all(sides):
+        raise ConfigError(
+            f"SFTStage: valid = {share:g} leaves nothing on one side of {len(people)} scenarios (near-duplicates stay "
+            "together). Set it to 0, or give more scenarios"
+        )
+    return sides[0], sides[1]
+
+
 def train_sft(
     config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, system: str | None = None
 ) -> Path:
@@ -206,12 +222,16 @@ def train_sft(
     with open_stage(folder, "sft", config, data) as finished:
         if finished:
             return folder
+        learned, unseen = _held_out(items, config.valid, config.seed) if config.valid else (list(items), [])
         tokenizer = load_tokenizer(config.model)
-        rows, counts = encode(
-            items, tokenizer, max_length=config.max_length, thoughts=config.thoughts, system=system
-        )
-        if not rows:
-            raise ConfigError(f"nothing to learn in {len(items)} dialogues: {counts}. Give more, or raise max_length")
+        how: dict[str, Any] = {"max_length": config.max_length, "thoughts": config.thoughts, "system": system}
+        rows, counts = encode(learned, tokenizer, **how)
+        valid, _ = encode(unseen, tokenizer, **how)
+        if not rows or (unseen and not valid):
+            raise ConfigError(
+                f"nothing to learn in {len(items)} dialogues, {len(unseen)} of them held out: {counts}. "
+                "Give more, or raise max_length"
+            )
         if counts["cut"] or counts["too_long"] or counts["forged"]:
             logger.warning(
                 "of %d rows, %d have a context cut to %d tokens; %d turns are too long; %d hold control tokens",
@@ -223,12 +243,15 @@ def train_sft(
             args=SFTConfig(
                 **arguments(config, folder), max_length=None, packing=False, assistant_only_loss=False, loss_type="nll",
                 train_sampling_strategy="group_by_length",  # else half of a batch is padding
+                eval_strategy="steps" if valid else "no", eval_steps=config.save_steps,
+                per_device_eval_batch_size=config.batch_size,
             ),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(valid) if valid else None,
             processing_class=tokenizer,
             peft_config=adapter,
         )
         run_trainer(trainer, folder)
         trainer.save_model(str(folder))
-        finish(folder, trainer.state.log_history, counts=counts)
+        finish(folder, trainer.state.log_history, counts={**counts, "valid": len(valid)})
     return folder
