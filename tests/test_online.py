@@ -220,7 +220,15 @@ def test_dense_credit_prefers_early_relief() -> None:
     assert conversation_value(held(0.5, 0.5), credit="dense") == 1.0
     late = conversation_value(held(-0.5, 0.5), credit="dense")
     assert late == pytest.approx(0.95)
+    assert conversation_value(held(-0.5, 0.5), credit="dense", gamma=0.5) == pytest.approx(0.5)
     assert conversation_value(held(-0.5, 0.5)) == conversation_value(held(0.5, 0.5)) == 0.5
+
+
+def test_dense_credit_counts_from_the_trained_exchange_on() -> None:
+    verdicts = tuple(Verdict((score,), 1, score, score > 0.5) for score in (0.1, -0.5, 0.5))
+    held = Trajectory(bank(1)[0], Dialogue((Message("seeker", "Hm."),)), verdicts, StopReason.MAX_TURNS, 0)
+    worth = [conversation_value(held, credit="dense", gamma=0.5, first=first) for first in (1, 2, 3)]
+    assert worth == pytest.approx([0.6 - 0.3 + 0.25, -0.6 + 0.5, 1.0])
 
 
 def test_scenarios_that_begin_alike_are_one_prompt_and_counted(tokenizer: Any, caplog: Any) -> None:

@@ -193,7 +193,8 @@ class GRPOStage(Stage):
         top_p: nucleus of sampling, in (0, 1]; 1 is all of it.
         max_turns: T, the horizon of simulated futures and of whole conversations. *Source:* T = 8, arXiv 2508.12935.
         credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` is the
-            discounted sum of what every exchange changed in the critic's score. Ours.
+            discounted sum of what every exchange, from the trained one on, changed in the critic's score. Ours.
+        gamma: γ, the discount of later exchanges, in (0, 1] (rewards `env` and `future`). *Source:* ours, as R_fut has.
         beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
         loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
@@ -217,6 +218,7 @@ class GRPOStage(Stage):
     top_p: float = 1.0
     max_turns: int = 8
     credit: Literal["terminal", "dense"] = "terminal"
+    gamma: float = 0.95
     beta: float = 0.04
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -255,6 +257,8 @@ class GRPOStage(Stage):
         self._at_least("prompt_length", 16)
         self._at_least("completion_length", 1)
         self._at_least("concurrency", 1)
+        if not 0 < self.gamma <= 1:
+            raise self._wrong("gamma", "must lie in (0, 1]")
         if not 0 < self.top_p <= 1:
             raise self._wrong("top_p", "must lie in (0, 1]")
         if not 0 < self.vllm_memory < 1:

@@ -60,14 +60,17 @@ class Spoken:
     ended: bool
 
 
-def conversation_value(trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA) -> float | None:
-    """What a conversation is worth to the policy; None if seeker or critic failed, so that nobody knows.
+def conversation_value(
+    trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA, first: int = 1
+) -> float | None:
+    """What a conversation is worth to its `first` trained exchange; None if seeker or critic failed, so nobody knows.
 
     Args:
         trajectory: an ended conversation.
-        credit: `terminal`: R_fut of its end, in [-1, 1]; `dense`: Σ γ^(t-1) (v_t - v_(t-1)) with v_0 = -0.5, in
-            [-1.5, 1.5], so that relief counts as soon as it comes.
+        credit: `terminal`: R_fut of its end, in [-1, 1]; `dense`: Σ γ^(t-first) (v_t - v_(t-1)) from t = `first` on,
+            with v_0 = -0.5, in [-2, 2]: relief counts as soon as it comes, and what came before it does not.
         gamma: γ, in (0, 1].
+        first: the exchange that is credited, from 1.
     """
     if not trajectory.completed:
         return None
@@ -76,7 +79,8 @@ def conversation_value(trajectory: Trajectory, *, credit: str = "terminal", gamm
     scores = [-0.5, *(verdict.score for verdict in trajectory.verdicts)]
     if not trajectory.verdicts:
         return WORST
-    return sum(gamma**turn * (after - before) for turn, (before, after) in enumerate(pairwise(scores)))
+    changes = [after - before for before, after in pairwise(scores)]
+    return sum(gamma**later * change for later, change in enumerate(changes[first - 1 :]))
 
 
 class Online:
@@ -89,7 +93,7 @@ class Online:
         scenarios: whom conversations are held with. Those that begin with the same words are one prompt; only the
             first of them is used, and the others are counted in a warning.
         chairs: seeker, critic and rules; T is theirs.
-        config: see `GRPOStage`: `alpha`, `credit`, `prompt_length`, `require_end`, `seed`.
+        config: see `GRPOStage`: `alpha`, `credit`, `gamma`, `prompt_length`, `require_end`, `seed`.
         tokenizer: the policy's, with its chat template.
         system: a system message for the policy.
 
@@ -234,8 +238,10 @@ class Online:
                 here = slice(len(turn.context), len(turn.context) + len(turn.ids))
                 mask[here] = [1] * len(turn.ids)
                 sure[here] = turn.logprobs or [0.0] * len(turn.ids)
-            outcome = conversation_value(trajectory, credit=self.config.credit)
-            if outcome is not None and self.config.require_end and not all(turn.ended for turn in turns):
+            outcome = conversation_value(
+                trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1
+            )
+            if outcome is not None and self.config.require_end and not all(turn.ended for turn in turns[chosen[0] :]):
                 outcome = WORST
             found["prompt_ids"].append(ids[:start])
             found["completion_ids"].append(ids[start:])

@@ -432,7 +432,7 @@ def optimise(
         agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature)
         first = FutureReward(
             agent, resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules,
-            seed=config.seed, concurrency=config.concurrency,
+            gamma=config.gamma, seed=config.seed, concurrency=config.concurrency,
         )  # fmt: skip
         _check(folder, ("seeker", first.chairs.seeker), ("critic", first.chairs.critic), ("agent", agent))
     else:
