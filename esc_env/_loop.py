@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["call", "hops", "run"]
+__all__ = ["call", "hops", "run", "start", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,8 +72,11 @@ def _inside() -> bool:
         return False
 
 
-def _start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[T], Callable[[], None]]:
-    """Start a coroutine on our loop: (its outcome, set only once it has cleaned up; a function that cancels it)."""
+def start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[T], Callable[[], None]]:
+    """Start a coroutine on our loop: (its outcome, set only once it has cleaned up; a function that cancels it).
+
+    `wait` for the outcome after cancelling.
+    """
     loop = _ours()
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
@@ -109,18 +112,18 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         name = getattr(coroutine, "__qualname__", "the coroutine")
         coroutine.close()
         raise LoopError(f"{name} was run synchronously from inside esc-env's own event loop; await it instead")
-    outcome, cancel = _start(coroutine)
+    outcome, cancel = start(coroutine)
     try:
-        _wait(outcome)
+        wait(outcome)
     except BaseException:  # Ctrl-C above all: clean up, then raise it again
         if not outcome.done():
             cancel()
-            _wait(outcome)
+            wait(outcome)
         raise
     return outcome.result()
 
 
-def _wait(outcome: concurrent.futures.Future[Any]) -> None:
+def wait(outcome: concurrent.futures.Future[Any]) -> None:
     """Wait in short spells: a signal that the system hands to another thread (or any, on Windows) ends no long wait."""
     while not outcome.done():
         concurrent.futures.wait([outcome], timeout=0.1)
@@ -133,7 +136,7 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
     async def hopping(*args: P.args, **kwargs: P.kwargs) -> T:
         if _inside():
             return await function(*args, **kwargs)
-        outcome, cancel = _start(function(*args, **kwargs))
+        outcome, cancel = start(function(*args, **kwargs))
         there = asyncio.wrap_future(outcome)
         try:
             return await asyncio.shield(there)

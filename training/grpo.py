@@ -8,10 +8,12 @@ on valid scenarios, the best of them is kept, and known signs of failure are tol
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
 import shutil
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -185,9 +187,30 @@ class _Watched:
         self.floor = floor
         self.gated = gated
         self.__name__ = "total"
+        self._task: asyncio.Task[Any] | None = None
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def stop(self) -> None:
+        """Cancel a call that goes on, which nobody waits for any more, and wait a little for its clean-up."""
+        task = self._task
+        if task is not None and not self._idle.is_set():
+            task.get_loop().call_soon_threadsafe(task.cancel)
+            self._idle.wait(timeout=5)
 
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
+    ) -> list[float | None]:
+        """One reward per completion, for TRL."""
+        self._task = asyncio.current_task()
+        self._idle.clear()
+        try:
+            return await self._rewards(prompts, completions, columns)
+        finally:
+            self._idle.set()
+
+    async def _rewards(
+        self, prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]
     ) -> list[float | None]:
         given = self.reward(prompts=prompts, completions=completions, **columns)
         rewards: list[float | None] = list(await given if inspect.isawaitable(given) else given)
@@ -336,7 +359,10 @@ def _train(
         rollout_func=rollout,
         callbacks=[_Watch(folder, local(config.model), evaluate)],
     )
-    run_trainer(trainer, folder)
+    try:
+        run_trainer(trainer, folder)
+    finally:
+        watched.stop()  # after Ctrl-C TRL's event loop would go on with it
     valid = _valid(folder)
     trained = {step: rate for step, rate in valid.items() if step}
     chosen = max(trained, key=lambda step: (trained[step], -step)) if trained else trainer.state.global_step

@@ -18,13 +18,12 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future as Answer
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import run
+from esc_env._loop import start, wait
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
 from esc_env.errors import BudgetExceeded, ConfigError
@@ -149,28 +148,29 @@ class Online:
             return await asyncio.gather(*map(hold, agents, scenarios))
 
         spoken: list[list[Spoken]] = [[] for _ in scenarios]
-        with ThreadPoolExecutor(1, "esc-online") as pool:
-            held = pool.submit(run, hold_all())
-            try:
-                while True:
-                    waiting = table.wait()
-                    if not _anybody(trainer, len(waiting)):
-                        break
-                    contexts = [
-                        self._context(scenarios[place], dialogue) for place, dialogue, _ in waiting
-                    ]
-                    for (place, _, answer), turn in zip(
-                        waiting, self._speak(trainer, contexts, len(prompts)), strict=True
-                    ):
-                        spoken[place].append(turn)
-                        thought, said = split_thought(turn.text)
-                        answer.set_result(
-                            Reply(said.strip(), thought, finish_reason="stop" if turn.ended else "length")
-                        )
-            except BaseException as error:
-                table.close(error)
-                raise
-            trajectories = held.result()
+        held, cancel = start(hold_all())
+        try:
+            while True:
+                waiting = table.wait()
+                if not _anybody(trainer, len(waiting)):
+                    break
+                contexts = [
+                    self._context(scenarios[place], dialogue) for place, dialogue, _ in waiting
+                ]
+                for (place, _, answer), turn in zip(
+                    waiting, self._speak(trainer, contexts, len(prompts)), strict=True
+                ):
+                    spoken[place].append(turn)
+                    thought, said = split_thought(turn.text)
+                    answer.set_result(
+                        Reply(said.strip(), thought, finish_reason="stop" if turn.ended else "length")
+                    )
+        except BaseException as error:  # Ctrl-C too: calls in flight are cut off, not waited for
+            table.close(error)
+            cancel()
+            wait(held)
+            raise
+        trajectories = held.result()
         for failure in filter(None, (trajectory.failure for trajectory in trajectories)):
             if failure.kind == BudgetExceeded.__name__:
                 raise BudgetExceeded(failure.message)
@@ -334,7 +334,7 @@ class _Table:
         """Wait until every living conversation waits for the supporter; all of them, in order. Empty at the end."""
         with self._changed:
             while len(self._waiting) < self._alive:
-                self._changed.wait()
+                self._changed.wait(timeout=0.1)  # short spells: on Windows no signal ends a long one
             self._taken, self._waiting = sorted(self._waiting, key=lambda item: item[0]), []
             return self._taken
 

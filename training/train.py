@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from dataclasses import MISSING, Field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, SFTStage, Stage
 
@@ -52,7 +56,27 @@ def _options(*kinds: type[Any]) -> str:
     return "Also, as --name value: " + ", ".join(shown(field) for kind in kinds for field in fields(kind)) + "."
 
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC.")
+class _Resumable(TyperGroup):
+    """Commands that Ctrl-C ends with the way to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {_again()}", err=True)
+            raise typer.Exit(130) from None
+
+
+def _again() -> str:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return "To go on, type the same `accelerate launch` line"
+    return f"To go on, type: {shlex.join(['esc', *sys.argv[1:]])}"
+
+
+app = typer.Typer(
+    cls=_Resumable, no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC."
+)
 
 
 def _stage(preset: str | None, section: str, kind: type[Stage], arguments: list[str]) -> tuple[Setting, Any]:

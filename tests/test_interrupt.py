@@ -1,0 +1,127 @@
+"""Ctrl-C while GRPO trains: it ends at once, says how to go on, and the same command does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+
+from conftest import bank
+from tiny_models import CHATML, save_model
+
+from esc_env.cli import main
+from esc_env.training.collect import collect
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(os.name == "nt", reason="sends SIGINT"),
+]
+
+SLOW = '''
+import asyncio, os, sys, threading, time
+from pathlib import Path
+
+
+def stop_here(where):
+    """Whether to say that this point is reached, in the second step, and stay there."""
+    at = Path("grpo/checkpoints/checkpoint-1/trainer_state.json")
+    if os.environ.get("STOP") != where or not at.exists():
+        return False
+    os.environ["STOP"] = "reached"
+    print("reached", flush=True)
+    return True
+
+
+class Seeker:
+    identity = {"name": "slow"}
+
+    async def reply(self, scenario, dialogue, *, seed):
+        from esc_env.protocols import Reply
+
+        if stop_here("a seeker"):
+            await asyncio.Event().wait()
+        return Reply("It is my job.")
+
+
+seeker = Seeker()
+
+
+def blocking(scenario, dialogue):
+    if stop_here("a blocking seeker"):
+        threading.Event().wait()
+    return "It is my job."
+
+
+def main():
+    import transformers
+
+    forward = transformers.LlamaForCausalLM.forward
+
+    def slow(self, *args, **kwargs):
+        if stop_here("generation"):
+            while True:
+                time.sleep(0.01)
+        return forward(self, *args, **kwargs)
+
+    transformers.LlamaForCausalLM.forward = slow
+    from esc_env.cli import main
+
+    main()
+'''
+COMMAND = [
+    "train", "grpo", "--out", "grpo", "--model", "model", "--scenarios", "people.jsonl", "--data", "collected",
+    "--agent", "builtin:template", "--group-size=4", "--batch-size=4", "--accumulation=1", "--max-steps=2",
+    "--save-steps=1", "--max-turns=2", "--completion-length=8", "--prompt-length=200", "--precision=fp32", "--cpu",
+    "--gradient-checkpointing=false", "--require-end=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the command needs."""
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in bank(2)))
+    save_model(tmp_path / "model", template=CHATML.replace("in messages", "in messages if m.role != 'system'"))
+    collect("builtin:template", tmp_path / "people.jsonl", candidates=1, limit=1, out=tmp_path / "collected")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("reward", "where"),
+    [("format", "generation"), ("future", "a seeker"), ("env", "a seeker"), ("env", "a blocking seeker")],
+)
+def test_ctrl_c_ends_training_at_once_and_the_same_command_goes_on(place: Path, reward: str, where: str) -> None:
+    seeker = "blocking" if "blocking" in where else "seeker"
+    command = [*COMMAND, "--reward", reward, "--seeker", f"python:slow:{seeker}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "STOP": where, "PYTHONPATH": str(place)},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            reached = process.stdout.readline()
+            assert reached == "reached\n", process.communicate(timeout=20)[1]
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "To go on, type: esc train grpo --out grpo" in told.splitlines()[-1]
+    assert "Traceback" not in told
+    begun = (place / "grpo" / "checkpoints" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns
+    warnings.simplefilter("ignore")
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert not ended.value.code
+    assert (place / "grpo" / "adapter_model.safetensors").exists()
+    assert (place / "grpo" / "checkpoints" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns == begun
