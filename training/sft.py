@@ -1,6 +1,6 @@
 """Supervised fine-tuning on supporter turns, with TRL: where the policy learns to speak, and to think first.
 
-    esc train sft --model Qwen/Qwen2.5-0.5B-Instruct --out runs/sft
+    esc train sft --data esconv:train --model Qwen/Qwen2.5-0.5B-Instruct --out runs/sft
 
 Only the supporter's words are learned. What a supporter said is learned in the context it had: earlier thoughts are not
 part of it, since at inference the policy never sees them again.

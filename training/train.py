@@ -8,15 +8,12 @@ import sys
 from dataclasses import MISSING, Field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, SFTStage, Stage
-
-if TYPE_CHECKING:
-    from esc_env.training.config import Setting
+from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, Setting, SFTStage, Stage
 
 __all__ = ["app"]
 
@@ -81,7 +78,6 @@ app = typer.Typer(
 
 def _stage(preset: str | None, section: str, kind: type[Stage], arguments: list[str]) -> tuple[Setting, Any]:
     """(the setting of a preset, one of its stages with overrides from the command line)."""
-    from esc_env.training.config import Setting
     from esc_env.training.reading import parse, read_pipeline, read_sections
 
     if preset is None:

@@ -1,0 +1,63 @@
+"""Every command line that the documentation of training shows is one that the command line takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+
+from typer.main import get_command
+
+from esc_env.cli import build_app
+from esc_env.specs import parse_spec
+from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
+from esc_env.training.reading import apart, parse, read_pipeline
+
+pytestmark = pytest.mark.full
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "docs" / "training.md", ROOT / "docs" / "rewards.md", *sorted((ROOT / "training").glob("*.py"))]
+STAGES: dict[str, type[Any]] = {"sft": SFTStage, "rm": RewardModelStage, "grpo": GRPOStage}
+LINE = re.compile(
+    r"""\s*(?:esc|.*accelerate\ launch\ .*"\$\(command\ -v\ esc\)")  # alone, or on several GPUs
+    \s+((?:eval|collect|train)\s.*?)
+    (?:\s+\#.*)?$""",
+    re.VERBOSE,
+)
+
+
+def shown(page: Path) -> list[str]:
+    """What stands after `esc` in lines of their own, continuations joined."""
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return [found[1] for found in map(LINE.fullmatch, lines) if found]
+
+
+@pytest.mark.parametrize("line", [line for page in PAGES for line in shown(page)])
+def test_a_command_line_of_the_documentation_is_taken(line: str) -> None:
+    command: Any = get_command(build_app())
+    words = shlex.split(line)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    context = command.make_context(command.name, words)
+    for chair in ("agent", "seeker", "critic"):
+        given = context.params.get(chair) or []
+        for spec in [given] if isinstance(given, str) else given:
+            parse_spec(spec)
+    if kind := STAGES.get(command.name):
+        calls, others = apart(context.args, Models)
+        assert not calls or kind is GRPOStage
+        parse(Models, {}, calls)
+        parse(kind, {}, others)
+    elif command.name in ("pipeline", "ablate"):
+        read_pipeline(context.params["preset"], context.args)
+
+
+def test_there_are_such_lines() -> None:
+    with_lines = {page.name for page in PAGES if shown(page)}
+    stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py"}
+    assert with_lines >= {"training.md", "rewards.md", *stages}
