@@ -16,14 +16,8 @@ rows = [
     grpo_row(scenario, Dialogue((Message("seeker", scenario.situation),)), system=system)
     for scenario in load_scenarios("builtin:train")
 ]
-reward = combine(
-    {  # who goes on after the policy's response: any agent, "local:PATH" and "openai/NAME" too
-        "future": FutureReward(resolve_agent("builtin:template")),
-        "format": ThinkFormatReward(),
-    },
-    future=1.0,
-    format=0.5,
-)
+future = FutureReward(resolve_agent("builtin:template"))  # who goes on: any agent, "local:PATH" and "openai/NAME" too
+reward = combine({"future": future, "format": ThinkFormatReward()}, future=1.0, format=0.5)
 arguments = GRPOConfig(
     folder, max_steps=steps, num_generations=4, per_device_train_batch_size=4, temperature=1.1, beta=0.04,
     learning_rate=1e-5, max_completion_length=128, logging_steps=1, bf16=False, report_to="none",
