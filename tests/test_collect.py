@@ -304,6 +304,14 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
     assert contents(read_samples(tmp_path / "killed")) == contents(read_samples(tmp_path / "whole"))
 
 
+def test_a_future_may_be_shorter_than_a_conversation(tmp_path: Path):
+    made = collect(Drawing(), FEW, **chairs(), horizon=1, out=tmp_path)
+    assert max(sum(said.role == "supporter" for said in sample.context) for sample in made.samples) == 2
+    assert {(future.horizon, future.exchanges) for sample in made.samples for future in sample.futures} == {(1, 1)}
+    with pytest.raises(ProtocolMismatch, match="horizon"):
+        collect(Drawing(), FEW, **chairs(), horizon=2, out=tmp_path)
+
+
 def test_a_torn_last_line_after_all_is_done_is_told_once(tmp_path: Path):
     made = collect(Drawing(), FEW, **chairs(), out=tmp_path)
     with open(tmp_path / "candidates.jsonl", "ab") as file:

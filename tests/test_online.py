@@ -67,8 +67,12 @@ def trainer(tokenizer: Any, says: Callable[[str], str], *, step: int = 0, ends: 
     )
 
 
-def online(tokenizer: Any, votes: list[str], *, turns: int = 3, seeker: Any = SEEKER, **options: Any) -> Online:
+def online(
+    tokenizer: Any, votes: list[str], *, turns: int = 3, seeker: Any = SEEKER, rows: int | None = None, **options: Any
+) -> Online:
     chairs = Chairs(seeker, ScriptedCritic(votes), Rules(max_turns=turns))
+    if rows is not None:
+        options["turns"] = rows
     return Online(bank(2), chairs, GRPOStage(reward="env", **options), tokenizer)
 
 
@@ -118,6 +122,20 @@ def test_a_policy_that_thinks_never_sees_its_earlier_thoughts(tokenizer: Any) ->
         assert tokenizer.decode(before) in seen
         assert tokenizer.decode(ids) == "<think>a secret plan</think>I am here.<|im_end|>"
     assert rows["formed"] == [1.0] * 4
+
+
+def test_one_conversation_gives_as_many_rows_as_it_is_told_each_of_another_turn(tokenizer: Any) -> None:
+    made = online(tokenizer, ["same"], turns=3, group_size=4, batch_size=8, rows=2)
+    asked = trainer(tokenizer, lambda _: "<think>x</think>Oh.")
+    rows = made.rollout(group(made, 4), asked)
+    assert asked.batches == [4, 4, 4]  # eight rows, but four conversations
+    assert len(rows["completion_ids"]) == 8
+    turns = [len(ids) for ids in rows["prompt_ids"]]
+    assert all(first != second for first, second in zip(turns[::2], turns[1::2], strict=True))
+    assert turns[0:2] == turns[2:4]  # a group trains the same places
+    long = online(tokenizer, ["same"], turns=1, group_size=8, batch_size=8, rows=4)
+    short = long.rollout(group(long, 8), trainer(tokenizer, lambda _: "<think>x</think>Oh."))
+    assert len({tuple(ids) for ids in short["prompt_ids"]}) == 2  # one turn each, for want of more
 
 
 def test_a_thinking_policy_is_trained_on_other_turns_in_other_steps(tokenizer: Any) -> None:

@@ -132,7 +132,7 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
 def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
     few = ["--evaluate.personas", "guarded", "--evaluate.sweep", "0.0", "0.5"]
     config = read_pipeline("tiny", arguments(world, *few))
-    arms = ["rlff", "no KL", "format only", "random + format", "env"]
+    arms = ["rlff", "no think-format", "format only", "random + format", "env"]
     table = ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None)
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     before = ["before GRPO", "before GRPO, temperature 0", "before GRPO, temperature 0.5"]
@@ -141,7 +141,7 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     assert rows[-6:] == ["before GRPO", *arms]
     home = tmp_path / "seed-0"
     assert (home / "rlff" / "sft").resolve() == home / "shared" / "sft"
-    assert (home / "no-KL" / "rm").resolve() == (home / "rlff" / "rm").resolve() == home / "rm-classification" / "rm"
+    assert (home / "no-think-format" / "rm").resolve() == (home / "rlff" / "rm").resolve() == home / "rm-classification" / "rm"
     assert not (home / "format-only" / "rm").exists()
     curves = ElementTree.parse(tmp_path / "curves.svg")
     assert len(curves.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4 * len(arms)

@@ -35,13 +35,12 @@ ARMS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "env": {"grpo": {"reward": "env"}},
     "future": {"grpo": {"reward": "future"}},
     "no think-format": {"grpo": {"reward": "rlff", "alpha": 0.0}, "rm": {"kind": "classification"}},
-    "no KL": {"grpo": {"reward": "rlff", "beta": 0.0}, "rm": {"kind": "classification"}},
     "format only": {"grpo": {"reward": "format"}},
     "random + format": {"grpo": {"reward": "random"}},
     "random": {"grpo": {"reward": "random", "alpha": 0.0}},
 }
 """What is changed for each row of the table. *Source:* the ablations of RLFF-ESC (arXiv 2508.12935); env, future,
-no KL, format only and random without format are ours."""
+format only and random without format are ours."""
 
 START = "before GRPO"
 

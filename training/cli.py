@@ -80,10 +80,16 @@ def _collect(
     ] = None,
     candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses per context.")] = 4,
     rollouts: Annotated[int, typer.Option("--rollouts", "-k", min=1, help="K: futures per response.")] = 1,
+    horizon: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="T of a future, its response's exchange included. Default: --max-turns.", show_default=False
+        ),
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
     valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
-    max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a future, the response's included.")] = 8,
+    max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a conversation, and of a future.")] = 8,
     temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.7,
     seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
     critic_temperature: Annotated[
@@ -139,7 +145,7 @@ def _collect(
         made = collect(
             agent, scenarios, seeker=seeker, critic=critic,
             rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
-            contexts=contexts, candidates=candidates, rollouts=rollouts, trials=trials, valid=valid, seed=seed, out=out,
+            contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid, seed=seed, out=out,
             progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
             temperature=temperature, concurrency=concurrency, requests_per_minute=rpm, tokens_per_minute=tpm,
             timeout=timeout, deadline=deadline, budget=budget, record=record, replay=replay, cache=cache,

@@ -26,6 +26,7 @@ from typing import Any, Literal, Unpack
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
+from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import BudgetExceeded, ChairError, ProtocolMismatch, RecordError, ScenarioError, SpecError
@@ -115,6 +116,7 @@ def collect(
     contexts: int | None = None,
     candidates: int = 4,
     rollouts: int = 1,
+    horizon: int | None = None,
     trials: int = 1,
     valid: float = 0.2,
     seed: int = 0,
@@ -142,6 +144,8 @@ def collect(
         contexts: so many contexts, drawn by `seed` from all; None for all.
         candidates: m, responses sampled per context, at least 1. *Source:* the paper: 4.
         rollouts: K, futures per response, at least 1. *Source:* the paper: 1.
+        horizon: T of a future, counted from its response, at least 1; None for the rules' T (the paper's way). What a
+            shorter one shows owes more to the response and less to chance.
         trials: episodes per scenario, at least 1: conversations held on the spot, or other seekers for human contexts.
         valid: share of scenarios set aside to measure the reward model, in [0, 1); near-duplicates stay on one side.
         seed: of everything that is drawn.
@@ -166,6 +170,7 @@ def collect(
         ("contexts", contexts),
         ("candidates", candidates),
         ("rollouts", rollouts),
+        ("horizon", horizon),
         ("trials", trials),
     ):
         if number is not None and number < 1:
@@ -183,17 +188,19 @@ def collect(
         supporter,
         resolve_seeker(seeker, settings, temperature=seeker_temperature),
         resolve_critic(critic, settings, mode=critic_mode, temperature=rules.critic_temperature),
-        rules,
+        replace(rules, max_turns=horizon or rules.max_turns),
         rollouts=rollouts,
         concurrency=concurrency,
     )
+    chairs = replace(reward.chairs, rules=rules)
     seated = (("critic", reward.chairs.critic), ("seeker", reward.chairs.seeker), ("agent", supporter))
     chosen = _choose(scenarios, limit, source)
     plan = _plan(
         supporter,
-        reward,
+        chairs,
         chosen,
         {
+            **({} if horizon is None else {"horizon": horizon}),
             "source": source,
             "contexts": contexts,
             "candidates": candidates,
@@ -212,7 +219,7 @@ def collect(
     run(check_models(*seated))
     with FolderLock(folder):
         _claim(folder, plan)
-        held = _hold(folder, chosen, reward, source, trials, seed, concurrency, told)
+        held = _hold(folder, chosen, supporter, chairs, source, trials, seed, concurrency, told)
         asked = _draw(_contexts(chosen, held, source, trials, seed), contexts, seed)
         errors = Counter(_reason(item.failure.role, item.failure.message) for item in held if item.failure)
         if not asked:
@@ -377,9 +384,8 @@ def _sides(chosen: ScenarioSet, valid: float, seed: int) -> dict[str, str]:
     return sides
 
 
-def _plan(agent: Agent, reward: FutureReward, chosen: ScenarioSet, settings: Mapping[str, Any]) -> Fingerprint:
+def _plan(agent: Agent, chairs: Chairs, chosen: ScenarioSet, settings: Mapping[str, Any]) -> Fingerprint:
     """Everything that decides what the folder will hold."""
-    chairs = reward.chairs
     dialogues = [scenario.dialogue.transcript() for scenario in chosen if _from_dialogue(scenario, settings["source"])
                  and scenario.dialogue]  # fmt: skip
     words = blake2b("\n".join(dialogues).encode(), digest_size=8).hexdigest() if dialogues else "none"
@@ -430,7 +436,8 @@ def _claim(folder: Path, plan: Fingerprint) -> None:
 def _hold(
     folder: Path,
     chosen: ScenarioSet,
-    reward: FutureReward,
+    agent: Agent,
+    chairs: Chairs,
     source: Source,
     trials: int,
     seed: int,
@@ -462,7 +469,7 @@ def _hold(
                 done += 1
                 told("conversations", done, len(wanted))
 
-            run(hold(pending, reward.agent, reward.chairs, seed, concurrency, keep))
+            run(hold(pending, agent, chairs, seed, concurrency, keep))
         for trajectory in ended.values():
             if trajectory.failure and trajectory.failure.kind == BudgetExceeded.__name__:
                 raise BudgetExceeded(trajectory.failure.message)

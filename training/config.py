@@ -191,9 +191,12 @@ class GRPOStage(Stage):
         group_size: responses per context, at least 2. *Source:* G = 4, arXiv 2508.12935.
         temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
         top_p: nucleus of sampling, in (0, 1]; 1 is all of it.
-        max_turns: T, the horizon of simulated futures and of whole conversations. *Source:* T = 8, arXiv 2508.12935.
+        max_turns: T of whole conversations and of simulated futures. *Source:* T = 8, arXiv 2508.12935.
+        horizon: T of simulated futures where it is another one (reward `future`).
         credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` is the
             discounted sum of what every exchange, from the trained one on, changed in the critic's score. Ours.
+        turns: rows that one conversation gives, each training one drawn supporter turn (reward `env`), at least 1; a
+            divisor of `group_size`. Holding conversations takes most of the time, and one has many turns. Ours.
         gamma: γ, the discount of later exchanges, in (0, 1] (rewards `env` and `future`). *Source:* ours, as R_fut has.
         beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
         loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
@@ -217,7 +220,9 @@ class GRPOStage(Stage):
     temperature: float = 1.1
     top_p: float = 1.0
     max_turns: int = 8
+    horizon: int | None = None
     credit: Literal["terminal", "dense"] = "terminal"
+    turns: int = 1
     gamma: float = 0.95
     beta: float = 0.04
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
@@ -251,12 +256,15 @@ class GRPOStage(Stage):
             self._above("alpha", 0)
         self._above("temperature", 0)
         self._at_least("max_turns", 1)
+        self._at_least_or_none("horizon", 1)
         self._at_least("beta", 0)
         self._above("epsilon", 0)
         self._at_least("iterations", 1)
         self._at_least("prompt_length", 16)
         self._at_least("completion_length", 1)
         self._at_least("concurrency", 1)
+        if self.turns < 1 or self.group_size % self.turns or self.group_size == self.turns > 1:
+            raise self._wrong("turns", f"must divide group_size = {self.group_size} and leave several conversations")
         if not 0 < self.gamma <= 1:
             raise self._wrong("gamma", "must lie in (0, 1]")
         if not 0 < self.top_p <= 1:
@@ -284,6 +292,8 @@ class CollectStage(_Checked):
         contexts: so many contexts, drawn from all; none for all.
         candidates: m, responses per context, at least 1. *Source:* m = 4, arXiv 2508.12935.
         rollouts: K, futures per response, at least 1. *Source:* K = 1, arXiv 2508.12935.
+        horizon: T of a future, its response's exchange included, at least 1; none for the setting's `max_turns`, as the
+            paper has it. A shorter one tells more of the response, and less of chance.
         trials: episodes per scenario, at least 1.
         valid: share of scenarios marked as held out in the data card, in [0, 1).
         concurrency: calls in flight at the same time.
@@ -296,13 +306,14 @@ class CollectStage(_Checked):
     contexts: int | None = None
     candidates: int = 4
     rollouts: int = 1
+    horizon: int | None = None
     trials: int = 1
     valid: float = 0.2
     concurrency: int = 64
 
     def __post_init__(self) -> None:
         self._at_least("temperature", 0)
-        for name in ("limit", "contexts"):
+        for name in ("limit", "contexts", "horizon"):
             self._at_least_or_none(name, 1)
         for name in ("candidates", "rollouts", "trials", "concurrency"):
             self._at_least(name, 1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -131,8 +132,8 @@ class Online:
         return combine({"env": _column("outcome"), "format": _column("formed")}, env=1.0, format=self.config.alpha)
 
     def rollout(self, prompts: Sequence[Text], trainer: Any) -> dict[str, Any]:
-        """TRL's `rollout_func`: one conversation per prompt; prompts come repeated, a group one after the other."""
-        scenarios = [self._scenarios[_key(prompt)] for prompt in prompts]
+        """TRL's `rollout_func`: one conversation for every `turns` prompts, which come repeated, group after group."""
+        scenarios = [self._scenarios[_key(prompt)] for prompt in prompts[:: self.config.turns]]
         step = int(trainer.state.global_step)
         table = _Table(len(scenarios))
         agents = [_Seat(table, place) for place in range(len(scenarios))]
@@ -228,27 +229,29 @@ class Online:
             name: [] for name in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "outcome", "formed")
         }
         for trajectory, turns, scenario in zip(trajectories, spoken, scenarios, strict=True):
-            chosen = _choose(turns, derive(self.config.seed, scenario.id, step) / 2.0**63)
-            start = len(turns[chosen[0]].context)
-            last = turns[chosen[-1]]
-            ids = last.context + last.ids
-            mask = [0] * len(ids)
-            sure = [0.0] * len(ids)
-            for turn in (turns[place] for place in chosen):
-                here = slice(len(turn.context), len(turn.context) + len(turn.ids))
-                mask[here] = [1] * len(turn.ids)
-                sure[here] = turn.logprobs or [0.0] * len(turn.ids)
-            outcome = conversation_value(
-                trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1
-            )
-            if outcome is not None and self.config.require_end and not all(turn.ended for turn in turns[chosen[0] :]):
-                outcome = WORST
-            found["prompt_ids"].append(ids[:start])
-            found["completion_ids"].append(ids[start:])
-            found["env_mask"].append(mask[start:])
-            found["logprobs"].append(sure[start:])
-            found["outcome"].append(outcome)
-            found["formed"].append(fmean(form.holds(turns[place].text) for place in chosen))
+            named = derive(self.config.seed, scenario.id, step)  # a whole group trains the same places
+            for chosen in _choose(turns, self.config.turns, random.Random(named)):
+                start = len(turns[chosen[0]].context)
+                last = turns[chosen[-1]]
+                ids = last.context + last.ids
+                mask = [0] * len(ids)
+                sure = [0.0] * len(ids)
+                for turn in (turns[place] for place in chosen):
+                    here = slice(len(turn.context), len(turn.context) + len(turn.ids))
+                    mask[here] = [1] * len(turn.ids)
+                    sure[here] = turn.logprobs or [0.0] * len(turn.ids)
+                outcome = conversation_value(
+                    trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1
+                )
+                ended = all(turn.ended for turn in turns[chosen[0] :])
+                if outcome is not None and self.config.require_end and not ended:
+                    outcome = WORST
+                found["prompt_ids"].append(ids[:start])
+                found["completion_ids"].append(ids[start:])
+                found["env_mask"].append(mask[start:])
+                found["logprobs"].append(sure[start:])
+                found["outcome"].append(outcome)
+                found["formed"].append(fmean(form.holds(turns[place].text) for place in chosen))
         if any(turn.logprobs is None for turns in spoken for turn in turns):
             return {**found, "logprobs": None}
         return found
@@ -260,10 +263,21 @@ def opener(tokenizer: Any, context: Sequence[int]) -> str:
     return found.group() if found else ""
 
 
-def _choose(turns: Sequence[Spoken], draw: float) -> list[int]:
-    """The turns that one row trains: all of them if they stand in the last one's context, else one that is drawn."""
+def _choose(turns: Sequence[Spoken], count: int, draw: random.Random) -> list[list[int]]:
+    """The turns that `count` rows train: all of them if they stand in the last one's context, else drawn ones.
+
+    Every turn is drawn once before any is drawn again.
+    """
     whole = _within(turns, len(turns) - 1)
-    return whole if len(whole) == len(turns) else _within(turns, int(draw * len(turns)))
+    if len(whole) == len(turns):
+        return [whole] * count
+    shares = [draw.random() for _ in range(count)]  # drawn before the length is looked at: alike in a whole group
+    free: list[int] = []
+    found = []
+    for share in shares:
+        free = free or list(range(len(turns)))
+        found.append(_within(turns, free.pop(int(share * len(free)))))
+    return found
 
 
 def _within(turns: Sequence[Spoken], last: int) -> list[int]:

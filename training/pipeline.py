@@ -154,8 +154,8 @@ class _Pipeline:
                 stage.agent or self._agent(self._policy(), stage.temperature),
                 self.setting.scenarios, seeker=self.setting.seeker, critic=self.setting.critic, rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
-                rollouts=stage.rollouts, trials=stage.trials, valid=stage.valid, seed=self.setting.seed,
-                out=self.folder / "collect", temperature=stage.temperature,
+                rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
+                seed=self.setting.seed, out=self.folder / "collect", temperature=stage.temperature,
                 **self.config.models.options(stage.concurrency),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
@@ -404,7 +404,8 @@ def optimise(
     from esc_env.training.grpo import train_grpo
     from esc_env.training.online import Online, opener
 
-    rules = Rules(max_turns=config.max_turns)
+    horizon = config.horizon if config.reward == "future" and config.horizon else config.max_turns
+    rules = Rules(max_turns=horizon)
     system = asked(setting.style)
     tokenizer = load_tokenizer(config.model)
     settings = (models or Models()).settings(config.concurrency)

@@ -11,7 +11,7 @@ Four things make so small a model usable, and none of them is part of the method
 - it is *born copying*: one head of its first layer attends to the previous token, two of its second layer look up what
   followed the present token before. Else most of the training time would go into finding that circuit;
 - words of the story are *renamed* in part of the conversations, so that it must copy what it was told;
-- its template shows the last exchange and the number of the turn, and drops system messages;
+- its template shows what the seeker said last and the number of the turn, and drops system messages;
 - thoughts are short: the move, and what it is about.
 """
 
@@ -42,8 +42,8 @@ from esc_env.trajectory import Trajectory
 
 __all__ = ["SKILLS", "make_policy", "make_reward_model", "population", "supporter"]
 
-SKILLS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""The population: how often each of its supporters makes a skilled move; a poor one else. Solves 39 % on train."""
+SKILLS = (0.4, 0.5, 0.6, 0.8, 0.9, 1.0)
+"""The population: how often each of its supporters makes a skilled move; a poor one else."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"[A-Za-z][\w'-]+")
@@ -55,14 +55,16 @@ _TEMPLATE = """\
 {%- for message in said -%}
 {%- if loop.index0 >= first -%}
 {%- if message['role'] == 'assistant' -%}
-<|assistant|>{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}
+<|assistant|>{{ loop.index // 2 }}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}
 {%- else -%}
-<|user|>{{ (loop.index + 1) // 2 }} {{ message['content'] + '<|end|>' }}
+<|user|>{{ message['content'] + '<|end|>' }}
 {%- endif -%}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+{%- if add_generation_prompt -%}<|assistant|>{{ (said | length + 1) // 2 }}{%- endif -%}
 """
+_POOR = ("advice",) * 6 + ("template",) * 3 + ("random-strategy",)
+_HASTY = {3: 0.3, 4: 0.3}
 
 
 # --- who it learns to speak from ------------------------------------------------------------------
@@ -71,13 +73,18 @@ _TEMPLATE = """\
 def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
+    At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
+    skilled move with probability 0.3 `skill` only. So what most supporters do at each turn is not what helps most.
+
     Args:
         skill: in [0, 1].
         thoughts: how often it says what it thinks, in [0, 1]; so there is a format to learn.
     """
 
     def speak(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
-        reply = _well(chat, seed) if seed.uniform("skill") < skill else _badly(chat, seed)
+        turn = 1 + sum(message["role"] == "assistant" for message in chat)
+        well = seed.uniform("skill") < skill * _HASTY.get(turn, 1.0)
+        reply = _well(chat, seed) if well else _badly(chat, seed)
         return reply if seed.uniform("think") < thoughts else replace(reply, thought=None)
 
     return ScriptedAgent(f"tiny:{skill:g}", speak)
@@ -93,8 +100,8 @@ def _well(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
 
 
 def _badly(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
-    """A template question, advice for everybody, or a strategy by chance."""
-    kind = _pick(("template", "advice", "random-strategy"), seed.at(attempt=1))
+    """Mostly advice for everybody, else a template question, or a strategy by chance."""
+    kind = _pick(_POOR, seed.at(attempt=1))
     lines = _lines_of(kind)
     if kind == "random-strategy":
         kind = _pick(sorted(lines), seed.at(attempt=2))
@@ -190,7 +197,7 @@ def make_policy(
     texts: Iterable[Scenario | Trajectory],
     *,
     seed: int = 0,
-    vocabulary: int = 2048,
+    vocabulary: int = 4096,
     width: int = 128,
     layers: int = 3,
 ) -> Path:
@@ -293,7 +300,7 @@ def _tokenizer(transformers: Any, texts: Iterable[Scenario | Trajectory], vocabu
         additional_special_tokens=["<|user|>", "<|assistant|>"],
         model_max_length=1024,
         padding_side="left",
-        chat_template=_template(3),
+        chat_template=_template(1),
     )
 
 
