@@ -145,8 +145,8 @@ def _collect(
         made = collect(
             agent, scenarios, seeker=seeker, critic=critic,
             rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
-            contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid, seed=seed, out=out,
-            progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
+            contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
+            seed=seed, out=out, progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
             temperature=temperature, concurrency=concurrency, requests_per_minute=rpm, tokens_per_minute=tpm,
             timeout=timeout, deadline=deadline, budget=budget, record=record, replay=replay, cache=cache,
             wire=wire.value,
