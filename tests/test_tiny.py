@@ -37,6 +37,15 @@ def test_supporters_differ_in_how_often_they_help(tmp_path: Path) -> None:
     assert rates[0] < 0.1 < rates[1] < 0.7 < rates[2]
 
 
+def test_supporters_are_hasty_in_their_third_and_fourth_turn(people: list[Scenario]) -> None:
+    advised = [0] * 8
+    for item in population(people, trials=6):
+        said = [message for message in item.dialogue if message.role == "supporter"]
+        for turn, message in enumerate(said):
+            advised[turn] += (message.thought or "").startswith("advice")
+    assert min(advised[2:4]) > 2 * max(advised[:2])
+
+
 def test_a_population_holds_every_skill_and_thinks_in_most_turns(spoken: list[Trajectory]) -> None:
     assert len(spoken) == 24
     said = [message for item in spoken for message in item.dialogue if message.role == "supporter"]
@@ -107,7 +116,7 @@ def test_a_fresh_policy_repeats_what_followed_a_token_before(policy: Path) -> No
 
 
 @pytest.mark.full
-def test_the_template_shows_the_last_exchange_and_counts_turns(policy: Path) -> None:
+def test_the_template_shows_what_was_said_last_and_counts_turns(policy: Path) -> None:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(policy)
@@ -115,7 +124,7 @@ def test_the_template_shows_the_last_exchange_and_counts_turns(policy: Path) -> 
     for turn in range(1, 5):
         chat += [{"role": "user", "content": f"told {turn}"}, {"role": "assistant", "content": f"said {turn}"}]
     prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
-    assert prompt == "<|user|>3 told 3<|end|><|assistant|>said 3<|end|><|user|>4 told 4<|end|><|assistant|>"
+    assert prompt == "<|user|>told 4<|end|><|assistant|>4"
     whole = tokenizer.apply_chat_template(chat, tokenize=False)
     assert whole == prompt + "said 4<|end|>", "what is learned continues what is prompted"
 

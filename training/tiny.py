@@ -42,7 +42,7 @@ from esc_env.trajectory import Trajectory
 
 __all__ = ["SKILLS", "make_policy", "make_reward_model", "population", "supporter"]
 
-SKILLS = (0.4, 0.5, 0.6, 0.8, 0.9, 1.0)
+SKILLS = (0.5, 0.6, 0.8, 0.9, 1.0, 1.0)
 """The population: how often each of its supporters makes a skilled move; a poor one else."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -64,7 +64,7 @@ _TEMPLATE = """\
 {%- if add_generation_prompt -%}<|assistant|>{{ (said | length + 1) // 2 }}{%- endif -%}
 """
 _POOR = ("advice",) * 6 + ("template",) * 3 + ("random-strategy",)
-_HASTY = {3: 0.3, 4: 0.3}
+_HASTY = {3: 0.4, 4: 0.4}
 
 
 # --- who it learns to speak from ------------------------------------------------------------------
@@ -74,7 +74,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
-    skilled move with probability 0.3 `skill` only. So what most supporters do at each turn is not what helps most.
+    skilled move with probability 0.4 `skill` only. So what most supporters do at each turn is not what helps most.
 
     Args:
         skill: in [0, 1].
