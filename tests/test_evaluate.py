@@ -22,7 +22,7 @@ from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate, read_run, success_interval
 from esc_env.evaluation.runner import CompleteRunWarning
-from esc_env.evaluation.statistics import clustered_bootstrap, wilson
+from esc_env.evaluation.statistics import clustered_bootstrap, clustered_mean, wilson
 from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
@@ -538,6 +538,21 @@ def test_the_bootstrap_covers_about_95_percent():
         low, high = clustered_bootstrap(counts, seed=run)
         hits += low <= 0.5 <= high
     assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
+    import numpy as np
+
+    draw = np.random.default_rng(2)
+    effects = draw.normal(0.1, 0.5, 40)
+    alike = [[float(effect)] * 6 for effect in effects]
+    mean, (low, high) = clustered_mean(alike)
+    assert mean == pytest.approx(effects.mean())
+    assert low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
+    assert clustered_mean([[0.5], [], [0.5]]) == (0.5, (0.5, 0.5))
+    with pytest.raises(ValueError, match="no value"):
+        clustered_mean([[], []])
 
 
 @pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
