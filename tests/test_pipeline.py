@@ -117,11 +117,12 @@ def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path],
 
 @pytest.mark.usefixtures("alternating")
 def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path], tmp_path: Path) -> None:
-    tiny = ["--model=tiny", "--reward_model=tiny", "--sft_data=population", "--evaluate.personas", "none"]
+    once = ["--evaluate.personas", "none", "--evaluate.sweep=0.5"]
+    tiny = ["--model=tiny", "--reward_model=tiny", "--sft_data=population", *once]
     report = run_pipeline(read_pipeline("tiny", arguments(world, *tiny)), tmp_path, told=lambda line: None)
     for made in ("base", "sft", "rm-base", "rm", "grpo"):
         assert (tmp_path / made / "model.safetensors").exists(), made
-    assert set(report["evaluation"]) == {"start", "grpo"}
+    assert set(report["evaluation"]) == {"start", "start-t0.5", "grpo"}
     with pytest.raises(ConfigError, match="do not skip sft"):
         run_pipeline(
             read_pipeline("tiny", arguments(world, *tiny, "--skip", "sft")), tmp_path / "b", told=lambda line: None
