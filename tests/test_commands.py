@@ -13,15 +13,19 @@ pytest.importorskip("trl", reason="needs the extra 'train'")
 
 from typer.main import get_command
 
-from esc_env.cli import build_app
+from esc_env.cli import build_app, main
 from esc_env.specs import parse_spec
+from esc_env.training.ablate import ARMS
 from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
 from esc_env.training.reading import apart, parse, read_pipeline
 
 pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "training.md", ROOT / "docs" / "rewards.md", *sorted((ROOT / "training").glob("*.py"))]
+PAGES = [
+    *(ROOT / "docs" / f"{name}.md" for name in ("training", "rewards", "tiny")),
+    *sorted((ROOT / "training").glob("*.py")),
+]
 STAGES: dict[str, type[Any]] = {"sft": SFTStage, "rm": RewardModelStage, "grpo": GRPOStage}
 LINE = re.compile(
     r"""\s*(?:esc|.*accelerate\ launch\ .*"\$\(command\ -v\ esc\)")  # alone, or on several GPUs
@@ -61,3 +65,10 @@ def test_there_are_such_lines() -> None:
     with_lines = {page.name for page in PAGES if shown(page)}
     stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py"}
     assert with_lines >= {"training.md", "rewards.md", *stages}
+
+
+def test_the_help_of_ablate_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "ablate", "--help"])
+    told = "".join(capsys.readouterr().out.split())  # lines break at any width
+    assert [arm for arm in ARMS if arm.replace(" ", "") not in told] == []

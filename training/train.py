@@ -220,7 +220,11 @@ def _ablate(
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
     arm: Annotated[
         list[str] | None,
-        typer.Option(help="Only this arm; repeat it for several. Default: all of the table.", show_default=False),
+        typer.Option(
+            help="Only this arm; repeat it for several: rlff, ranking, regression, env, future, 'no think-format', "
+            "'format only', 'random + format', random. Default: all of them.",
+            show_default=False,
+        ),
     ] = None,
     jobs: Annotated[
         int,
