@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from esc_env import Scenario, ScenarioSet
+
+# Programs that tests start and interrupt inherit what this one does about Ctrl-C, and a shell that starts the suite in
+# the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def bank(count: int = 5) -> ScenarioSet:
