@@ -149,7 +149,9 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
-    assert "| random |" in ablate(config, tmp_path, seeds=1, arms=["random", "env"], jobs=2)
+    wider = ablate(config, tmp_path, seeds=2, arms=["random", "env"], jobs=2)
+    row = next(line for line in wider.splitlines() if line.startswith("| random |"))
+    assert row.split("|")[3].count("%") == 2
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
     assert home / "random" / "grpo" / "model.safetensors" in now

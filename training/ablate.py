@@ -11,10 +11,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -126,8 +125,7 @@ def ablate(
     every = [replace(config, setting=replace(config.setting, seed=config.setting.seed + i)) for i in range(seeds)]
     homes = [folder / f"seed-{each.setting.seed}" for each in every]
     kinds = sorted({ARMS[name]["rm"]["kind"] for name in chosen if "rm" in ARMS[name]})
-    for jobs_of in (_begin, partial(_judges, kinds=kinds), partial(_train, arms=chosen)):
-        _run_all([job for each, home in zip(every, homes, strict=True) for job in jobs_of(each, home)], jobs, told)
+    _run_all([_plan(each, home, kinds, chosen) for each, home in zip(every, homes, strict=True)], jobs, told)
     starts = [evaluations(home / "shared") for home in homes]
     made = {name: [evaluations(_place(home, name)) for home in homes] for name in chosen}
     facts = _facts(starts, made, config.evaluate.personas)
@@ -144,24 +142,18 @@ def ablate(
 _Job = tuple[PipelineConfig, Path]
 
 
-def _begin(config: PipelineConfig, home: Path) -> Iterator[_Job]:
-    yield _with(config, {}, skip=["rm", "grpo"]), home / "shared"
-
-
-def _judges(config: PipelineConfig, home: Path, kinds: Iterable[str]) -> Iterator[_Job]:
+def _plan(config: PipelineConfig, home: Path, kinds: Sequence[str], arms: Sequence[str]) -> Iterator[list[_Job]]:
+    """What one training seed runs: each list needs what the one before it made."""
+    yield [(_with(config, {}, skip=["rm", "grpo"]), home / "shared")]
     for kind in kinds:
         _link(home / "shared", home / f"rm-{kind}")
-        skip = ["sft", "collect", "grpo", "evaluate"]
-        yield _with(config, {"rm": {"kind": kind}}, skip=skip), home / f"rm-{kind}"
-
-
-def _train(config: PipelineConfig, home: Path, arms: Iterable[str]) -> Iterator[_Job]:
+    skip = ["sft", "collect", "grpo", "evaluate"]
+    yield [(_with(config, {"rm": {"kind": kind}}, skip=skip), home / f"rm-{kind}") for kind in kinds]
     for name in arms:
-        place = _place(home, name)
-        _link(home / "shared", place)
+        _link(home / "shared", _place(home, name))
         if "rm" in ARMS[name]:
-            _point(place / "rm", home / f"rm-{ARMS[name]['rm']['kind']}" / "rm")
-        yield _with(config, ARMS[name], skip=["sft", "collect", "rm"]), place
+            _point(_place(home, name) / "rm", home / f"rm-{ARMS[name]['rm']['kind']}" / "rm")
+    yield [(_with(config, ARMS[name], skip=["sft", "collect", "rm"]), _place(home, name)) for name in arms]
 
 
 def _place(home: Path, arm: str) -> Path:
@@ -190,20 +182,30 @@ def _point(link: Path, there: Path) -> None:
         link.symlink_to(there.resolve())
 
 
-def _run_all(todo: Sequence[_Job], jobs: int, told: Callable[[str], None]) -> None:
+def _run_all(plans: Sequence[Iterator[list[_Job]]], jobs: int, told: Callable[[str], None]) -> None:
+    """Run every plan; with several jobs, none waits for another plan's."""
     if jobs == 1:
-        for config, place in todo:
+        for config, place in (job for plan in plans for batch in plan for job in batch):
             told(str(place))
             run_pipeline(config, place, told=told)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(_run, config, place) for config, place in todo]
+        running = {plan: _submit(pool, plan) for plan in plans}
         try:
-            for ended in as_completed(running):
-                ended.result()
+            while any(running.values()):
+                wait([job for batch in running.values() for job in batch], return_when=FIRST_COMPLETED)
+                for plan, batch in running.items():
+                    running[plan] = [job for job in batch if not job.done() or job.result()]
+                    if batch and not running[plan]:
+                        running[plan] = _submit(pool, plan)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _submit(pool: Executor, plan: Iterator[list[_Job]]) -> list[Future[None]]:
+    """Hand in what a plan has next; nothing at its end."""
+    return [pool.submit(_run, config, place) for config, place in next(filter(None, plan), [])]
 
 
 def _run(config: PipelineConfig, place: Path) -> None:
