@@ -15,7 +15,7 @@ pytest.importorskip("trl", reason="needs the extra 'train'")
 from conftest import bank
 from tiny_models import CHATML, save_model
 
-from esc_env import Dialogue, Message
+from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
 from esc_env.evaluation.runner import evaluate
@@ -23,7 +23,7 @@ from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
 from esc_env.training.collect import collect
-from esc_env.training.pipeline import gain, run_pipeline
+from esc_env.training.pipeline import gain, run_pipeline, texture
 from esc_env.training.reading import presets, read_pipeline
 
 pytestmark = [
@@ -324,3 +324,14 @@ def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
     assert gain([(bad, good)]) == {"difference": 1.0, "interval": [1.0, 1.0], "scenarios": 12}
     assert (gain([(good, good), (bad, good)]) or {})["difference"] == 0.5
     assert gain([]) is None
+
+
+def test_texture_tells_replies_that_say_the_same_again(tmp_path: Path) -> None:
+    def held(lines: list[str], name: str) -> dict[str, float | None]:
+        asked: dict[str, Any] = {"critic": lambda scenario, dialogue: "same", "rules": Rules(max_turns=4)}
+        return texture(evaluate(ScriptedAgent(lines), bank(3), out=tmp_path / name, trials=1, **asked))
+
+    again = held(["I hear you."], "again")
+    assert again == {"distinct_2": round(2 / 24, 4), "words": 3.0, "top_reply": 1.0, "repeated": 0.75}
+    fresh = held(["One two.", "Three four.", "Five six.", "Seven eight."], "fresh")
+    assert (fresh["top_reply"], fresh["repeated"]) == (0.25, 0.0)

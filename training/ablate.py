@@ -215,6 +215,7 @@ def _run(config: PipelineConfig, place: Path) -> None:
 # --- what came of it ------------------------------------------------------------------------------
 
 _Runs = Mapping[str, Report]
+_TEXTURE = ("distinct_2", "words", "top_reply", "repeated")
 
 
 def _facts(starts: Sequence[_Runs], made: Mapping[str, Sequence[_Runs]], personas: Sequence[str]) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
         "average_turns": fmean(run.average_turns or 0.0 for run in runs),
         "conversations": sum(run.completed for run in runs),
         "errors": sum(run.errors for run in runs),
-        **{name: fmean(look[name] or 0.0 for look in looks) for name in ("distinct_2", "words", "top_reply")},
+        **{name: fmean(look[name] or 0.0 for look in looks) for name in _TEXTURE},
         "gain": gain(zip(before, runs, strict=True)),
     }
 
@@ -270,15 +271,16 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         f"Gains are in points of SR over the policy {START} at its best temperature, in the same episodes; in brackets "
         "the 95 % interval, clustered by scenario.",
         "",
-        "| policy | SR | each seed | AT | gain | conversations | errors | distinct-2 | words | most frequent reply |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| policy | SR | each seed | AT | gain | conversations | errors | distinct-2 | words | most frequent reply | "
+        "repeated |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in facts["rows"].items():
         each = ", ".join(f"{rate:.1%}" for rate in row["each"])
         lines.append(
             f"| {name} | {row['success_rate']:.1%} | {each} | {row['average_turns']:.2f} | {_points(row['gain'])} | "
             f"{row['conversations']} | {row['errors']} | {row['distinct_2']:.3f} | {row['words']:.1f} | "
-            f"{row['top_reply']:.1%} |"
+            f"{row['top_reply']:.1%} | {row['repeated']:.1%} |"
         )
     if facts["claims"]:
         lines += ["", "| claim | measured | |", "|---|---|---|"]

@@ -486,21 +486,25 @@ def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
 
 
 def texture(run: Report) -> dict[str, float | None]:
-    """Whether replies have collapsed: distinct-2, words a reply, and the share of the most frequent one."""
-    replies = [
-        message.content.split()
+    """Whether replies have collapsed: distinct-2, words a reply, and shares in [0, 1].
+
+    `top_reply` is the share of the most frequent reply, `repeated` the share of replies that the same conversation had
+    already had. All None if nothing was said.
+    """
+    spoken = [
+        [message.content.split() for message in item.dialogue if message.role == "supporter"]
         for item in run.trajectories
-        for message in item.dialogue
-        if message.role == "supporter"
     ]
+    replies = [words for said in spoken for words in said]
     if not replies:
-        return {"distinct_2": None, "words": None, "top_reply": None}
+        return {"distinct_2": None, "words": None, "top_reply": None, "repeated": None}
     pairs = [pair for words in replies for pair in pairwise(words)]
-    texts = [" ".join(words) for words in replies]
+    new = sum(len(set(map(tuple, said))) for said in spoken)
     return {
         "distinct_2": round(len(set(pairs)) / len(pairs), 4) if pairs else 0.0,
         "words": round(fmean(map(len, replies)), 1),
-        "top_reply": round(Counter(texts).most_common(1)[0][1] / len(texts), 4),
+        "top_reply": round(Counter(map(tuple, replies)).most_common(1)[0][1] / len(replies), 4),
+        "repeated": round(1 - new / len(replies), 4),
     }
 
 
@@ -528,7 +532,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
         lines.append(
             f"| {name} | {_shown(run['success_rate'], '.1%')} | {_shown(low, '.1%')} – {_shown(high, '.1%')} | "
             f"{_shown(run['average_turns'], '.2f')} | {run['conversations']} | {run['errors']} | "
-            f"{_shown(run['distinct_2'])} | {_shown(run['words'], '.1f')} | {_shown(run['top_reply'], '.1%')} |"
+            f"{_shown(run['distinct_2'])} | {_shown(run['words'], '.1f')} | {_shown(run['top_reply'], '.1%')} | "
+            f"{_shown(run['repeated'], '.1%')} |"
         )
     if change := report["gain"]:
         low, high = change["interval"]
