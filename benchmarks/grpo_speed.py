@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 

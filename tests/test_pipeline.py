@@ -100,6 +100,13 @@ def alternating(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esc_env.training.pipeline.read_samples", mixed)
 
 
+def assert_tables_are_even(page: str) -> None:
+    """Every row of a Markdown table has as many cells as its header."""
+    for block in page.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1, block
+
+
 @pytest.mark.parametrize("preset", presets())
 @pytest.mark.usefixtures("alternating")
 def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path], tmp_path: Path) -> None:
@@ -109,7 +116,9 @@ def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path],
     assert set(report["evaluation"]) >= {"start", "grpo"}
     assert report["reward_model"]["kind"] == config.rm.kind
     assert report["valid"].keys() == {"0", "1"}
-    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8").startswith("# ")
+    page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert page.startswith("# ")
+    assert_tables_are_even(page)
     begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert run_pipeline(config, tmp_path / "run", told=lines.append)["evaluation"] == report["evaluation"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
@@ -150,6 +159,7 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
     wider = ablate(config, tmp_path, seeds=2, arms=["random", "env"], jobs=2)
+    assert_tables_are_even(wider)
     row = next(line for line in wider.splitlines() if line.startswith("| random |"))
     assert row.split("|")[3].count("%") == 2
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

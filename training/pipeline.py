@@ -524,8 +524,9 @@ def _markdown(report: Mapping[str, Any]) -> str:
         f"Trained on {setting['scenarios']}, evaluated on {setting['test']}; T = {setting['max_turns']}, seed "
         f"{setting['seed']}.",
         "",
-        "| policy | SR | 95 % interval | AT | conversations | errors | distinct-2 | words | most frequent reply |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| policy | SR | 95 % interval | AT | conversations | errors | distinct-2 | words | most frequent reply | "
+        "repeated |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in report["evaluation"].items():
         low, high = run["interval"] or (None, None)

@@ -74,7 +74,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
-    skilled move with probability 0.5 `skill` only. So what most supporters do at each turn is not what helps most.
+    skilled move with probability 0.5 `skill` only. So what supporters do is often not what helps most.
 
     Args:
         skill: in [0, 1].
