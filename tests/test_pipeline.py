@@ -239,7 +239,7 @@ def test_a_spent_budget_stops_grpo_in_one_line_and_a_larger_one_goes_on(
                 "--scenarios", str(world["train"]), "--data", str(tmp_path / "collect"), "--seeker",
                 "python:paid:seeker", "--agent", "builtin:template", "--group-size=4", "--batch-size=4",
                 "--accumulation=1", "--max-steps=3", "--save-steps=1", "--max-turns=2", "--completion-length=8",
-                "--prompt-length=200", "--precision=fp32", "--cpu", "--no-require-end", *typed,
+                "--prompt-length=200", "--precision=fp32", "--cpu", "--no-require-end", "--valid=none", *typed,
             ])  # fmt: skip
         assert isinstance(ended.value.code, int)
         return ended.value.code, capsys.readouterr().err
@@ -299,6 +299,7 @@ def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path
         "--group-size", 4, "--max-turns", 1, "--completion-length", 8, "--prompt-length", 200, *small,
     )  # fmt: skip
     assert (tmp_path / "grpo" / "adapter_model.safetensors").exists()
+    assert list(json.loads((tmp_path / "grpo" / "run.json").read_text(encoding="utf-8"))["valid"]) == ["0", "1"]
     assert "fsdp" in esc("train", "presets")
     skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
     shown = esc("train", "pipeline", "--preset", "tiny", "--out", tmp_path / "run", *arguments(world, *skip))

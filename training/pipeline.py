@@ -48,13 +48,14 @@ from esc_env.rules import Rules
 from esc_env.seeds import derive
 from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
-from esc_env.training.config import CollectStage, GRPOStage, Models, PipelineConfig, Setting
+from esc_env.training.config import STAGES, CollectStage, GRPOStage, Models, PipelineConfig, Setting
 from esc_env.training.data import CANDIDATES, Sample, read_samples
 from esc_env.training.stage import FREE, is_finished, is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
 
 __all__ = [
-    "asked", "best_start", "evaluations", "gain", "lessons_from", "optimise", "prompts_from", "run_pipeline", "texture",
+    "asked", "best_start", "evaluations", "gain", "lessons_from", "on_valid", "optimise", "prompts_from",
+    "run_pipeline", "texture",
 ]  # fmt: skip
 
 TINY = "tiny"
@@ -77,14 +78,12 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
     folder = Path(folder)
     job = _Pipeline(config, folder, told if is_main() else lambda line: None)
     job.claim()
-    for stage in ("sft", "collect", "rm", "grpo"):
+    for stage in STAGES:
         if config.runs(stage):
             begun = time.perf_counter()
-            job.told(f"{stage}: {folder / stage}")
+            job.told(f"{stage}: {folder / ('eval' if stage == 'evaluate' else stage)}")
             getattr(job, stage)()
             job.note(stage, time.perf_counter() - begun)
-    if config.runs("evaluate"):
-        job.evaluate()
     return job.report()
 
 
@@ -188,7 +187,7 @@ class _Pipeline:
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
             reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
             continuing=self.config.collect.agent or self._agent(self._policy(), self.config.collect.temperature),
-            success=self._success,
+            success=self.success,
             models=self.config.models,
         )
 
@@ -286,7 +285,7 @@ class _Pipeline:
             agent = replace(agent, max_tokens=self.config.grpo.completion_length)
         return agent
 
-    def _success(self, policy: str) -> float:
+    def success(self, policy: str) -> float:
         """The success rate of a checkpoint on valid scenarios; the same people each time."""
         report = evaluate(
             self._agent(policy, self.config.evaluate.temperature), self.setting.valid, seeker=self.setting.seeker,
@@ -371,6 +370,17 @@ def prompts_from(samples: Sequence[Sample], *, system: str | None = None) -> lis
         if not sample.tail:
             found.setdefault(sample.key[:3], sample)
     return [grpo_row(item.scenario, item.context, seed=item.seed, system=system) for item in found.values()]
+
+
+def on_valid(config: PipelineConfig, folder: str | Path, *, told: Told = print) -> Callable[[str], float]:
+    """What tells the success rate of a checkpoint on `config.setting.valid`, for `optimise`.
+
+    Args:
+        config: whose setting, models, evaluation temperature and completion length count.
+        folder: its `valid` keeps the conversations.
+        told: told every success rate.
+    """
+    return _Pipeline(config, Path(folder), told).success
 
 
 def optimise(

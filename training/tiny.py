@@ -197,7 +197,7 @@ def make_policy(
     texts: Iterable[Scenario | Trajectory],
     *,
     seed: int = 0,
-    vocabulary: int = 4096,
+    vocabulary: int = 2048,
     width: int = 128,
     layers: int = 3,
 ) -> Path:

@@ -13,7 +13,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, Setting, SFTStage, Stage
+from esc_env.training.config import (
+    EvaluateStage,
+    GRPOStage,
+    Models,
+    PipelineConfig,
+    RewardModelStage,
+    Setting,
+    SFTStage,
+    Stage,
+)
 
 __all__ = ["app"]
 
@@ -154,6 +163,12 @@ def _grpo(
     ] = None,
     seeker: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
     critic: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(help="Scenarios that every checkpoint is judged by: the best one becomes the result, and training "
+                     "warns when it gets worse there. none: the last checkpoint is the result. Default: builtin:valid.",
+                     show_default=False),
+    ] = None,
     style: Style = None,
     preset: Preset = None,
 ) -> None:
@@ -162,24 +177,27 @@ def _grpo(
     --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
     and format (the think format alone).
     """
-    from esc_env.training.reading import apart, parse, read_sections
+    from esc_env.training.reading import apart, parse, read_pipeline, read_sections
 
     calls, others = apart(ctx.args, Models)
     models = parse(Models, read_sections(preset)["models"] if preset else {}, calls)
     setting, config = _stage(preset, "grpo", GRPOStage, others)
     from esc_env.training.data import read_samples
-    from esc_env.training.pipeline import optimise
+    from esc_env.training.pipeline import on_valid, optimise
 
     given: dict[str, Any] = {
-        "scenarios": scenarios, "seeker": seeker, "critic": critic, "style": style and style.value,
+        "scenarios": scenarios, "seeker": seeker, "critic": critic, "valid": valid, "style": style and style.value,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    setting = replace(setting, **given)
+    setting = replace(setting, max_turns=config.max_turns, seed=config.seed, **given)
+    evaluation = read_pipeline(preset).evaluate if preset else EvaluateStage()
+    whole = PipelineConfig(setting=setting, models=models, grpo=config, evaluate=evaluation)
     made = optimise(
         config, setting, out,
         samples=read_samples(data, tails=False) if data is not None else (),
         reward_model=reward_model,
         continuing=agent or f"local:{config.model}#{setting.style}",
+        success=None if valid == "none" else on_valid(whole, out, told=typer.echo),
         models=models,
     )  # fmt: skip
     typer.echo(str(made))
