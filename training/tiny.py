@@ -64,7 +64,7 @@ _TEMPLATE = """\
 {%- if add_generation_prompt -%}<|assistant|>{{ (said | length + 1) // 2 }}{%- endif -%}
 """
 _POOR = ("advice",) * 6 + ("template",) * 3 + ("random-strategy",)
-_HASTY = {3: 0.5, 4: 0.5}
+_HASTY = {3: 0.65, 4: 0.65}
 
 
 # --- who it learns to speak from ------------------------------------------------------------------
@@ -74,7 +74,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
-    skilled move with probability 0.5 `skill` only. So what supporters do is often not what helps most.
+    skilled move with probability 0.65 `skill` only. So what supporters do is often not what helps most.
 
     Args:
         skill: in [0, 1].
