@@ -241,6 +241,15 @@ def test_a_short_request_does_not_wait_for_the_long_ones_of_its_batch(model):
     assert order == ["short", "long"]
 
 
+def test_what_goes_on_after_half_of_its_batch_has_ended_says_what_it_says_alone(model):
+    requests = [
+        {"messages": message, "max_tokens": limit, "seed": limit, "temperature": 0.9}
+        for limit, message in [(40, LONGER), (1, HELLO), (23, HELLO), (2, LONGER), (1, LONGER), (40, HELLO), (5, HELLO)]
+    ]
+    alone = [ask(model, **request).texts for request in requests]
+    assert [answer.texts for answer in together(model, *requests)] == alone
+
+
 def test_a_prompt_that_fills_the_context_is_an_error_that_hits_nobody_else(model):
     async def both():
         return await asyncio.gather(

@@ -82,7 +82,7 @@ class LocalModel:
     path: str
     device: str | None = None
     dtype: str | None = None
-    max_batch: int = 16
+    max_batch: int = 64
     gather: float = 0.005
     _engine: _Engine | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -307,20 +307,32 @@ class _Loaded:
         return rows
 
     def generate(self, rows: Sequence[_Row], closing: threading.Event) -> None:
-        """Compute all rows; each answers its caller as soon as it ends."""
+        """Compute all rows; each answers its caller as soon as it ends.
+
+        Once half of them have ended, the others go on without them: their tokens would be computed for nobody.
+        """
         width = max(len(row.prompt) for row in rows)
-        ids = torch.full((len(rows), width), self.pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[i, width - len(row.prompt) :] = 1
-        self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            max_new_tokens=max(row.limit for row in rows),
-            logits_processor=transformers.LogitsProcessorList([_Draw(rows, self.tokenizer)]),
-            stopping_criteria=transformers.StoppingCriteriaList([_Ended(rows, self, closing)]),
-        )
+        cache: Any = None
+        while rows and not closing.is_set():
+            ids = torch.full((len(rows), width + len(rows[0].tokens)), self.pad)
+            mask = torch.zeros_like(ids)
+            for i, row in enumerate(rows):
+                ids[i, width - len(row.prompt) :] = torch.tensor(row.prompt + row.tokens)
+                mask[i, width - len(row.prompt) :] = 1
+            made = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=max(row.limit - len(row.tokens) for row in rows),
+                logits_processor=transformers.LogitsProcessorList([_Draw(rows, self.tokenizer)]),
+                stopping_criteria=transformers.StoppingCriteriaList([_Ended(rows, self, closing)]),
+                return_dict_in_generate=True,
+                **({} if cache is None else {"past_key_values": cache}),
+            )
+            left = [i for i, row in enumerate(rows) if not row.done]
+            rows = [rows[i] for i in left]
+            cache = made.past_key_values if isinstance(made.past_key_values, transformers.DynamicCache) else None
+            if cache is not None and rows:
+                cache.reorder_cache(torch.tensor(left))
 
     def text(self, row: _Row) -> str:
         """What the row says so far; a think block that the template opened itself begins with its opener."""
@@ -379,7 +391,7 @@ class _Draw(transformers.LogitsProcessor):
 
 
 class _Ended(transformers.StoppingCriteria):
-    """Takes each row's new token, and ends the rows that are complete or that nobody waits for."""
+    """Takes each row's new token, and ends the computation once half of the rows are complete or nobody waits for."""
 
     def __init__(self, rows: Sequence[_Row], loaded: _Loaded, closing: threading.Event) -> None:
         self.rows = rows
@@ -390,8 +402,8 @@ class _Ended(transformers.StoppingCriteria):
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
                 self._take(row, token)
-        ended = [row.done or self.closing.is_set() for row in self.rows]
-        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]  # a BoolTensor it is
+        ended = self.closing.is_set() or 2 * sum(row.done for row in self.rows) >= len(self.rows)
+        return torch.full((len(self.rows),), ended, device=input_ids.device)  # type: ignore[return-value]  # a BoolTensor
 
     def _take(self, row: _Row, token: int) -> None:
         row.tokens.append(token)
