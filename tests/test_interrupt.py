@@ -1,4 +1,4 @@
-"""Ctrl-C while GRPO trains: it ends at once, says how to go on, and the same command does."""
+"""Ctrl-C while policies are trained: it ends at once, says how to go on, and the same command does."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from pathlib import Path
 
 
 def stop_here(where):
-    """Whether to say that this point is reached, in the second step, and stay there."""
+    """Whether to say that this point is reached, in GRPO's second step unless early, and stay there."""
     at = Path("grpo/checkpoints/checkpoint-1/trainer_state.json")
-    if os.environ.get("STOP") != where or not at.exists():
+    if os.environ.get("STOP") != where or not (at.exists() or where == "an early seeker"):
         return False
     os.environ["STOP"] = "reached"
     print("reached", flush=True)
@@ -46,7 +46,7 @@ class Seeker:
     async def reply(self, scenario, dialogue, *, seed):
         from esc_env.protocols import Reply
 
-        if stop_here("a seeker"):
+        if stop_here("a seeker") or stop_here("an early seeker"):
             await asyncio.Event().wait()
         return Reply("It is my job.")
 
@@ -125,3 +125,27 @@ def test_ctrl_c_ends_training_at_once_and_the_same_command_goes_on(place: Path, 
     assert not ended.value.code
     assert (place / "grpo" / "adapter_model.safetensors").exists()
     assert (place / "grpo" / "checkpoints" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns == begun
+
+
+def test_ctrl_c_ends_all_jobs_of_an_ablation_without_a_word_of_theirs(place: Path) -> None:
+    (place / "test.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in bank(4)[2:]))
+    command = [
+        "train", "ablate", "--preset", "qwen2.5-0.5b", "--out", "ablation", "--seeds", "2", "--jobs", "2", "--model",
+        "model", "--scenarios", "people.jsonl", "--test", "test.jsonl", "--sft_data", "population", "--seeker",
+        "python:slow:seeker",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "STOP": "an early seeker", "PYTHONPATH": str(place)}, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            reached = [line for line in (process.stdout.readline() for _ in range(4)) if line == "reached\n"]
+            assert len(reached) == 2, process.communicate(timeout=60)[1]
+            os.killpg(process.pid, signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "To go on, type: esc train ablate --preset" in told.splitlines()[-1]

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -189,13 +190,17 @@ def _run_all(plans: Sequence[Iterator[list[_Job]]], jobs: int, told: Callable[[s
             told(str(place))
             run_pipeline(config, place, told=told)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # Ctrl-C goes to the workers too, and ends them without a word: every stage can be killed and gone on with.
+    quiet: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **quiet) as pool:
         running = {plan: _submit(pool, plan) for plan in plans}
         try:
             while any(running.values()):
-                wait([job for batch in running.values() for job in batch], return_when=FIRST_COMPLETED)
+                ended, _ = wait([job for batch in running.values() for job in batch], return_when=FIRST_COMPLETED)
+                for job in ended:
+                    job.result()
                 for plan, batch in running.items():
-                    running[plan] = [job for job in batch if not job.done() or job.result()]
+                    running[plan] = [job for job in batch if job not in ended]
                     if batch and not running[plan]:
                         running[plan] = _submit(pool, plan)
         except BaseException:
