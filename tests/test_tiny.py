@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -38,12 +39,14 @@ def test_supporters_differ_in_how_often_they_help(tmp_path: Path) -> None:
 
 
 def test_supporters_are_hasty_in_their_third_and_fourth_turn(people: list[Scenario]) -> None:
-    advised = [0] * 8
-    for item in population(people, trials=6):
-        said = [message for message in item.dialogue if message.role == "supporter"]
-        for turn, message in enumerate(said):
-            advised[turn] += (message.thought or "").startswith("advice")
-    assert min(advised[2:4]) > 2 * max(advised[:2])
+    advised: list[list[bool]] = [[] for _ in range(8)]
+    for item in population(people, trials=24):
+        said = [message.thought for message in item.dialogue if message.role == "supporter"]
+        for turn, thought in enumerate(said):
+            advised[turn] += [thought.startswith("advice")] if thought else []
+    shares = [fmean(turn) for turn in advised[:4]]
+    assert max(shares[:2]) < 0.2
+    assert min(shares[2:]) > 0.25
 
 
 def test_a_population_holds_every_skill_and_thinks_in_most_turns(spoken: list[Trajectory]) -> None:
