@@ -64,7 +64,7 @@ class LocalModel:
     the given temperature: the `top_p`, `top_k` and penalties of a model's generation config are not used.
 
     Greedy text, and sampled text for the same seed, does not depend on what else was in the batch, up to the rounding
-    of the arithmetic: exact in practice in float32; in bfloat16 a near tie may fall otherwise (`max_batch=1` excludes
+    of the arithmetic: a few tokens in a million in float32; in bfloat16 wherever a tie is near (`max_batch=1` excludes
     that).
 
     Args:
