@@ -124,6 +124,7 @@ def test_ctrl_c_ends_training_at_once_and_the_same_command_goes_on(place: Path, 
         main(command)
     assert not ended.value.code
     assert (place / "grpo" / "adapter_model.safetensors").exists()
+    assert json.loads((place / "grpo" / "run.json").read_text(encoding="utf-8"))["valid"] == {}, "--valid=none"
     assert (place / "grpo" / "checkpoints" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns == begun
 
 

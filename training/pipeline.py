@@ -81,7 +81,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
     for stage in STAGES:
         if config.runs(stage):
             begun = time.perf_counter()
-            job.told(f"{stage}: {folder / ('eval' if stage == 'evaluate' else stage)}")
+            job.told(f"{stage}: {folder}")
             getattr(job, stage)()
             job.note(stage, time.perf_counter() - begun)
     return job.report()

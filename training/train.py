@@ -13,16 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from esc_env.training.config import (
-    EvaluateStage,
-    GRPOStage,
-    Models,
-    PipelineConfig,
-    RewardModelStage,
-    Setting,
-    SFTStage,
-    Stage,
-)
+from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, Setting, SFTStage, Stage
 
 __all__ = ["app"]
 
@@ -166,7 +157,8 @@ def _grpo(
     valid: Annotated[
         str | None,
         typer.Option(help="Scenarios that every checkpoint is judged by: the best one becomes the result, and training "
-                     "warns when it gets worse there. none: the last checkpoint is the result. Default: builtin:valid.",
+                     "warns when it gets worse there. none: the last checkpoint is the result. Default: the "
+                     "preset's, else builtin:valid.",
                      show_default=False),
     ] = None,
     style: Style = None,
@@ -190,8 +182,9 @@ def _grpo(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     setting = replace(setting, max_turns=config.max_turns, seed=config.seed, **given)
-    evaluation = read_pipeline(preset).evaluate if preset else EvaluateStage()
-    whole = PipelineConfig(setting=setting, models=models, grpo=config, evaluate=evaluation)
+    known = read_pipeline(preset) if preset else PipelineConfig()
+    judging = replace(known.evaluate, concurrency=config.concurrency)
+    whole = replace(known, setting=setting, models=models, grpo=config, evaluate=judging)
     made = optimise(
         config, setting, out,
         samples=read_samples(data, tails=False) if data is not None else (),

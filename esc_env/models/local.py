@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ESCError, MissingExtra, ModelUnavailable, SpecError
@@ -391,7 +391,7 @@ class _Draw(transformers.LogitsProcessor):
 
 
 class _Ended(transformers.StoppingCriteria):
-    """Takes each row's new token, and ends the computation once half of the rows are complete or nobody waits for."""
+    """Takes each row's new token, and ends the computation once half of the rows are done."""
 
     def __init__(self, rows: Sequence[_Row], loaded: _Loaded, closing: threading.Event) -> None:
         self.rows = rows
@@ -403,7 +403,7 @@ class _Ended(transformers.StoppingCriteria):
             if not row.done:
                 self._take(row, token)
         ended = self.closing.is_set() or 2 * sum(row.done for row in self.rows) >= len(self.rows)
-        return torch.full((len(self.rows),), ended, device=input_ids.device)  # type: ignore[return-value]  # a BoolTensor
+        return cast("torch.BoolTensor", torch.full((len(self.rows),), ended, device=input_ids.device))
 
     def _take(self, row: _Row, token: int) -> None:
         row.tokens.append(token)
