@@ -26,6 +26,8 @@ from typing import Any
 from esc_env.agents import planners
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, ModelError, SpecError, SupporterFailure, did_you_mean
+from esc_env.models import check_model
+from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Completion, Reply, Usage
 from esc_env.seeds import Seed
@@ -48,6 +50,9 @@ class ChatAgent:
         style: one of `STYLES`.
         temperature: of every request, unless the style says otherwise. *Source:* PPDPP: 0 in evaluation.
         max_tokens: longest completion of one request, thinking included. Ours.
+        stop: strings that end a completion.
+        system: a system prompt of one's own in place of `prompts/standard.txt`; the style's form of the answer still
+            stands after it.
 
     Raises:
         SpecError: an unknown style.
@@ -57,6 +62,8 @@ class ChatAgent:
     style: str = "standard"
     temperature: float = 0.0
     max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -78,7 +85,16 @@ class ChatAgent:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "prompts": _PROMPTS.digest(STYLES[self.style].prompts),
+            **told_apart(self.stop, self.system),
         }
+
+    async def check(self, votes: int = 1) -> None:
+        """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
+        ways = {(1, self.temperature), *((n, 1.0) for n in (STYLES[self.style].votes,) if n)}
+        for n, temperature in sorted(ways):
+            await check_model(
+                self.model, "agent", n=n, temperature=temperature, max_tokens=self.max_tokens, seed=0, stop=self.stop
+            )
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance.
@@ -99,12 +115,14 @@ class Style:
         requests: how many requests it makes a turn, always.
         prompts: the files it uses.
         source: where it comes from.
+        votes: answers that it samples at once, at temperature 1; 0 for none.
     """
 
     speak: Callable[[Turn], Awaitable[Reply]]
     requests: int
     prompts: tuple[str, ...]
     source: str
+    votes: int = 0
 
 
 class Turn:
@@ -124,7 +142,7 @@ class Turn:
 
     async def speak(self, form: str) -> Completion:
         """The supporter's completion on the chat itself, in the form of `format-{form}.txt`. The turn's one request."""
-        system = system_prompt(form)
+        system = system_prompt(form, self.agent.system)
         chat: list[ChatMessage] = [
             {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}
             for message in self.dialogue.as_chat("supporter")
@@ -155,8 +173,9 @@ class Turn:
 
     def _about(self, question: str, slots: Mapping[str, Any]) -> list[ChatMessage]:
         filled = {name: data if name == "strategy" else seal(data) for name, data in slots.items()}
+        own = self.agent.system or _PROMPTS.text("standard")
         return [
-            {"role": "system", "content": f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text('data')}"},
+            {"role": "system", "content": f"{own}\n\n{_PROMPTS.text('data')}"},
             {"role": "user", "content": f"{self._transcript}\n\n{_PROMPTS.fill(question, **filled)}"},
         ]
 
@@ -170,6 +189,7 @@ class Turn:
                 temperature=self.agent.temperature if temperature is None else temperature,
                 max_tokens=self.agent.max_tokens,
                 seed=self.seed.at(sample=number).value,
+                stop=self.agent.stop,
             )
         except ModelError as error:
             if error.obstacle == "too_long":
@@ -183,9 +203,12 @@ class Turn:
         return completion
 
 
-def system_prompt(form: str) -> str:
-    """The system message of the styles that answer in one request; `plain` and `think` are forms of the reply."""
-    return f"{_PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
+def system_prompt(form: str, own: str | None = None) -> str:
+    """The system message of the styles that answer in one request; `plain` and `think` are forms of the reply.
+
+    `own` stands in place of our instructions.
+    """
+    return f"{own or _PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
 
 
 def _text(completion: Completion) -> str:
@@ -270,6 +293,7 @@ STYLES: Mapping[str, Style] = {
         planners.lookahead, 10, (*_ABOUT, "lookahead-plan", "lookahead-draft", "reaction", "lookahead-value"),
         "after GDP-Zero: Yu et al., Prompt-Based Monte-Carlo Tree Search for Goal-Oriented Dialogue Policy Planning "
         "(EMNLP 2023)",
+        planners.VOTES,
     ),
 }  # fmt: skip
 """The prompting styles, by name."""

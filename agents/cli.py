@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def _chat(
     temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.0,
     seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
     critic_temperature: Annotated[float, typer.Option(min=0, help="Of a critic that is a chat model.")] = 1.1,
+    agent_option: AgentOption = None,
+    seeker_option: SeekerOption = None,
+    critic_option: CriticOption = None,
     budget: Annotated[
         str | None,
         typer.Option(help="Stop once so much is spent on models: '1 USD' or '50k tokens'.", show_default=False),
@@ -83,7 +87,7 @@ def _chat(
     from esc_env.agents.spec import resolve_agent
     from esc_env.conversation import Chairs
     from esc_env.critics import resolve_critic
-    from esc_env.models import ModelSettings
+    from esc_env.models import ModelSettings, read_options
     from esc_env.rules import Rules
     from esc_env.seekers import resolve_seeker
 
@@ -95,11 +99,14 @@ def _chat(
     number = secrets.randbelow(2**31) if seed is None else seed
     settings = ModelSettings(budget=budget)
     if side is _Side.SEEKER:
-        held = _be_supported(console, resolve_agent(agent, settings, temperature=temperature), number)
+        options = read_options(agent_option or (), "agent")
+        held = _be_supported(console, resolve_agent(agent, settings, temperature=temperature, options=options), number)
     else:
+        seeker_options = read_options(seeker_option or (), "seeker")
+        critic_options = read_options(critic_option or (), "critic")
         chairs = Chairs(
-            resolve_seeker(seeker, settings, temperature=seeker_temperature),
-            resolve_critic(critic, settings, temperature=critic_temperature),
+            resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
+            resolve_critic(critic, settings, temperature=critic_temperature, options=critic_options),
             Rules(max_turns=max_turns, critic_temperature=critic_temperature),
         )
         held = _support(console, scenarios, scenario, chairs, persona, number, reveal)
@@ -165,6 +172,7 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
 
 def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
     from esc_env._loop import run
+    from esc_env.conversation import as_message
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply
     from esc_env.rendering import show
@@ -185,7 +193,7 @@ def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenar
             raise SupporterFailure(f"{type(supporter).__name__} raised {type(error).__name__}: {error}") from error
         if not isinstance(reply, Reply):
             raise SupporterFailure(f"{type(supporter).__name__} returned {type(reply).__name__}, not a Reply")
-        dialogue = dialogue.then(Message("supporter", reply.content, reply.strategy, reply.thought))
+        dialogue = dialogue.then(as_message(reply))
         show(console, dialogue, shown=len(dialogue) - 1)
     if not dialogue.messages:
         return None

@@ -5,15 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from esc_env.agents.callables import CallableAgent
 from esc_env.errors import SpecError, did_you_mean
+from esc_env.models import ModelSettings, Options, check_parameters, open_model
 from esc_env.protocols import Agent, ChatModel
 from esc_env.specs import Spec, code_digest, import_object, name_of, parse_spec
-
-if TYPE_CHECKING:
-    from esc_env.models import ModelSettings
 
 __all__ = ["builtin_names", "identity_of", "resolve_agent"]
 
@@ -26,7 +24,11 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def resolve_agent(
-    agent: str | Agent | Callable[..., Any], settings: ModelSettings | None = None, *, temperature: float = 0.0
+    agent: str | Agent | Callable[..., Any],
+    settings: ModelSettings | None = None,
+    *,
+    temperature: float = 0.0,
+    options: Mapping[str, Any] | None = None,
 ) -> Agent:
     """The agent that a string, an object or a callable stands for.
 
@@ -37,28 +39,32 @@ def resolve_agent(
             `function(messages) -> str | Reply`, sync or async (see `CallableAgent`).
         settings: how chat models are called.
         temperature: of a chat model.
+        options: what a chat model is asked besides, such as `{"max_tokens": 16000, "reasoning_effort": "low"}`.
 
     Raises:
         SpecError: the string names nothing (with the nearest names), the object is no agent, or the model is known not
-            to take this temperature.
+            to take this temperature or these options.
         MissingExtra: the packages that the model needs are not installed.
     """
+    said = Options.of(options, "agent")
     if isinstance(agent, str):
-        return _named(agent, settings, temperature)
+        return _named(agent, settings, temperature, said)
     if inspect.isclass(agent):
         raise SpecError(f"{name_of(agent)} is a class; give an object of it: {agent.__name__}(...)")
-    if callable(getattr(agent, "respond", None)):
-        return cast(Agent, agent)
-    if isinstance(agent, ChatModel):
+    if isinstance(agent, ChatModel) and not hasattr(agent, "respond"):
         from esc_env.agents.chat import ChatAgent
 
-        return ChatAgent(agent, temperature=temperature)
+        said.refuse_for(name_of(agent), "agent", asked=True)
+        return ChatAgent(agent, temperature=temperature, **said.chair)
+    said.refuse_for(name_of(agent), "agent")
+    if callable(getattr(agent, "respond", None)):
+        return cast(Agent, agent)
     if callable(agent):
         return CallableAgent(agent)
     raise SpecError(f"an agent must be a string, an object with respond() or a callable, not {type(agent).__name__}")
 
 
-def _named(text: str, settings: ModelSettings | None, temperature: float) -> Agent:
+def _named(text: str, settings: ModelSettings | None, temperature: float, said: Options) -> Agent:
     try:
         spec = parse_spec(text)
     except SpecError as error:
@@ -69,6 +75,7 @@ def _named(text: str, settings: ModelSettings | None, temperature: float) -> Age
 
         if spec.name not in SCRIPTED:
             raise SpecError(f"no builtin agent {spec.name!r}. {did_you_mean(f'builtin:{spec.name}', builtin_names())}")
+        said.refuse_for(text, "agent")
         return SCRIPTED[spec.name]()
     if spec.kind == "python":
         thing: Any = import_object(spec.name)
@@ -83,21 +90,19 @@ def _named(text: str, settings: ModelSettings | None, temperature: float) -> Age
         if not isinstance(thing, ChatModel) or hasattr(thing, "respond"):
             if spec.style is not None:
                 raise SpecError(f"{text}: #{spec.style} is a style of chat models, and this is none")
-            return resolve_agent(cast("Callable[..., Any]", thing), settings)
-    return _chat(spec, settings, temperature)
+            return resolve_agent(cast("Callable[..., Any]", thing), settings, options=said.plain)
+    return _chat(spec, settings, temperature, said)
 
 
-def _chat(spec: Spec, settings: ModelSettings | None, temperature: float) -> Agent:
+def _chat(spec: Spec, settings: ModelSettings | None, temperature: float, said: Options) -> Agent:
     from esc_env.agents.chat import STYLES, ChatAgent
 
     style = spec.style or "standard"
     if style not in STYLES:  # told before a model is opened
         raise SpecError(f"no prompting style {style!r}. {did_you_mean(style, STYLES)}")
-    from esc_env.models import check_parameters, open_model
-
-    model = open_model(spec, settings)
-    check_parameters(model, "agent", temperature=temperature)
-    return ChatAgent(model, style, temperature)
+    model = open_model(spec, settings, said)
+    check_parameters(model, "agent", temperature=temperature, stop=bool(said.stop))
+    return ChatAgent(model, style, temperature, **said.chair)
 
 
 def identity_of(agent: Agent) -> Mapping[str, Any]:

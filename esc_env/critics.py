@@ -7,19 +7,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from esc_env._loop import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.models import ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript
 from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
-
-if TYPE_CHECKING:
-    from esc_env.models import ModelSettings
 
 __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
 
@@ -86,12 +85,14 @@ class LLMCritic:
         mode: `votes` or `logprobs`; the two never share a fingerprint.
         temperature: of the votes, above 0. *Source:* PPDPP: 1.1.
         max_tokens: longest answer in votes mode, thinking of the model included.
+        stop: strings that end an answer in votes mode.
     """
 
     model: ChatModel
     mode: CriticMode = "votes"
     temperature: float = 1.1
     max_tokens: int = 256
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in ("votes", "logprobs"):
@@ -114,7 +115,19 @@ class LLMCritic:
             "temperature": self.temperature,
             "prompts": _PROMPTS.digest(_USED),
         }
-        return {**identity, "max_tokens": self.max_tokens} if self.mode == "votes" else identity
+        if self.mode == "logprobs":
+            return identity
+        return {**identity, "max_tokens": self.max_tokens, **told_apart(self.stop)}
+
+    async def check(self, votes: int = 1) -> None:
+        """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
+        if self.mode == "logprobs":
+            await check_model(self.model, "critic", temperature=1.0, max_tokens=1, seed=0, logprobs=_TOP)
+        else:
+            await check_model(
+                self.model, "critic", n=votes, temperature=self.temperature, max_tokens=self.max_tokens, seed=0,
+                stop=self.stop,
+            )  # fmt: skip
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
         """`votes` votes on how the seeker is now.
@@ -138,6 +151,7 @@ class LLMCritic:
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
                 seed=seed.at(attempt=attempt).value,
+                stop=self.stop,
             )
             usage += completion.usage
             endings = (*completion.finish_reasons, *[None] * len(completion.texts))
@@ -225,6 +239,7 @@ def resolve_critic(
     *,
     mode: CriticMode = "votes",
     temperature: float = 1.1,
+    options: Mapping[str, Any] | None = None,
 ) -> Critic:
     """The critic that a string, an object or a callable stands for.
 
@@ -233,12 +248,19 @@ def resolve_critic(
             (a Critic, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         mode, temperature: of a chat model that votes.
+        options: what a chat model is asked besides, such as `{"max_tokens": 2000, "top_p": 0.9}`.
 
     Raises:
         SpecError: an unknown string, an object that is neither a Critic nor callable, or a model that is known not to
-            take this mode or temperature.
+            take this mode, temperature or these options.
         MissingExtra: the packages that the model needs are not installed.
     """
+    said = Options.of(options, "critic")
+    if mode == "logprobs" and said.chair:
+        raise SpecError(
+            f"critic option {min(said.chair)!r}: with critic mode 'logprobs' the critic writes one token. "
+            "Leave it away, or use --critic-mode votes (critic_mode='votes')"
+        )
     if isinstance(critic, str):
         spec = parse_spec(critic)
         if spec.kind == "builtin":
@@ -246,21 +268,23 @@ def resolve_critic(
                 raise SpecError(f"no builtin critic {spec.name!r}. {did_you_mean(spec.name, ['builtin'])}")
             from esc_env.builtin.critic import BuiltinCritic
 
+            said.refuse_for(critic, "critic")
             return BuiltinCritic()
         thing = import_object(spec.name) if spec.kind == "python" else None
         if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
-            return resolve_critic(thing, settings, mode=mode, temperature=temperature)
+            return resolve_critic(thing, settings, mode=mode, temperature=temperature, options=options)
         if spec.style is not None:
             raise SpecError(f"{critic!r}: a style (#{spec.style}) belongs to a supporter; a critic has none")
-        from esc_env.models import check_parameters, open_model
-
-        judge = LLMCritic(open_model(spec, settings), mode, temperature)
+        judge = LLMCritic(open_model(spec, settings, said, chair="critic"), mode, temperature, **said.chair)
         check_parameters(
-            judge.model, "critic", temperature=temperature if mode == "votes" else 1.0, logprobs=mode == "logprobs"
-        )
+            judge.model, "critic", temperature=temperature if mode == "votes" else 1.0, logprobs=mode == "logprobs",
+            stop=bool(said.stop),
+        )  # fmt: skip
         return judge
     if isinstance(critic, ChatModel) and not isinstance(critic, type):
-        return LLMCritic(critic, mode, temperature)
+        said.refuse_for(name_of(critic), "critic", asked=True)
+        return LLMCritic(critic, mode, temperature, **said.chair)
+    said.refuse_for(name_of(critic), "critic")
     if isinstance(critic, Critic) and not isinstance(critic, type):
         return critic
     if callable(critic):

@@ -133,6 +133,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         critic_mode: how a critic that is a chat model votes: `votes` (sampled answers) or `logprobs` (one request for
             the distribution, votes drawn from it).
         seeker_temperature: of a seeker that is a chat model. Ours: 0.7.
+        seeker_options, critic_options: what such a chat model is asked besides, such as
+            `{"max_tokens": 2000, "reasoning_effort": "low"}`; see docs/models.md.
         max_chars: longest action, in characters.
         persona: how every seeker meets help (`esc_env.PERSONAS`); None leaves each scenario its own.
         on_error: what a failed seeker or critic does to `step`. `raise`: a `ChairError`; nothing has changed, and the
@@ -167,6 +169,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         critic_temperature: float = 1.1,
         critic_mode: CriticMode = "votes",
         seeker_temperature: float = 0.7,
+        seeker_options: dict[str, Any] | None = None,
+        critic_options: dict[str, Any] | None = None,
         max_chars: int = 8000,
         persona: str | None = None,
         on_error: Literal["raise", "truncate"] = "raise",
@@ -182,8 +186,10 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             _one_of("render_mode", render_mode, self.metadata["render_modes"])
         rules = Rules(max_turns, threshold, votes, critic_temperature, opening, max_chars)
         self.chairs = Chairs(
-            resolve_seeker(seeker, settings, temperature=seeker_temperature),
-            resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature),
+            resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
+            resolve_critic(
+                critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options
+            ),
             rules,
         )
         self.scenarios = _scenario_set(scenarios, dataset, persona)

@@ -107,6 +107,7 @@ class ModelError(ESCError):
         status: the last HTTP status; None when there was none (no connection, a timeout).
         retryable: whether the same request may succeed later.
         retry_after: seconds that the server asked us to wait, if it did.
+        told: what the server itself said, without our words around it; "" where it said nothing.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ModelError(ESCError):
         status: int | None = None,
         retryable: bool = False,
         retry_after: float | None = None,
+        told: str = "",
     ) -> None:
         super().__init__(message)
         self.provider = provider
@@ -127,6 +129,7 @@ class ModelError(ESCError):
         self.status = status
         self.retryable = retryable
         self.retry_after = retry_after
+        self.told = told
 
     @property
     def obstacle(self) -> Literal["too_long", "filtered"] | None:

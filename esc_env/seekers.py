@@ -7,19 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esc_env._loop import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.models import ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import ChatModel, Reply, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
 from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
-
-if TYPE_CHECKING:
-    from esc_env.models import ModelSettings
 
 __all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
 
@@ -102,11 +101,13 @@ class LLMSeeker:
         model: any ChatModel.
         temperature: 0.7, ours: the paper gives none for the seeker.
         max_tokens: longest message, thinking of the model included.
+        stop: strings that end a message.
     """
 
     model: ChatModel
     temperature: float = 0.7
     max_tokens: int = 512
+    stop: tuple[str, ...] = ()
 
     @property
     def deterministic(self) -> bool:
@@ -122,7 +123,14 @@ class LLMSeeker:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "prompts": _PROMPTS.digest(_USED),
+            **told_apart(self.stop),
         }
+
+    async def check(self, votes: int = 1) -> None:
+        """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
+        await check_model(
+            self.model, "seeker", temperature=self.temperature, max_tokens=self.max_tokens, seed=0, stop=self.stop
+        )
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The person's next message, or the first one of an empty dialogue.
@@ -138,8 +146,9 @@ class LLMSeeker:
         for attempt in range(ATTEMPTS):
             asked = chat if not fault else [*chat[:-1], _again(chat[-1], fault)]
             completion = await self.model.complete(
-                asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed.at(attempt=attempt).value
-            )
+                asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed.at(attempt=attempt).value,
+                stop=self.stop,
+            )  # fmt: skip
             usage += completion.usage
             finish = completion.finish_reasons[0] if completion.finish_reasons else None
             thought, said = split_thought((completion.texts[0] if completion.texts else None) or "")
@@ -225,7 +234,11 @@ def _words(text: str) -> str:
 
 
 def resolve_seeker(
-    seeker: str | Seeker | Callable[..., Any], settings: ModelSettings | None = None, *, temperature: float = 0.7
+    seeker: str | Seeker | Callable[..., Any],
+    settings: ModelSettings | None = None,
+    *,
+    temperature: float = 0.7,
+    options: Mapping[str, Any] | None = None,
 ) -> Seeker:
     """The seeker that a string, an object or a callable stands for.
 
@@ -234,12 +247,14 @@ def resolve_seeker(
             (a Seeker, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         temperature: of a chat model.
+        options: what a chat model is asked besides, such as `{"max_tokens": 2000, "top_p": 0.9}`.
 
     Raises:
         SpecError: an unknown string, an object that is neither a Seeker nor callable, or a model that is known not to
-            take this temperature.
+            take this temperature or these options.
         MissingExtra: the packages that the model needs are not installed.
     """
+    said = Options.of(options, "seeker")
     if isinstance(seeker, str):
         spec = parse_spec(seeker)
         if spec.kind == "builtin":
@@ -247,19 +262,20 @@ def resolve_seeker(
                 raise SpecError(f"no builtin seeker {spec.name!r}. {did_you_mean(spec.name, ['builtin'])}")
             from esc_env.builtin.seeker import BuiltinSeeker
 
+            said.refuse_for(seeker, "seeker")
             return BuiltinSeeker()
         thing = import_object(spec.name) if spec.kind == "python" else None
         if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
-            return resolve_seeker(thing, settings, temperature=temperature)
+            return resolve_seeker(thing, settings, temperature=temperature, options=options)
         if spec.style is not None:
             raise SpecError(f"{seeker!r}: a style (#{spec.style}) belongs to a supporter; a seeker has none")
-        from esc_env.models import check_parameters, open_model
-
-        model = open_model(spec, settings)
-        check_parameters(model, "seeker", temperature=temperature)
-        return LLMSeeker(model, temperature)
+        model = open_model(spec, settings, said, chair="seeker")
+        check_parameters(model, "seeker", temperature=temperature, stop=bool(said.stop))
+        return LLMSeeker(model, temperature, **said.chair)
     if isinstance(seeker, ChatModel) and not isinstance(seeker, type):
-        return LLMSeeker(seeker, temperature)
+        said.refuse_for(name_of(seeker), "seeker", asked=True)
+        return LLMSeeker(seeker, temperature, **said.chair)
+    said.refuse_for(name_of(seeker), "seeker")
     if isinstance(seeker, Seeker) and not isinstance(seeker, type):
         return seeker
     if callable(seeker):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.errors import RecordError
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class _CriticMode(StrEnum):
     LOGPROBS = "logprobs"
 
 
+class _Opening(StrEnum):
+    SITUATION = "situation"
+    SEEKER = "seeker"
+
+
 class _Wire(StrEnum):
     AUTO = "auto"
     AIOHTTP = "aiohttp"
@@ -43,7 +49,33 @@ def register(app: typer.Typer) -> None:
     app.command("leaderboard")(_leaderboard)
 
 
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Let a file give what the command line does not; its agents and what chairs are asked go to `ctx.obj`."""
+    from esc_env.evaluation.config import read_config
+
+    if path is not None:
+        asked = {"agent_options", "seeker_options", "critic_options"}
+        typed = {"agent", "config", "agent_option", "seeker_option", "critic_option"}
+        names = {str(param.name) for param in ctx.command.params} - typed
+        said = ctx.obj = read_config(path, names | asked)
+        ctx.default_map = {name: value for name, value in said.options.items() if name not in asked}
+        if isinstance(said.options.get("scenarios"), str):
+            ctx.default_map["scenarios"] = [said.options["scenarios"]]
+    return path
+
+
 def _eval(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A benchmark as a YAML file: agents with their options, and any other long option of this command; or "
+            "the run.json of a run, to repeat it. What is typed here counts before it.",
+            show_default=False,
+            is_eager=True,
+            callback=_read_config,
+        ),
+    ] = None,
     agent: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +124,14 @@ def _eval(
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges before a conversation counts as not solved.")] = 8,
+    votes: Annotated[int, typer.Option(min=1, help="How often the critic is asked after every exchange.")] = 10,
+    threshold: Annotated[
+        float, typer.Option(min=-1, help="Solved when the critic's mean vote, from -1 to 1, is greater.")
+    ] = 0.5,
+    opening: Annotated[
+        _Opening, typer.Option(help="A conversation begins with the situation as written, or the seeker tells it.")
+    ] = _Opening.SITUATION,
+    max_chars: Annotated[int, typer.Option(min=1, help="Longest reply of the supporter, in characters.")] = 8000,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +152,9 @@ def _eval(
     critic_temperature: Annotated[
         float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
     ] = 1.1,
+    agent_option: AgentOption = None,
+    seeker_option: SeekerOption = None,
+    critic_option: CriticOption = None,
     critic_mode: Annotated[
         _CriticMode,
         typer.Option(
@@ -184,34 +227,55 @@ def _eval(
     """
     from esc_env._loop import run
     from esc_env.agents.spec import builtin_names, resolve_agent
+    from esc_env.evaluation.config import AgentConfig, Benchmark
     from esc_env.evaluation.runner import check_models, evaluate
-    from esc_env.models import ModelOptions, ModelSettings
+    from esc_env.models import ModelOptions, ModelSettings, read_options
     from esc_env.rules import Rules
 
-    agents = agent or list(builtin_names())
+    said: Benchmark = ctx.obj or Benchmark((), {})
+    names = agent or ([] if said.agents else builtin_names())
+    typed = str(getattr(ctx.get_parameter_source("temperature"), "name", "")) == "COMMANDLINE"
+    common = {**said.options.get("agent_options", {}), **read_options(agent_option or (), "agent")}
+    lineup = [
+        AgentConfig(
+            each.agent, temperature if typed or each.temperature is None else each.temperature,
+            {**each.options, **common},
+        )
+        for each in ([AgentConfig(name) for name in names] or said.agents)
+    ]  # fmt: skip
+    seeker_options = {**said.options.get("seeker_options", {}), **read_options(seeker_option or (), "seeker")}
+    critic_options = {**said.options.get("critic_options", {}), **read_options(critic_option or (), "critic")}
     models: ModelOptions = {
         "concurrency": concurrency, "requests_per_minute": rpm, "tokens_per_minute": tpm, "timeout": timeout,
         "deadline": deadline, "budget": budget, "record": record, "replay": replay, "cache": cache, "wire": wire.value,
     }  # fmt: skip
     settings = ModelSettings.of(models)
-    supporters = [resolve_agent(name, settings, temperature=temperature) for name in agents]
+    supporters = [
+        resolve_agent(each.agent, settings, temperature=each.temperature or 0.0, options=each.options)
+        for each in lineup
+    ]
     if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
-        run(check_models(*(("agent", each) for each in supporters)))
+        run(check_models(*supporters))
     sources = scenarios or ["builtin:test"]
-    rules = Rules(max_turns=max_turns, critic_temperature=critic_temperature)
-    several = len(agents) * len(sources) > 1
+    rules = Rules(max_turns, threshold, votes, critic_temperature, opening.value, max_chars)
+    several = len(lineup) * len(sources) > 1
     shown = sys.stderr.isatty() if progress is None else progress
     complete = True
     for source in sources:
         reports: list[Report] = []
         resumed: dict[str, int | None] = {}
-        for name in agents:
-            folder = out / f"{_slug(name)}--{_slug(source)}" if out and several else out
+        for place, each in enumerate(lineup):
+            name = each.agent
+            again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
+            mark = f"~{again + 1}" if again else ""
+            folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
             with _told(f"{name} on {source}", shown) as told:
                 report = evaluate(
                     name, source, seeker=seeker, critic=critic, rules=rules, persona=persona, limit=limit,
                     trials=trials, seed=seed, out=folder, fresh=fresh, progress=told, critic_mode=critic_mode.value,
-                    seeker_temperature=seeker_temperature, temperature=temperature, time_limit=time_limit, **models,
+                    seeker_temperature=seeker_temperature, temperature=each.temperature or 0.0,
+                    agent_options=each.options, seeker_options=seeker_options, critic_options=critic_options,
+                    time_limit=time_limit, **models,
                 )  # fmt: skip
             reports.append(report)
             resumed[report.run_key] = told.first

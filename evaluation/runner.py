@@ -30,9 +30,10 @@ from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.evaluation.config import run_config
 from esc_env.evaluation.report import Report, summarise_run
-from esc_env.models import ModelOptions, ModelSettings, check_model
-from esc_env.protocols import Agent, ChatModel, Critic, Seeker
+from esc_env.models import ModelOptions, ModelSettings, Options, effective
+from esc_env.protocols import Agent, Critic, Seeker
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
@@ -69,6 +70,9 @@ def evaluate(
     critic_mode: CriticMode = "votes",
     seeker_temperature: float = 0.7,
     temperature: float = 0.0,
+    agent_options: Mapping[str, Any] | None = None,
+    seeker_options: Mapping[str, Any] | None = None,
+    critic_options: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
     **models: Unpack[ModelOptions],
 ) -> Report:
@@ -92,6 +96,8 @@ def evaluate(
         progress: called with (conversations with an outcome or error, all conversations), first before anything runs.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
+        agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
+            `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
         time_limit: seconds for the conversations of this call, above 0; None for no limit. What has not ended by then
             is dropped, and held by the next call.
         models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of
@@ -115,19 +121,28 @@ def evaluate(
     arguments = inspect.getfullargspec(evaluate)
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
     rules = rules or Rules()
-    supporter = resolve_agent(agent, settings, temperature=temperature)
+    supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
-        resolve_seeker(seeker, settings, temperature=seeker_temperature),
-        resolve_critic(critic, settings, mode=critic_mode, temperature=rules.critic_temperature),
+        resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
+        resolve_critic(
+            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
+        ),
         rules,
     )
     chosen = _choose(scenarios, limit, persona)
-    plan = _plan(agent, supporter, chairs, chosen, trials, seed)
+    config = run_config(
+        agent=agent, temperature=temperature, agent_options=Options.of(agent_options, "agent").plain,
+        scenarios=scenarios, seeker=seeker, seeker_temperature=seeker_temperature,
+        seeker_options=Options.of(seeker_options, "seeker").plain, critic=critic, critic_mode=critic_mode,
+        critic_options=Options.of(critic_options, "critic").plain, rules=rules, persona=persona, limit=limit,
+        trials=trials, seed=seed, settings=settings,
+    )  # fmt: skip
+    plan = _plan(agent, supporter, chairs, chosen, trials, seed, config)
     folder = Path(out) if out is not None else Path("runs") / plan.run_key
     begun = is_run(folder) and not fresh
-    seated = (("critic", chairs.critic), ("seeker", chairs.seeker), ("agent", supporter))
+    seated = {"critic": chairs.critic, "seeker": chairs.seeker, "agent": supporter}
     if not begun:
-        run(check_models(*seated))
+        run(check_models(*seated.values(), votes=rules.votes))
     with _opened(folder, plan, fresh) as writer:
         by_id = {scenario.id: scenario for scenario in chosen}
         ended = {
@@ -156,8 +171,10 @@ def evaluate(
             )
         if pending:
             if begun:
-                run(check_models(*seated))
+                run(check_models(*seated.values(), votes=rules.votes))
             run(hold(pending, supporter, chairs, seed, settings.concurrency, keep, time_limit))
+            asked = {role: effective(getattr(part, "model", None)) for role, part in seated.items()}
+            plan.write(folder / "run.json", {role: how for role, how in asked.items() if how})
         report = _report(folder, plan, ended)
         _write_report(report)
     return report
@@ -192,6 +209,7 @@ class _Plan:
     trials: int
     seed: int
     fingerprint: Fingerprint
+    config: Mapping[str, Any] | None = None
 
     @property
     def episodes(self) -> list[Episode]:
@@ -204,7 +222,8 @@ class _Plan:
         text = self.fingerprint.digest + json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
         return blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, effective: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Write run.json; `effective` says by chair what a server took otherwise than a plain request has it."""
         write_json(
             path,
             {
@@ -218,6 +237,8 @@ class _Plan:
                 "seed": self.seed,
                 "fingerprint": {"digest": self.fingerprint.digest, "parts": self.fingerprint.parts},
                 "versions": {"esc-env": esc_env.__version__, "python": platform.python_version()},
+                "config": self.config,
+                "effective": effective or {},
                 "scenario_ids": self.scenario_ids,
             },
         )
@@ -236,6 +257,7 @@ class _Plan:
                 data["trials"],
                 data["seed"],
                 Fingerprint(data["fingerprint"]["parts"]),
+                data.get("config"),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: damaged, or not written by `esc eval` ({error!r})") from error
@@ -266,7 +288,13 @@ def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, perso
 
 
 def _plan(
-    given: Any, agent: Agent, chairs: Chairs, chosen: ScenarioSet, trials: int, seed: int
+    given: Any,
+    agent: Agent,
+    chairs: Chairs,
+    chosen: ScenarioSet,
+    trials: int,
+    seed: int,
+    config: Mapping[str, Any] | None,
 ) -> _Plan:
     identity = _plain(identity_of(agent), "agent")
     fingerprint = chairs.rules.fingerprint(
@@ -279,7 +307,7 @@ def _plan(
     )
     name = given if isinstance(given, str) else str(identity.get("name", type(agent).__name__))
     ids = tuple(scenario.id for scenario in chosen)
-    return _Plan(name, identity, chosen.name, ids, trials, seed, fingerprint)
+    return _Plan(name, identity, chosen.name, ids, trials, seed, fingerprint, config)
 
 
 def _plain(identity: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -349,21 +377,23 @@ def _has_outcome(trajectory: Trajectory | None) -> bool:
     return trajectory is not None and trajectory.completed
 
 
-async def check_models(*seated: tuple[str, object]) -> None:
-    """Ask the chat models of chairs for one word each, so that a wrong key or name is told before a run starts.
+async def check_models(*seated: object, votes: int = 1) -> None:
+    """Ask the chat models of chairs for a word each, just as they will be asked, so that a wrong key or name, or what a
+    server refuses, is told before a run starts.
 
     Args:
-        seated: (role, agent, seeker or critic), as many as there are.
+        seated: agents, seekers and critics; those without a chat model are passed over.
+        votes: how many a critic is asked for.
 
     Raises:
+        SpecError: a model does not take what it will be asked.
         ModelError: one does not answer; the message is one line that names the chair and what to set.
     """
-    found = [(role, getattr(part, "model", None)) for role, part in seated]
-    models = {id(model): (role, model) for role, model in found if isinstance(model, ChatModel)}
+    checks = {id(part): check for part in seated if callable(check := getattr(part, "check", None))}
     try:
         async with asyncio.TaskGroup() as group:
-            for role, model in models.values():
-                group.create_task(check_model(model, role))
+            for check in checks.values():
+                group.create_task(check(votes))
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
 

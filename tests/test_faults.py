@@ -39,7 +39,7 @@ from esc_env.cli import main
 from esc_env.dialogue import split_thought
 from esc_env.errors import ModelError, ModelUnavailable
 from esc_env.evaluation import evaluate
-from esc_env.models import open_model
+from esc_env.models import PROBE, open_model
 from esc_env.testing import FakeServer, Fault
 
 PLANTED = "sk-planted-0123456789abcdef"
@@ -334,7 +334,7 @@ def test_a_full_disk_loses_nothing_and_repeats_nothing(tmp_path, faultless):
 def test_a_wrong_key_is_one_line_and_nothing_starts(tmp_path, capsys, chair):
     with FakeServer(answer) as well, FakeServer(answer, key="another") as locked:
         assert exit_code(esc(tmp_path, chairs(well, **{chair: locked}))) != 0
-        assert all(request.body["messages"][0]["content"] == "Say OK." for request in well.requests)
+        assert all(request.body["messages"] == list(PROBE) for request in well.requests)
     told = capsys.readouterr().err.strip()
     assert len(told.splitlines()) == 1
     assert re.search(rf"{chair}.*OPENAI_API_KEY", told)

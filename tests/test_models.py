@@ -23,6 +23,7 @@ pytest.importorskip("litellm", reason="needs the extra llm")
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.models.choices import Choices
+from esc_env.models.dialect import Dialect
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
@@ -316,7 +317,7 @@ def test_a_url_with_a_password_is_refused() -> None:
 
 def test_reasoning_models_get_their_own_token_limit() -> None:
     with FakeServer() as server:
-        ask(OpenAIWire("o3", server.url, token_limit="max_completion_tokens"), max_tokens=99)
+        ask(OpenAIWire("o3", server.url, dialect=Dialect(token_limit="max_completion_tokens")), max_tokens=99)
     assert server.requests[0].body["max_completion_tokens"] == 99
     assert "max_tokens" not in server.requests[0].body
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.training.train import app as train
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def _collect(
         _CriticMode,
         typer.Option(help="A critic that is a chat model gives ten sampled votes, or draws them from one answer."),
     ] = _CriticMode.VOTES,
+    agent_option: AgentOption = None,
+    seeker_option: SeekerOption = None,
+    critic_option: CriticOption = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at the same time.")] = 64,
     rpm: Annotated[
         int | None, typer.Option(min=1, help="Requests a minute per endpoint, at most.", show_default=False)
@@ -137,6 +141,7 @@ def _collect(
     Every response is kept as soon as its futures have ended; the same command goes on where it stopped. At the end,
     card.md says what was collected.
     """
+    from esc_env.models import read_options
     from esc_env.rules import Rules
     from esc_env.training.collect import collect
 
@@ -147,9 +152,11 @@ def _collect(
             rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
             contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
             seed=seed, out=out, progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
-            temperature=temperature, concurrency=concurrency, requests_per_minute=rpm, tokens_per_minute=tpm,
-            timeout=timeout, deadline=deadline, budget=budget, record=record, replay=replay, cache=cache,
-            wire=wire.value,
+            temperature=temperature, agent_options=read_options(agent_option or (), "agent"),
+            seeker_options=read_options(seeker_option or (), "seeker"),
+            critic_options=read_options(critic_option or (), "critic"), concurrency=concurrency,
+            requests_per_minute=rpm, tokens_per_minute=tpm, timeout=timeout, deadline=deadline, budget=budget,
+            record=record, replay=replay, cache=cache, wire=wire.value,
         )  # fmt: skip
     card = made.card
     typer.echo(

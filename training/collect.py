@@ -26,9 +26,9 @@ from typing import Any, Literal, Unpack
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
-from esc_env.conversation import Chairs
+from esc_env.conversation import Chairs, as_message
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.dialogue import Dialogue, Message
+from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, ChairError, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.runner import check_models, hold
 from esc_env.models import ModelOptions, ModelSettings
@@ -125,6 +125,9 @@ def collect(
     critic_mode: CriticMode = "votes",
     seeker_temperature: float = 0.7,
     temperature: float = 0.7,
+    agent_options: Mapping[str, Any] | None = None,
+    seeker_options: Mapping[str, Any] | None = None,
+    critic_options: Mapping[str, Any] | None = None,
     **models: Unpack[ModelOptions],
 ) -> Collection:
     """Sample `candidates` responses to every context, simulate their futures, and keep each as it ends.
@@ -154,6 +157,7 @@ def collect(
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         seeker_temperature: of a seeker that is a chat model.
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
+        agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides; see `evaluate`.
         models: how chat models are called, such as `budget="5 USD"`: the fields of `esc_env.models.ModelSettings`.
 
     Raises:
@@ -183,17 +187,18 @@ def collect(
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
     concurrency = settings.concurrency
     rules = rules or Rules()
-    supporter = resolve_agent(agent, settings, temperature=temperature)
+    supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     reward = FutureReward(
         supporter,
-        resolve_seeker(seeker, settings, temperature=seeker_temperature),
-        resolve_critic(critic, settings, mode=critic_mode, temperature=rules.critic_temperature),
+        resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
+        resolve_critic(
+            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
+        ),
         replace(rules, max_turns=horizon or rules.max_turns),
         rollouts=rollouts,
         concurrency=concurrency,
     )
     chairs = replace(reward.chairs, rules=rules)
-    seated = (("critic", reward.chairs.critic), ("seeker", reward.chairs.seeker), ("agent", supporter))
     chosen = _choose(scenarios, limit, source)
     plan = _plan(
         supporter,
@@ -216,7 +221,7 @@ def collect(
     except OSError as error:
         raise RecordError(f"{folder}: cannot be made a folder ({error.strerror}). Give another with --out") from error
     told = progress or (lambda what, done, all_: None)
-    run(check_models(*seated))
+    run(check_models(reward.chairs.critic, reward.chairs.seeker, supporter, votes=rules.votes))
     with FolderLock(folder):
         _claim(folder, plan)
         held = _hold(folder, chosen, supporter, chairs, source, trials, seed, concurrency, told)
@@ -309,7 +314,7 @@ class _Job:
         try:
             async with gate:
                 reply = await self.reward.agent.respond(context.dialogue, seed=name)
-            Message("supporter", reply.content, reply.strategy, reply.thought)
+            as_message(reply)
         except BudgetExceeded as error:
             self.spent = error
             return None
@@ -337,7 +342,7 @@ class _Job:
         sample = Sample(
             context.scenario,
             context.dialogue,
-            Message("supporter", reply.content, reply.strategy, reply.thought),
+            as_message(reply),
             futures,
             context.seed,
             tuple(number for number, _ in same),

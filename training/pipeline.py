@@ -421,7 +421,7 @@ def optimise(
     settings = (models or Models()).settings(config.concurrency)
     if config.reward == "env":
         chairs = Chairs(resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules)
-        _check(folder, ("seeker", chairs.seeker), ("critic", chairs.critic))
+        _check(folder, rules, chairs.seeker, chairs.critic)
         online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
         return train_grpo(
             config, folder, reward=online.reward, prompts=online.rows, rollout=online.rollout, evaluate=success
@@ -445,7 +445,7 @@ def optimise(
             agent, resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules,
             gamma=config.gamma, seed=config.seed, concurrency=config.concurrency,
         )  # fmt: skip
-        _check(folder, ("seeker", first.chairs.seeker), ("critic", first.chairs.critic), ("agent", agent))
+        _check(folder, rules, first.chairs.seeker, first.chairs.critic, agent)
     else:
         first = RandomReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
@@ -456,10 +456,10 @@ def optimise(
     return train_grpo(config, folder, reward=reward, prompts=prompts, evaluate=success)
 
 
-def _check(folder: str | Path, *seated: tuple[str, object]) -> None:
+def _check(folder: str | Path, rules: Rules, *seated: object) -> None:
     """Ask the chairs' models for a word before any weights are loaded, if there is anything left to train."""
     if is_main() and not is_finished(Path(folder)):
-        _loop.run(check_models(*seated))
+        _loop.run(check_models(*seated, votes=rules.votes))
 
 
 # --- reporting ------------------------------------------------------------------------------------

@@ -9,17 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import SpecError
-from esc_env.protocols import ChatModel, Completion
+from esc_env.models.options import OPENAI, SERVERS
+from esc_env.protocols import ChatModel
 
-__all__ = ["Capabilities", "Seedless", "capabilities_of", "check_parameters", "check_provider"]
+__all__ = ["Capabilities", "capabilities_of", "check_parameters", "check_provider"]
 
 _REASONING = re.compile(r"(?:o\d|gpt-5(?!.*-chat))")
 """OpenAI's reasoning models. *Source:* OpenAI's reasoning guide, and LiteLLM's OpenAI transformations."""
@@ -36,6 +35,7 @@ class Capabilities:
         stop: stop strings.
         logprobs: log-probabilities of the first token's alternatives.
         token_limit: the request field that bounds the completion's length.
+        options: names of what it can be asked besides (see `esc_env.models.options`).
     """
 
     choices: bool = True
@@ -44,10 +44,17 @@ class Capabilities:
     stop: bool = True
     logprobs: bool = True
     token_limit: str = "max_tokens"
+    options: frozenset[str] = SERVERS
 
 
 _RANGES = {"anthropic": (0.0, 1.0), "bedrock": (0.0, 1.0), "cohere": (0.0, 1.0), "mistral": (0.0, 1.5)}
 """Temperatures that providers take, where not 0 to 2. *Source:* their API references."""
+
+_TOP_K = frozenset({"top_k"})
+_WITH_TOP_K = frozenset(
+    "anthropic bedrock cohere fireworks_ai gemini ollama ollama_chat openrouter together_ai vertex_ai".split()
+)
+"""Providers that take `top_k`, which LiteLLM passes on without listing it. *Source:* their API references."""
 
 
 @cache
@@ -63,9 +70,11 @@ def capabilities_of(provider: str, name: str, hosted: bool = True) -> Capabiliti
         return Capabilities()
     reasoning = provider in ("openai", "azure") and _REASONING.match(name) is not None
     if reasoning:
-        return Capabilities(temperature=(1.0, 1.0), stop=False, logprobs=False, token_limit="max_completion_tokens")
+        return Capabilities(
+            temperature=(1.0, 1.0), stop=False, logprobs=False, token_limit="max_completion_tokens", options=OPENAI
+        )
     if provider == "openai":
-        return Capabilities()
+        return Capabilities(options=OPENAI)
     takes = _litellm_takes(provider, name)
     if takes is None:
         return Capabilities(temperature=_RANGES.get(provider, (0.0, 2.0)))
@@ -75,6 +84,7 @@ def capabilities_of(provider: str, name: str, hosted: bool = True) -> Capabiliti
         seed="seed" in takes,
         stop="stop" in takes,
         logprobs="logprobs" in takes and "top_logprobs" in takes,
+        options=takes | (_TOP_K if provider in _WITH_TOP_K else frozenset()),
     )
 
 
@@ -145,31 +155,3 @@ def check_parameters(
         raise SpecError(f"{chair} {name} gives no log-probabilities. {change} name another model")
     if stop and not takes.stop:
         raise SpecError(f"{chair} {name} takes no stop strings. Use another #STYLE, or name another model")
-
-
-@dataclass(frozen=True)
-class Seedless:
-    """A chat model that takes no sampling seed: none is sent to it. Seeds still tell its calls apart in a cassette."""
-
-    model: ChatModel
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """That of the model."""
-        return self.model.identity
-
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
-        """What the model says to the same request without its seed."""
-        return await self.model.complete(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, stop=stop, logprobs=logprobs
-        )

@@ -1,8 +1,10 @@
 """The one retry policy, and what all calls to one server share: how many at once, how fast, and when to slow down.
 
     what happens                                    what patience does
-    no connection, a timeout, 408, 409, 5xx,        the same request again, after an exponential wait with jitter
+    no connection, 408, 409, 5xx,                   the same request again, after an exponential wait with jitter
     a body that is no answer, no text at all
+    no answer in time                               the same, and the next wait is twice as long: a server that is slow,
+                                                    and known to be, is not asked for ever from the start
     429, 503 with Retry-After                       the same, and everything sent to that server slows down: a pause for
                                                     as long as asked, else time between requests until fewer are refused
     400, 401, 403, 404 and the like                 raised at once: trying again changes nothing
@@ -49,6 +51,9 @@ SLOWER, FASTER, WIDEST = 1.35, 0.75, 5.0
 """What a 429 without `Retry-After` multiplies the time between two requests by, what an answer multiplies it by, and
 its bound in seconds. It settles while half is refused, and returns to nothing when less is."""
 
+SLOW = 4.0
+"""A server is waited for at least so many times as long as its slowest answer so far took. Ours."""
+
 DOWN = 10.0
 """Seconds for which a server that was given up is not asked again."""
 
@@ -81,6 +86,7 @@ class _Line:
         self.next_token = 0.0
         self.known = False
         self.last_answer = float("-inf")
+        self.slowest = 0.0
         self.down: ModelError | None = None
         self.down_until = 0.0
 
@@ -99,6 +105,7 @@ class _Line:
         """A completion came back: the server is well, and what it really cost is known."""
         self.known, self.down, self.down_until = True, None, 0.0
         self.last_answer = self.endpoint.clock.now()
+        self.slowest = max(self.slowest, self.last_answer - sent)
         if sent > self.slowed:
             self.spacing = self.spacing * FASTER if self.spacing > 0.001 else 0.0
         if self.endpoint.tokens_per_minute:
@@ -168,11 +175,14 @@ class Patient:
         endpoint: where it is; shared by all models there.
         deadline: seconds from the first time a call is sent until it is given up; None for ten minutes. Waiting for a
             free place before that does not count.
+        timeout: seconds to wait for an answer, at first: longer once answers there are known to take longer, and twice
+            as long after each wait in vain of one call; None to leave that to the model.
     """
 
     model: ChatModel
     endpoint: Endpoint
     deadline: float | None = None
+    timeout: float | None = None
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -204,13 +214,13 @@ class Patient:
         if self.endpoint.tokens_per_minute:
             tokens = sum(len(message["content"]) for message in messages) // 4 + n * (max_tokens or 100)
         begun = float("inf")
-        attempts = 0
+        attempts = in_vain = 0
         wasted = Usage()
         first: ModelError | None = None
         last: ModelError | None = None
 
         async def ask() -> Completion:
-            nonlocal begun, attempts, wasted, last
+            nonlocal begun, attempts, in_vain, wasted, last
             async with line.slots:
                 if line.down is not None and clock.now() < line.down_until:
                     raise replaced(line.down, f"not asked again: {line.down}", attempts, retryable=False)
@@ -221,11 +231,20 @@ class Patient:
                     limit.reschedule(asyncio.get_running_loop().time() + deadline)
                 attempts += 1
                 line.flying += 1
+                wait = self.timeout and max(self.timeout, SLOW * line.slowest) * 2.0**in_vain
                 try:
-                    completion = await self.model.complete(
-                        messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop,
-                        logprobs=logprobs,
-                    )  # fmt: skip
+                    async with asyncio.timeout(wait) as answering:
+                        completion = await self.model.complete(
+                            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop,
+                            logprobs=logprobs,
+                        )  # fmt: skip
+                except TimeoutError:
+                    if not answering.expired():
+                        raise
+                    in_vain += 1
+                    last = self._silent(wait)
+                    line.failed(last, sent)
+                    raise last from None
                 except ModelError as error:
                     last = error
                     line.failed(error, sent)
@@ -282,6 +301,13 @@ class Patient:
         line.given_up(error, begun)
         raise error
 
+    def _silent(self, seconds: float | None) -> ModelUnavailable:
+        known = self.identity
+        return ModelUnavailable(
+            f"{self._who} at {self.endpoint.key}: no answer within {seconds:g} s", provider=known.get("provider"),
+            model=known.get("name"), retryable=True,
+        )  # fmt: skip
+
     @property
     def _who(self) -> str:
         return f"{self.identity.get('provider', 'model')}/{self.identity.get('name', '?')}"
@@ -306,6 +332,7 @@ def replaced(
         status=error.status if error else None,
         retryable=retryable,
         retry_after=error.retry_after if error else None,
+        told=error.told if error else "",
     )
 
 

@@ -13,14 +13,15 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import MissingExtra, ModelUnavailable
-from esc_env.models.wire import Addressed, error_told, lent, read_completion, refused, request_body
+from esc_env.models.dialect import PLAIN, Dialect
+from esc_env.models.wire import Addressed, assembled, error_told, lent, read_completion, refused, request_body
 from esc_env.protocols import Completion
 
 __all__ = ["LiteLLMModel", "OpenAISDK"]
@@ -47,7 +48,7 @@ class OpenAISDK(Addressed):
         openai = _package("openai")
         body = request_body(
             messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
-            token_limit=self.token_limit,
+            dialect=self.dialect,
         )  # fmt: skip
         key = self.key
         base = self.base
@@ -60,11 +61,11 @@ class OpenAISDK(Addressed):
         try:
             async with asyncio.timeout(self.timeout):
                 answer = await ask(
-                    model=self.name, timeout=self.timeout, extra_headers=headers, **body
+                    model=self.name, timeout=self.timeout, extra_headers=headers, extra_body=self.fields or None, **body
                 )
+                data = await _plain(answer, self.dialect.stream)
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
             raise _translated(self, error) from None
-        data = answer.model_dump(warnings=False) if hasattr(answer, "model_dump") else None
         return read_completion(self, data, latency=time.perf_counter() - start)
 
 
@@ -75,11 +76,20 @@ class LiteLLMModel(Addressed):
         spec: `PROVIDER/NAME`.
         url: base URL of a server of one's own.
         timeout: seconds for the whole exchange.
+        dialect, options: see `Addressed`.
     """
 
-    def __init__(self, spec: str, url: str | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        spec: str,
+        url: str | None = None,
+        *,
+        timeout: float = 60.0,
+        dialect: Dialect = PLAIN,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         provider, _, name = spec.partition("/")
-        super().__init__(name, url, provider, timeout)
+        super().__init__(name, url, provider, timeout, dialect=dialect, options=options or {})
 
     @property
     def key_name(self) -> str:
@@ -103,9 +113,14 @@ class LiteLLMModel(Addressed):
         """
         litellm = _package("litellm")
         openai = _package("openai")
-        body = request_body(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
-        )
+        body = {
+            **self.options,
+            **request_body(
+                messages, n=1 if self.dialect.stream else n,  # it makes one choice of a stream; `Choices` asks on
+                temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
+                dialect=self.dialect,
+            ),
+        }  # fmt: skip
         if self.url:
             body |= {"api_base": self.base, "api_key": self.key or "none"}
         await lent("litellm", _LiteLLM)
@@ -116,9 +131,10 @@ class LiteLLMModel(Addressed):
                     model=f"{self.provider}/{self.name}", timeout=self.timeout, num_retries=0, max_retries=0,
                     drop_params=False, extra_headers=self.headers if self.provider == "openai" else None, **body,
                 )  # fmt: skip
+                data = await _plain(answer, self.dialect.stream)
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
             raise _translated(self, error) from None
-        return read_completion(self, answer.model_dump(warnings=False), latency=time.perf_counter() - start)
+        return read_completion(self, data, latency=time.perf_counter() - start)
 
 
 class _LiteLLM:
@@ -129,6 +145,13 @@ class _LiteLLM:
 
     async def __aexit__(self, *error: object) -> None:
         await _package("litellm").close_litellm_async_clients()
+
+
+async def _plain(answer: Any, stream: bool) -> Any:
+    """An answer as plain data, put together where it is a stream; None where the package made nothing of it."""
+    if stream and hasattr(answer, "__aiter__"):
+        return assembled([chunk.model_dump(warnings=False) async for chunk in answer])
+    return answer.model_dump(warnings=False) if hasattr(answer, "model_dump") else None
 
 
 @cache

@@ -13,22 +13,24 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import copy
 import json
 import os
 import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
+from esc_env.models.dialect import PLAIN, Dialect
 from esc_env.models.secrets import redacted
 from esc_env.protocols import Completion, Usage
 
@@ -37,11 +39,15 @@ try:
 except ImportError as error:
     raise MissingExtra("aiohttp", "llm") from error
 
-__all__ = ["Addressed", "OpenAIWire", "failure", "lent", "read_completion", "request_body", "seconds_asked"]
+__all__ = [
+    "Addressed", "OpenAIWire", "assembled", "failure", "lent", "read_completion", "request_body", "seconds_asked",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
+LONGEST_TOLD = 1000
+"""Characters of a server's message that are shown."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ class Addressed:
         provider: part of the identity; also names the key (`PROVIDER_API_KEY`, else `OPENAI_API_KEY`).
         timeout: seconds for the whole exchange.
         connections: requests in flight that the wire must not hold back.
-        token_limit: the request field that carries `max_tokens` (reasoning models want `max_completion_tokens`).
+        dialect: how the server takes a request.
+        options: what the model is asked besides, by the names of the request's fields; part of the identity.
+            `extra_body` in it goes to the server as it is.
 
     Raises:
         SpecError: the URL holds a user name or password.
@@ -65,7 +73,8 @@ class Addressed:
     provider: str = "openai"
     timeout: float = 60.0
     connections: int = 64
-    token_limit: str = "max_tokens"
+    dialect: Dialect = PLAIN
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.url and "@" in urlsplit(self.url).netloc:
@@ -76,8 +85,21 @@ class Addressed:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Provider and name."""
-        return {"provider": self.provider, "name": self.name}
+        """Provider, name, and what the model is asked besides."""
+        identity: dict[str, Any] = {"provider": self.provider, "name": self.name}
+        return {**identity, "options": dict(self.options)} if self.options else identity
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The options as fields of the request's body."""
+        named = {name: value for name, value in self.options.items() if name != "extra_body"}
+        return {**named, **self.options.get("extra_body", {})}
+
+    def speaking(self, dialect: Dialect) -> Self:
+        """The same wire in another dialect."""
+        other = copy.copy(self)
+        object.__setattr__(other, "dialect", dialect)
+        return other
 
     @property
     def base(self) -> str:
@@ -150,7 +172,7 @@ class OpenAIWire(Addressed):
         """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
         body = request_body(
             messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
-            token_limit=self.token_limit,
+            dialect=self.dialect,
         )  # fmt: skip
         base = self.base
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}
@@ -162,7 +184,9 @@ class OpenAIWire(Addressed):
         try:
             async with session.post(
                 urlunsplit(server._replace(path=server.path + "/chat/completions")),
-                data=json.dumps({"model": self.name, **body}, ensure_ascii=False, separators=(",", ":")).encode(),
+                data=json.dumps(
+                    {"model": self.name, **self.fields, **body}, ensure_ascii=False, separators=(",", ":")
+                ).encode(),
                 headers=headers,
                 proxy=proxy,
                 timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
@@ -181,7 +205,7 @@ class OpenAIWire(Addressed):
         try:
             data = json.loads(raw)
         except ValueError:
-            data = None
+            data = assembled(_events(raw)) if raw.lstrip().startswith((b"data:", b":", b"event:")) else None
         if response.status != 200:
             message, code = error_told(data)
             raise refused(self, response.status, message or response.reason or "", code, response.headers)
@@ -228,28 +252,62 @@ def request_body(
     seed: int | None,
     stop: Sequence[str],
     logprobs: int | None,
-    token_limit: str = "max_tokens",
+    dialect: Dialect = PLAIN,
 ) -> dict[str, Any]:
     """The arguments of `ChatModel.complete` as OpenAI's wire takes them, the model left out.
 
     What is at its default is not sent. The seed is cut to 31 bits: the most that every server takes (llama.cpp and
     Gemini hold it in 32).
     """
-    body: dict[str, Any] = {
-        "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
-        "temperature": temperature,
-    }
+    body: dict[str, Any] = {"messages": dialect.chat(messages), "temperature": temperature}
     if n != 1:
         body["n"] = n
     if max_tokens is not None:
-        body[token_limit] = max_tokens
-    if seed is not None:
+        body[dialect.token_limit] = max_tokens
+    if seed is not None and dialect.seed:
         body["seed"] = seed & 0x7FFFFFFF
     if stop:
         body["stop"] = list(stop)
     if logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": logprobs}
+        body |= {"logprobs": True, "top_logprobs": min(logprobs, dialect.alternatives or logprobs)}
+    if dialect.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body
+
+
+def _events(raw: bytes) -> Iterator[Any]:
+    """The JSON values of a stream of server-sent events."""
+    for line in raw.decode("utf-8", "replace").splitlines():
+        told = line.removeprefix("data:").strip()
+        if line.startswith("data:") and told != "[DONE]":
+            try:
+                yield json.loads(told)
+            except ValueError:  # a stream that broke off has no last word, which is told below
+                return
+
+
+def assembled(chunks: Iterable[Any]) -> dict[str, Any]:
+    """The answer that a stream of chunks adds up to, as one that was not streamed.
+
+    A choice that never says why it ended, or an error on the way, leaves no choices: an answer worth asking for again.
+    """
+    choices: dict[int, dict[str, Any]] = {}
+    answer: dict[str, Any] = {}
+    for chunk in chunks:
+        if not isinstance(chunk, dict) or chunk.get("error"):
+            return {"error": chunk.get("error") if isinstance(chunk, dict) else None}
+        answer |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for part in chunk.get("choices") or ():
+            choice = choices.setdefault(part.get("index") or 0, {"message": {}, "finish_reason": None})
+            for name, value in (part.get("delta") or {}).items():
+                if isinstance(value, str) and name != "role":
+                    choice["message"][name] = choice["message"].get(name, "") + value
+            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+            if tokens := (part.get("logprobs") or {}).get("content"):
+                choice.setdefault("logprobs", {"content": []})["content"].extend(tokens)
+    if choices and all(choice["finish_reason"] for choice in choices.values()):
+        answer["choices"] = [choices[index] for index in sorted(choices)]
+    return answer
 
 
 def read_completion(model: Addressed, data: Any, *, latency: float) -> Completion:
@@ -362,15 +420,16 @@ def failure(
     retry_after: float | None = None,
 ) -> ModelUnavailable:
     """A `ModelUnavailable` in one line: who, which status, what the server said, what to set."""
-    told = redacted(" ".join(message.split()), os.environ.get(key_name))
-    told = told if len(told) <= 300 else told[:299] + "…"
-    if status not in (None, 200):
-        told = f"HTTP {status}" + (f": {told}" if told else "")
+    said = redacted(" ".join(message.split()), os.environ.get(key_name))
+    said = said if len(said) <= LONGEST_TOLD else said[: LONGEST_TOLD - 1] + "…"
+    told = said if status in (None, 200) else f"HTTP {status}" + (f": {said}" if said else "")
     remedy = "" if retryable else _REMEDIES.get(status or 0, "").format(key_name=key_name)
-    sentences = f"{who}: {told.rstrip('.')}" + (f". {remedy}" if remedy else "")
+    told = told if told.endswith("...") else told.removesuffix(".")  # three are the server's own: "user/assistant/..."
+    sentences = f"{who}: {told}" + (f". {remedy}" if remedy else "")
     return ModelUnavailable(
-        sentences, provider=provider, model=model, status=status, retryable=retryable, retry_after=retry_after
-    )
+        sentences, provider=provider, model=model, status=status, retryable=retryable, retry_after=retry_after,
+        told=said,
+    )  # fmt: skip
 
 
 def seconds_asked(headers: Mapping[str, str]) -> float | None:

@@ -86,7 +86,9 @@ class FakeServer:
         thought: returned as `reasoning_content` of every choice, as servers with a reasoning parser do.
         key: refuse requests without this bearer key with status 401, and, as some servers do, quote the wrong one.
         models: answer 404 to any other model name.
-        refuses: parameters answered with status 400.
+        refuses: parameters answered with status 400; or a function from a request's body to the message of its refusal,
+            None to answer.
+        streams: answer as a stream of events only, and refuse what does not ask for one.
         port: 0 for any free one.
         log: keep every request; off for long benchmarks.
 
@@ -108,7 +110,8 @@ class FakeServer:
         thought: str | None = None,
         key: str | None = None,
         models: Collection[str] | None = None,
-        refuses: Collection[str] = (),
+        refuses: Collection[str] | Callable[[Mapping[str, Any]], str | None] = (),
+        streams: bool = False,
         port: int = 0,
         log: bool = True,
     ) -> None:
@@ -122,6 +125,7 @@ class FakeServer:
         self.key = key
         self.models = models
         self.refuses = refuses
+        self.streams = streams
         self.port = port
         self.log = log
         self.requests: list[ServedRequest] = []
@@ -236,7 +240,7 @@ class FakeServer:
         if kind == "truncated":
             text = json.dumps(answer)
             return web.Response(text=text[: len(text) // 2], content_type="application/json")
-        return _json(answer)
+        return _streamed(answer) if body.get("stream") else _json(answer)
 
     def _refuse(self, request: web.BaseRequest, body: Mapping[str, Any]) -> web.Response | None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -244,6 +248,11 @@ class FakeServer:
             return _error(401, f"Incorrect API key provided: {given}.", code="invalid_api_key")
         if self.models is not None and body["model"] not in self.models:
             return _error(404, f"The model `{body['model']}` does not exist.", code="model_not_found")
+        if self.streams and not body.get("stream"):
+            return _error(400, "This model only support stream mode, please enable the stream parameter.")
+        if callable(self.refuses):
+            told = self.refuses(body)
+            return None if told is None else _error(400, told)
         for name in self.refuses:
             if name in body:
                 return _error(400, f"Unsupported parameter: '{name}'.", code="unsupported_parameter")
@@ -297,6 +306,24 @@ def _tokens(text: str | None) -> int:
 
 def _json(data: Mapping[str, Any], status: int = 200) -> web.Response:
     return web.Response(text=json.dumps(data), status=status, content_type="application/json")
+
+
+def _streamed(answer: Mapping[str, Any]) -> web.Response:
+    """The answer as server-sent events: each choice in two pieces, the usage last."""
+    plain = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
+    plain["object"] = "chat.completion.chunk"
+    events: list[dict[str, Any]] = []
+    for choice in answer["choices"]:
+        message, index = choice["message"], choice["index"]
+        half = len(message["content"] or "") // 2
+        for part in ((message["content"] or "")[:half], (message["content"] or "")[half:]):
+            told = {"index": index, "delta": {**message, "content": part}, "finish_reason": None}
+            events.append({**plain, "choices": [{**told, "logprobs": choice.get("logprobs") if not half else None}]})
+            message = {"content": part}
+        events.append({**plain, "choices": [{"index": index, "delta": {}, "finish_reason": choice["finish_reason"]}]})
+    events.append({**plain, "choices": [], "usage": answer["usage"]})
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    return web.Response(text=text, content_type="text/event-stream")
 
 
 def _error(status: int, message: str, *, code: str | None = None, retry_after: str | None = None) -> web.Response:
