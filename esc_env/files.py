@@ -15,6 +15,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -205,12 +206,13 @@ _HEADERS = frozenset(
 """Columns of which every known layout has one. A first line with none of them is no header."""
 
 
-def _delimiter(line: str) -> str | None:
-    """What separates the columns that a header names; None when the line is no header."""
-    if line[:1] in ("{", "["):
+def _delimiter(text: str) -> str | None:
+    """What separates the columns that a first line names; None when that is no header."""
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    if first[:1] in ("{", "[") or len(first) > csv.field_size_limit():
         return None
     for delimiter in ",\t;":
-        names = next(csv.reader([line], delimiter=delimiter), [])
+        names = next(csv.reader([first], delimiter=delimiter), [])
         if _HEADERS & {name.strip() for name in names}:
             return delimiter
     return None
@@ -276,7 +278,7 @@ def _text(data: bytes, path: Path) -> Iterator[Record]:
             yield from _items(whole)
             return
     table = text.lstrip("\r\n ")  # not a tab: it may stand before the second column
-    if delimiter := _delimiter(table.split("\n", 1)[0].rstrip("\r")):
+    if delimiter := _delimiter(table):
         yield from _csv(table, delimiter, path)
         return
     for number, line in enumerate(text.split("\n"), 1):
