@@ -200,7 +200,7 @@ def _emptiest_batch(space: Space[Any], n: int = 1, fn: Any = None) -> tuple[Any,
     return tuple(_emptiest(space) for _ in range(n))
 
 
-def _flat_space(space: Space[Any]) -> Space[Any]:
+def _flat_space(space: Space[Any]) -> Any:
     """The space itself: as flat as text gets. Gymnasium does so with what has no fixed size, such as `Sequence`."""
     return space
 

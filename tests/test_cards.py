@@ -223,4 +223,4 @@ def test_every_real_profile_opens_with_its_present_state_and_keeps_its_wish_hidd
         assert len(scenario.helps) == 2
         assert len(scenario.hurts) == 1
         assert "降" not in scenario.helps[1]
-    assert sum(scenario.need != "both" for scenario in profiles) == 10
+    assert sum(scenario.need != "both" for scenario in profiles) == 9
