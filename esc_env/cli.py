@@ -152,6 +152,7 @@ def _shown(text: str) -> str:
 
 
 _ADDS = {
+    "data": "scenarios from Parquet and zstd files",
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",
     "train": "training: supervised, reward model, GRPO",

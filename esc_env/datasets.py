@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from esc_env import membership
 from esc_env.builtin.bank import bank
 from esc_env.errors import ScenarioError, did_you_mean
+from esc_env.files import SPLITS
 from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
@@ -37,6 +39,12 @@ _SPLITS = {
     "esconv-hf": ("train", "validation", "test"),
     "extes": ("train", "valid", "test"),
 }
+_SUFFIXES = tuple(
+    f".{kind}{packed}"
+    for kind in ("json", "jsonl", "txt", "csv", "parquet")
+    for packed in ("", ".gz", ".zst", ".xz", ".bz2")
+)
+"""How the names of data files end in a data folder; what they are, their content says."""
 _ESCONV_TEST = 130
 _EXTES_FULL = 11_000
 """ExTES has 11,177 dialogues (Zheng et al., Findings of ACL 2024); a file well below that is a part of it."""
@@ -94,17 +102,20 @@ def data_folders() -> tuple[Path, ...]:
     return (*([Path(asked).expanduser()] if asked else []), cache_home / "esc-env")
 
 
-def _find(wanted: Iterable[str]) -> list[Path]:
+def _find(*wanted: str) -> list[Path]:
     """The files that match one of the lower-case patterns, in the first data folder that has any."""
-    for folder in data_folders():
-        found = sorted(
-            path
-            for path in (folder.iterdir() if folder.is_dir() else ())
-            if path.is_file() and any(Path(path.name.lower()).match(pattern) for pattern in wanted)
-        )
-        if found:
-            return found
-    return []
+    return next((found for folder in data_folders() if (found := _files(folder, *wanted))), [])
+
+
+def _files(folder: Path, *wanted: str) -> list[Path]:
+    """The data files in a folder whose names match one of the lower-case patterns."""
+    return sorted(
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.lower().endswith(_SUFFIXES)
+        and any(fnmatchcase(path.name.lower(), pattern) for pattern in wanted)
+        and path.is_file()
+    )
 
 
 def _missing(what: str, url: str, put: str, why: str = "") -> ScenarioError:
@@ -112,11 +123,11 @@ def _missing(what: str, url: str, put: str, why: str = "") -> ScenarioError:
     return ScenarioError(f"{what}: no file found. Get it from {url} and put it in {folders} as {put}.{why}")
 
 
-def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, Path], str]:
-    """The Hub's three files by split, fetched into the user cache when `datasets` can; else {} and why not."""
+def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, list[Path]], str]:
+    """The Hub's files by split, fetched into the user cache when `datasets` can; else {} and why not."""
     for folder in data_folders():
-        found = {split: folder / folder_name / f"{split}.jsonl" for split in _SPLITS["esconv-hf"]}
-        if all(path.is_file() for path in found.values()):
+        found = {split: _files(folder / folder_name, f"{split}.*", f"{split}-*") for split in _SPLITS["esconv-hf"]}
+        if all(found.values()):
             return found, ""
     try:
         load_dataset = import_module("datasets").load_dataset
@@ -128,10 +139,12 @@ def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, Path], str]:
     except Exception as error:  # whatever network, Hub or cache may raise: the message below carries it
         return {}, f" Fetching it from the Hub failed: {type(error).__name__}: {str(error)[:300]}"
     for split, text in texts.items():
-        found[split].parent.mkdir(parents=True, exist_ok=True)
-        partial = found[split].with_suffix(".part")
+        kept = folder / folder_name / f"{split}.jsonl"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".part")
         partial.write_text(text, "utf-8")
-        partial.replace(found[split])
+        partial.replace(kept)
+        found[split] = [kept]
     return found, ""
 
 
@@ -139,17 +152,17 @@ def _esconv_hf(split: str) -> tuple[Scenario, ...]:
     found, why = _hub()
     if not found:
         names = ", ".join(f"esconv-hf/{part}.jsonl" for part in _SPLITS["esconv-hf"])
-        raise _missing(f"esconv-hf:{split}", _HUB_URL, names, why)
-    return read_file(found[split]).scenarios
+        raise _missing(f"esconv-hf:{split}", _HUB_URL, f"{names} (or .parquet, as the Hub has it)", why)
+    return tuple({scenario.id: scenario for path in found[split] for scenario in read_file(path).scenarios}.values())
 
 
 def _esconv(split: str) -> tuple[Scenario, ...]:
-    paths = _find(("esconv*.json", "esconv*.jsonl", "esconv*.txt", "esc-*.txt"))
+    paths = _find("esconv*", "esc-*.txt*")
     if not paths:
         found, why = _hub()
         if not found:
             raise _missing(f"esconv:{split}", _ESCONV_URL, "ESConv.json", why)
-        paths = list(found.values())
+        paths = [path for part in found.values() for path in part]
     scenarios: dict[str, Scenario] = {}
     for scenario in (scenario for path in paths for scenario in read_file(path).scenarios):
         if scenario.survey or scenario.id not in scenarios:
@@ -177,7 +190,7 @@ def _esconv(split: str) -> tuple[Scenario, ...]:
 
 
 def _extes(split: str) -> tuple[Scenario, ...]:
-    paths = _find(("extes*.json", "extes*.jsonl"))
+    paths = _find("extes*")
     if not paths:
         raise _missing(f"extes:{split}", _EXTES_URL, "ExTES.json")
     readings = [read_file(path) for path in paths]
@@ -236,7 +249,7 @@ def summarise(data: Reading | ScenarioSet) -> Summary:
     by_split: dict[str, list[Scenario]] = {}
     for scenario in scenarios:
         named = scenario.source.rpartition(":")[2]
-        split = named if named in ("train", "valid", "validation", "test") else membership.split_of(scenario)
+        split = named if named in SPLITS else membership.split_of(scenario)
         if split:
             by_split.setdefault(split, []).append(scenario)
     parts = list(by_split.values())

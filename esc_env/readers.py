@@ -1,4 +1,4 @@
-"""Readers: from a file in any of the known layouts to scenarios, with every record accounted for.
+"""Readers: from the records of a file in any of the known layouts to scenarios, every one accounted for.
 
 The layout is told by content, never by file name; docs/data.md shows each one. A record that cannot be used is skipped
 with its place and a reason; a file in which nothing can be used, or which is meant for another part of esc-env, is
@@ -7,20 +7,18 @@ refused.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from esc_env.cards import esc_eval_card, sage_profile
 from esc_env.dialogue import Dialogue, Message, Role
 from esc_env.errors import ScenarioError
-from esc_env.scenarios import PROBLEMS, Scenario, mentions_self_harm
+from esc_env.files import Record, Unusable, literal, records
+from esc_env.scenarios import PROBLEMS, Scenario, content_hash, mentions_self_harm
 
 __all__ = ["STRATEGIES", "Reading", "Skipped", "read_file"]
 
@@ -58,7 +56,7 @@ class Skipped:
     """A record that could not be used.
 
     Attributes:
-        place: `line 12` of a file of lines, `record 3` of a JSON list; both count from 1.
+        place: `line 12` of a file of lines, `record 3` of a JSON list, `row 3` of a table; all count from 1.
         reason: why, for people.
     """
 
@@ -75,8 +73,8 @@ class Reading:
 
     Attributes:
         path: the file.
-        format: the layout, as docs/data.md names it: `esconv`, `esconv-ppdpp`, `esconv-hf`, `extes`, `extes-sft` or
-            `plain`.
+        format: the layout, as docs/data.md names it: `esconv`, `esconv-ppdpp`, `esconv-hf`, `extes`, `extes-sft`,
+            `esc-eval-card`, `sage-profile` or `plain`.
         scenarios: one for each usable record, in order, with unique ids.
         skipped: the other records, in order.
     """
@@ -91,29 +89,30 @@ def read_file(path: str | Path) -> Reading:
     """Read a file of conversations or scenarios.
 
     Raises:
-        ScenarioError: when the file cannot be opened, is not UTF-8 text, is empty, holds nothing that can be used, or
-            holds something that another part of esc-env reads.
+        ScenarioError: when the file cannot be opened, is neither UTF-8 text nor Parquet (packed or not), is too large,
+            is empty, holds nothing that can be used, or holds something that another part of esc-env reads.
+        MissingExtra: it is a Parquet or zstd file, and pyarrow is not installed.
     """
     path = Path(path)
-    records = list(_records(path))
-    if not records:
+    held = records(path)
+    if not held:
         raise ScenarioError(f"{path}: the file holds no records. {_EXPECTED}")
-    layout = next((name for _, record in records if (name := _layout(record, path))), None)
+    layout = next((name for record in held if (name := _layout(record.value, path))), None)
     if layout is None:
-        raise ScenarioError(f"{path}: {_unknown(*records[0])}. {_EXPECTED}")
+        raise ScenarioError(f"{path}: {_unknown(held[0])}. {_EXPECTED}")
     scenarios: list[Scenario] = []
     skipped: list[Skipped] = []
     places: dict[str, str] = {}
-    for place, record in records:
+    for record in held:
         try:
-            scenario = _scenario(record, layout, path)
-        except (ValueError, _Unusable) as error:
-            skipped.append(Skipped(place, str(error)))
+            scenario = _scenario(record.value, layout, _source(record, path))
+        except (ValueError, RecursionError, Unusable) as error:
+            skipped.append(Skipped(record.place, str(error)))
             continue
         if scenario.id in places:
-            skipped.append(Skipped(place, f"the same id ({scenario.id}) as {places[scenario.id]}"))
+            skipped.append(Skipped(record.place, f"the same id ({scenario.id}) as {places[scenario.id]}"))
             continue
-        places[scenario.id] = place
+        places[scenario.id] = record.place
         scenarios.append(scenario)
     if not scenarios:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
@@ -121,56 +120,16 @@ def read_file(path: str | Path) -> Reading:
     return Reading(str(path), layout, tuple(scenarios), tuple(skipped))
 
 
-class _Unusable(Exception):
-    """A record that is skipped, with the reason."""
+def _source(record: Record, path: Path) -> str:
+    """The file, and the split where the file or the record names one."""
+    split = record.split or (record.value.get("split") if isinstance(record.value, Mapping) else None)
+    return path.name if split in (None, "") else f"{path.name}:{split}"
 
 
 _EXPECTED = (
-    "Known are ESConv (official JSON, PPDPP lines, Hugging Face rows), ExTES (original JSON, LLaMA-Factory SFT) and "
-    "esc-env's own JSON lines; docs/data.md shows each."
+    "Known are ESConv (official JSON, PPDPP lines, Hugging Face rows), ExTES (original JSON, LLaMA-Factory SFT), "
+    "ESC-Eval's cards, SAGE's profiles and esc-env's own rows; docs/data.md shows each."
 )
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, record) for each record; a line that is neither JSON nor a Python literal comes as an `_Unusable`."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8 and try again.") from error
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
-            pass  # not one JSON value: lines, then
-        else:
-            if isinstance(whole, list):
-                yield from ((f"record {number}", record) for number, record in enumerate(whole, 1))
-            else:
-                yield "record 1", whole
-            return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _literal(line.strip())
-
-
-def _literal(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        problem = f"not JSON ({error})"
-    if line[0] not in "{[":
-        return _Unusable(problem)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd escapes in somebody's strings
-            return ast.literal_eval(line)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return _Unusable(f"{problem} and not a Python literal either")
-
 
 # --- layouts --------------------------------------------------------------------------------------
 
@@ -183,17 +142,20 @@ def _layout(record: Any, path: Path) -> str | None:
     for what, reader, matches in _FOREIGN:
         if matches(record):
             raise ScenarioError(f"{path}: {what}, not scenarios; {reader}")
-    if isinstance(record.get("dialog"), list):
-        turns = [turn for turn in record["dialog"] if isinstance(turn, Mapping)]
-        if any("content" in turn for turn in turns):
+    if (turns := _turns(record.get("dialog"))) is not None:
+        if any("content" in turn for turn in turns if isinstance(turn, Mapping)):
             return "esconv"
         return "esconv-hf" if {"survey_score", "experience_type"} & keys else "esconv-ppdpp"
-    if isinstance(record.get("text"), str) and "situation" not in keys:
+    if isinstance(record.get("text"), str | Mapping) and "situation" not in keys:
         return "esconv-hf"
     if {"scene", "content"} <= keys or {"description", "content"} <= keys:
         return "extes"
     if {"instruction", "output"} <= keys:
         return "extes-sft"
+    if {"player", "scene", "task"} <= keys:
+        return "sage-profile"
+    if {"base", "res"} <= keys:
+        return "esc-eval-card"
     return "plain" if "situation" in keys else None
 
 
@@ -207,16 +169,6 @@ _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
         "SAGE trajectories (finished conversations in Chinese)",
         "esc-env has no reader for them yet",
         lambda record: {"history", "emo_point"} <= set(record),
-    ),
-    (
-        "SAGE user profiles (in Chinese)",
-        "esc-env has no reader for them yet",
-        lambda record: {"player", "task"} <= set(record) and bool({"main_cha", "cha_group"} & set(record)),
-    ),
-    (
-        "ESC-Eval role cards",
-        "esc-env has no reader for them yet",
-        lambda record: {"base", "res"} <= set(record),
     ),
     (
         "ESC-Eval scores (ESC-RANK)",
@@ -235,60 +187,79 @@ _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
 )
 
 
-def _unknown(place: str, record: Any) -> str:
-    if isinstance(record, _Unusable):
-        return f"{place} is {record}"
-    if isinstance(record, Mapping):
-        shown = ", ".join(repr(key) for key in list(record)[:6])
-        return f"{place} is an object of no known layout (its keys: {shown[:200] or 'none'})"
-    return f"{place} is not an object ({type(record).__name__})"
+def _unknown(record: Record) -> str:
+    if isinstance(record.value, Unusable):
+        return f"{record.place} is {record.value}"
+    if isinstance(record.value, Mapping):
+        shown = ", ".join(repr(key) for key in list(record.value)[:6])
+        return f"{record.place} is an object of no known layout (its keys: {shown[:200] or 'none'})"
+    return f"{record.place} is not an object ({type(record.value).__name__})"
 
 
-def _scenario(record: Any, layout: str, path: Path) -> Scenario:
-    if isinstance(record, _Unusable):
+def _scenario(record: Any, layout: str, source: str) -> Scenario:
+    if isinstance(record, Unusable):
         raise record
     if not isinstance(record, Mapping):
-        raise _Unusable(f"not an object ({type(record).__name__})")
-    if layout == "plain":
-        return _plain(record, path)
-    if layout == "extes":
-        return _extes(record, path)
-    if layout == "extes-sft":
-        return _extes_sft(record, path)
-    if isinstance(record.get("text"), str) and "dialog" not in record:
-        inner = _literal(record["text"].strip() or "-")
-        if not isinstance(inner, Mapping):
-            raise _Unusable(f"its 'text' holds no object: {inner}"[:200])
-        record = inner
-    return _esconv(record, path)
+        raise Unusable(f"not an object ({type(record).__name__})")
+    return _READERS[layout](record, source)
 
 
-def _plain(record: Mapping[str, Any], path: Path) -> Scenario:
+def _plain(record: Mapping[str, Any], source: str) -> Scenario:
     try:
         fields = json.loads(json.dumps(record, ensure_ascii=False).encode())
     except (TypeError, RecursionError) as error:
-        raise _Unusable(f"not a JSON object ({error})") from error
-    split = fields.pop("split", None)
-    fields.setdefault("source", path.name if split is None else f"{path.name}:{split}")
+        raise Unusable(f"not a JSON object ({error})") from error
+    if fields.get("id") is None:
+        content = {name: value for name, value in fields.items() if name not in ("id", "source", "split")}
+        fields["id"] = f"plain-{content_hash(*_leaves(content))}"
+    fields.pop("split", None)
+    fields.setdefault("source", source)
     if "risk" not in fields:
         texts = [fields.get("situation"), *(fields["facts"] if isinstance(fields.get("facts"), list) else ())]
         fields["risk"] = any(mentions_self_harm(text) for text in texts if isinstance(text, str))
     return Scenario.from_json(fields)
 
 
-def _esconv(record: Mapping[str, Any], path: Path) -> Scenario:
-    if not isinstance(record.get("dialog"), list):
-        raise _Unusable("no list 'dialog'")
+def _leaves(value: Any, path: str = "") -> Iterator[str]:
+    """Each text, number and truth in a JSON value with its place; what is empty says nothing, like what is absent."""
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from _leaves(value[name], f"{path}/{name}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}/{number}")
+    elif value not in (None, ""):
+        yield f"{path}: {value}"
+
+
+def _turns(value: Any) -> list[Any] | None:
+    """The turns of a dialogue: a list, or the columns that a table keeps instead of a list of objects."""
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        columns = list(value.values())
+        if len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return value if isinstance(value, list) else None
+
+
+def _esconv(record: Mapping[str, Any], source: str) -> Scenario:
+    if isinstance(record.get("text"), str | Mapping) and "dialog" not in record:
+        inner = literal(record["text"].strip() or "-") if isinstance(record["text"], str) else record["text"]
+        if not isinstance(inner, Mapping):
+            raise Unusable(f"its 'text' holds no object: {inner}"[:200])
+        record = inner
+    turns = _turns(record.get("dialog"))
+    if turns is None:
+        raise Unusable("no list 'dialog'")
     messages = []
-    for number, turn in enumerate(record["dialog"], 1):
+    for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
-            raise _Unusable(f"turn {number} is no object")
+            raise Unusable(f"turn {number} is no object")
         role = _ROLES.get(str(turn.get("speaker")).strip().lower())
         content = turn.get("content", turn.get("text"))
         if role is None:
-            raise _Unusable(f"turn {number} has the unknown speaker {str(turn.get('speaker'))[:40]!r}")
+            raise Unusable(f"turn {number} has the unknown speaker {str(turn.get('speaker'))[:40]!r}")
         if not isinstance(content, str):
-            raise _Unusable(f"turn {number} has no text")
+            raise Unusable(f"turn {number} has no text")
         annotation = turn.get("annotation")
         strategy = turn.get("strategy", annotation.get("strategy") if isinstance(annotation, Mapping) else None)
         messages.append(_message(role, content, strategy))
@@ -296,7 +267,7 @@ def _esconv(record: Mapping[str, Any], path: Path) -> Scenario:
     intensity = survey.get("initial_intensity")
     return _imported(
         "esconv",
-        path,
+        source,
         messages,
         situation=_text(record.get("situation")),
         emotion=_text(record.get("emotion_type")).lower(),
@@ -306,13 +277,14 @@ def _esconv(record: Mapping[str, Any], path: Path) -> Scenario:
     )
 
 
-def _extes(record: Mapping[str, Any], path: Path) -> Scenario:
-    if not isinstance(record.get("content"), list):
-        raise _Unusable("no list 'content'")
+def _extes(record: Mapping[str, Any], source: str) -> Scenario:
+    turns = _turns(record.get("content"))
+    if turns is None:
+        raise Unusable("no list 'content'")
     messages = []
-    for number, turn in enumerate(record["content"], 1):
+    for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
-            raise _Unusable(f"turn {number} is no object")
+            raise Unusable(f"turn {number} is no object")
         said, strategy = turn.get("AI"), turn.get("AI Strategy")
         if isinstance(said, Mapping):
             strategy = strategy or said.get("AI Strategy")
@@ -321,27 +293,38 @@ def _extes(record: Mapping[str, Any], path: Path) -> Scenario:
             if isinstance(content, str):
                 messages.append(_message(role, content, name))
             elif content is not None:
-                raise _Unusable(f"turn {number} holds a {type(content).__name__} where text belongs")
+                raise Unusable(f"turn {number} holds a {type(content).__name__} where text belongs")
     return _imported(
         "extes",
-        path,
+        source,
         messages,
         situation=_text(record.get("description")),
         problem=_text(record.get("scene")).lower(),
     )
 
 
-def _extes_sft(record: Mapping[str, Any], path: Path) -> Scenario:
+def _extes_sft(record: Mapping[str, Any], source: str) -> Scenario:
     history = record.get("history") or []
     asked = "\n".join(part for part in (_text(record.get("instruction")), _text(record.get("input"))) if part)
     pairs = [*history, (asked, record.get("output"))] if isinstance(history, list) else []
     messages = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise _Unusable("'history' and 'output' must hold pairs of texts")
+            raise Unusable("'history' and 'output' must hold pairs of texts")
         messages += [_message(role, text, None) for role, text in zip(("seeker", "supporter"), pair, strict=True)]
-    return _imported("extes", path, messages, situation="")
+    return _imported("extes", source, messages, situation="")
 
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Scenario]] = {
+    "esconv": _esconv,
+    "esconv-hf": _esconv,
+    "esconv-ppdpp": _esconv,
+    "extes": _extes,
+    "extes-sft": _extes_sft,
+    "esc-eval-card": esc_eval_card,
+    "sage-profile": sage_profile,
+    "plain": _plain,
+}
 
 # --- mapping --------------------------------------------------------------------------------------
 
@@ -368,30 +351,23 @@ def _survey(value: Any) -> dict[str, int]:
     return survey
 
 
-def _imported(prefix: str, path: Path, messages: Iterable[Message], *, situation: str, **fields: Any) -> Scenario:
+def _imported(prefix: str, source: str, messages: Iterable[Message], *, situation: str, **fields: Any) -> Scenario:
     """A scenario from a human conversation; its id and risk come from the content."""
     dialogue = Dialogue(tuple(message for message in messages if message.content))
     if not any(message.role == "seeker" for message in dialogue):
-        raise _Unusable("the seeker says nothing")
+        raise Unusable("the seeker says nothing")
     risk = any(mentions_self_harm(text) for text in (situation, *(m.content for m in dialogue if m.role == "seeker")))
-    name = f"{prefix}-{_content_hash(situation, dialogue)}"
+    name = f"{prefix}-{content_hash(situation, *(f'{message.role}: {message.content}' for message in dialogue))}"
     facts = _facts(dialogue)
     if not _informative(situation) and not mentions_self_harm(situation):
         opening = next((fact for fact in facts[:2] if _weight(fact) >= _OPENING or not situation), "")
         if not (opening or situation):
-            raise _Unusable("no situation, and the seeker says nothing of substance")
+            raise Unusable("no situation, and the seeker says nothing of substance")
         situation = opening or situation
         facts = [fact for fact in facts if fact != opening]
     return Scenario(
-        name, situation, facts=tuple(facts), risk=risk, source=path.name, dialogue=dialogue, **fields
+        name, situation, facts=tuple(facts), risk=risk, source=source, dialogue=dialogue, **fields
     )
-
-
-def _content_hash(situation: str, dialogue: Dialogue) -> str:
-    """12 hex digits over situation and utterances, blind to white space: the same from whatever file."""
-    parts = [situation, *(f"{message.role}: {message.content}" for message in dialogue)]
-    plain = "\n".join(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts)
-    return blake2b(plain.encode(), digest_size=6).hexdigest()
 
 
 _OPENING = 3

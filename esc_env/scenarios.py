@@ -9,6 +9,7 @@ import json
 import math
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,8 +22,8 @@ from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.seeds import derive
 
 __all__ = [
-    "EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "mentions_self_harm",
-    "near_duplicates",
+    "EMOTIONS", "PERSONAS", "PROBLEMS", "Need", "Persona", "Scenario", "ScenarioSet", "content_hash",
+    "mentions_self_harm", "near_duplicates",
 ]  # fmt: skip
 
 Persona = Literal["cooperative", "guarded", "resistant", "drifting", "pleasing", "hostile"]
@@ -60,13 +61,18 @@ def _self_harm() -> re.Pattern[str]:
           | (?:thought|think|thinking|thoughts)\s+(?:about|of)
             \s+(?:dying|death|not\s+being\s+here|ending\s+(?:it|things))
           | no\s+(?:reason|point)\s+(?:to\s+live|in\s+living|to\s+go\s+on\s+living) | overdos(?:e|ed|ing)
-          )\b""",
+          )\b
+          | 自杀 | 自残 | 自伤 | 自尽 | 轻生 | 寻死 | 割腕 | 跳楼 | 想死(?![你他她它我]) | 去死 | 死了算了 | 不想活
+          | 不想再活 | 活不下去 | 活着没(?:有|什么)?意[思义] | (?:结束|了结)(?:自己|我)?的?(?:生命|一生) | 伤害自己""",
         re.IGNORECASE | re.VERBOSE,
     )
 
 
 def mentions_self_harm(text: str) -> bool:
-    """Whether a first-person text has words of suicide or self-harm. A lexicon: it misses what is only hinted at."""
+    """Whether a first-person text, in English or Chinese, has words of suicide or self-harm.
+
+    A lexicon: it misses what is only hinted at, and in other languages everything.
+    """
     return _self_harm().search(text.replace("’", "'")) is not None
 
 
@@ -191,6 +197,12 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise ScenarioError(f"field {name!r} must be a list of strings")
     return tuple(value)
+
+
+def content_hash(*texts: str) -> str:
+    """12 hex digits over texts, blind to white space: the id of the same content from whatever file."""
+    plain = "\n".join(" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
+    return blake2b(plain.encode(), digest_size=6).hexdigest()
 
 
 def _digest(data: Any) -> str:

@@ -1,7 +1,9 @@
 """The two Gymnasium spaces of a support conversation: what a supporter may say, and what it has heard so far.
 
 Gymnasium batches both as a `Tuple` of n copies, and batched values as tuples, so they work in every vector environment
-that passes Python objects: ours, `SyncVectorEnv`, and `AsyncVectorEnv(shared_memory=False)`.
+that passes Python objects: ours, `SyncVectorEnv`, and `AsyncVectorEnv(shared_memory=False)`. Its functions on spaces
+know both: the emptiest member of each is what `FrameStackObservation` and `DelayObservation` pad with, and flattening
+leaves text as it is. Text has no fixed size, so `flatdim` and shared memory refuse it in one line.
 """
 
 from __future__ import annotations
@@ -11,8 +13,17 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+from gymnasium.error import CustomSpaceError
 from gymnasium.spaces import Space, Tuple
-from gymnasium.vector.utils import batch_differing_spaces
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space, is_space_dtype_shape_equiv, unflatten
+from gymnasium.vector.utils import (
+    batch_differing_spaces,
+    create_empty_array,
+    create_shared_memory,
+    read_from_shared_memory,
+    write_to_shared_memory,
+)
+from gymnasium.wrappers.utils import create_zero_array
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ActionError
@@ -173,9 +184,56 @@ def _refuse_masks(space: Space[Any], mask: Any, probability: Any) -> None:
         raise ValueError(f"{space} has no finite set of values, so sample() takes neither mask nor probability")
 
 
+# --- what Gymnasium's functions do with them --------------------------------------------------------
+
+
 def _batch_differing(spaces: Sequence[Space[Any]]) -> Tuple[Any]:
     return Tuple([deepcopy(space) for space in spaces], seed=deepcopy(spaces[0].np_random))
 
 
+def _emptiest(space: Space[Any]) -> Any:
+    """The shortest member: silence, or a conversation in which the seeker has not said anything yet."""
+    return "" if isinstance(space, Utterance) else ({"role": "user", "content": ""},)
+
+
+def _emptiest_batch(space: Space[Any], n: int = 1, fn: Any = None) -> tuple[Any, ...]:
+    return tuple(_emptiest(space) for _ in range(n))
+
+
+def _flat_space(space: Space[Any]) -> Any:
+    """The space itself: as flat as text gets. Gymnasium does so with what has no fixed size, such as `Sequence`."""
+    return space
+
+
+def _flat_value(space: Space[Any], x: Any) -> Any:
+    return x
+
+
+def _no_size(space: Space[Any]) -> int:
+    raise ValueError(f"{space} holds text of any length, which has no number of dimensions; encode it yourself first")
+
+
+def _no_shared_memory(space: Space[Any], *_: Any, **__: Any) -> Any:
+    raise CustomSpaceError(
+        f"{space} holds text of any length, which fits no shared memory; give AsyncVectorEnv shared_memory=False"
+    )
+
+
+def _alike(space_1: Space[Any], space_2: Space[Any]) -> bool:
+    """Whether two envs with these spaces may stand in one vector env: any two of one kind."""
+    return type(space_1) is type(space_2)
+
+
 for _space in (Utterance, Chat):
+    # `iterate` is left out: Gymnasium walks over a batch (a Tuple of copies) only while its members are unregistered.
     batch_differing_spaces.register(_space, _batch_differing)
+    create_empty_array.register(_space, _emptiest_batch)
+    create_zero_array.register(_space, _emptiest)
+    flatten_space.register(_space, _flat_space)
+    flatten.register(_space, _flat_value)
+    unflatten.register(_space, _flat_value)
+    flatdim.register(_space, _no_size)
+    is_space_dtype_shape_equiv.register(_space, _alike)
+    create_shared_memory.register(_space, _no_shared_memory)
+    read_from_shared_memory.register(_space, _no_shared_memory)
+    write_to_shared_memory.register(_space, _no_shared_memory)

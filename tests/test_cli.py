@@ -82,7 +82,6 @@ def test_a_time_limit_that_is_none_is_one_line(esc, seconds):
     "record",
     [
         {"player": "p", "history": [], "emo_point": 5, "task": "t"},
-        {"base": "Age: 3", "res": "r"},
         {"0": {"fluency": 3, "empathic": 2}},
         {"0": ["AI assistant: Hi"]},
         {"kind": "trajectory"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -248,9 +249,8 @@ def test_every_record_is_a_scenario_or_skipped_with_place_and_reason(read: Any) 
         ("{'a': " * 5_000, "not JSON"),
         ("9" * 10_000, "not JSON"),
         ("{'a': " + "9" * 10_000 + "}", "not JSON"),
-        (b"\x1f\x8b\x08\x00", "not UTF-8"),
         (lines({**PLAIN, "colour": "red"}), "unknown field 'colour'"),
-        (lines({"situation": "I am tired of it all."}), "'id' is missing"),
+        (lines({"id": "a", "situation": 3}), "'situation' is missing or not a string"),
         (lines({**PLAIN, "situation": "\ud800 alone"}), "surrogates"),
         (lines({"text": "{broken"}), "'text' holds no object"),
     ],
@@ -278,8 +278,6 @@ def test_numbers_without_sense_are_left_out(read: Any) -> None:
     [
         ({"kind": "trajectory", "version": 1, "scenario": {}}, "esc leaderboard"),
         ({"id": "1", "player": "p", "history": [], "emo_point": 5, "task": "t"}, "SAGE trajectories"),
-        ({"id": "1", "player": "p", "scene": "s", "main_cha": "c", "cha_group": [], "task": "t"}, "SAGE user profiles"),
-        ({"base": "Age: 3", "res": "r", "source": "ESconv"}, "ESC-Eval role cards"),
         ({"0": {"fluency": 3, "empathic": 2}}, "ESC-Eval scores"),
         ({"0": ["AI assistant：Hi", "ESC-Role：Hello"]}, "ESC-Eval dialogues"),
     ],
@@ -353,6 +351,23 @@ def test_an_imported_plain_scenario_is_marked_unless_its_author_decided(read: An
     words = {"facts": ["Some nights I think about killing myself."]}
     reading = read(lines({**PLAIN, **words}, {**PLAIN, **words, "id": "b", "risk": False}, {**PLAIN, "id": "c"}))
     assert [scenario.risk for scenario in reading.scenarios] == [True, False, False]
+
+
+def test_a_row_needs_nothing_but_a_situation_and_its_id_is_its_content(read: Any) -> None:
+    row = {"situation": "My boss shouts at me.", "facts": ["Every day."], "intensity": 4}
+    turned = {**dict(reversed(row.items())), "situation": " My boss  shouts at me.\n", "emotion": None, "split": "test"}
+    other = {**row, "intensity": 3}
+    reading = read(lines(row, other))
+    assert [scenario.id[:6] for scenario in reading.scenarios] == ["plain-", "plain-"]
+    assert len({scenario.id for scenario in reading.scenarios}) == 2
+    del turned["emotion"]
+    assert read(listed(turned)).scenarios[0].id == reading.scenarios[0].id
+
+
+def test_equal_rows_without_ids_are_accounted_for_as_copies(read: Any) -> None:
+    reading = read(lines({"situation": "I lost my job."}, {"situation": "I lost my job."}))
+    assert len(reading.scenarios) == 1
+    assert str(reading.skipped[0]).startswith("line 2: the same id (plain-")
 
 
 # --- names -------------------------------------------------------------------------------------------
@@ -475,6 +490,23 @@ def test_the_hubs_split_is_its_own(data_folder: Path, small_esconv: Any) -> None
     assert len(load_scenarios("esconv:train")) == 6
 
 
+def test_the_hubs_files_are_found_as_the_hub_names_and_packs_them(data_folder: Path, small_esconv: Any) -> None:
+    (data_folder / "esconv-hf").mkdir()
+    for name, part in (
+        ("train-00000-of-00002.jsonl.gz", slice(3)), ("train-00001-of-00002.jsonl.gz", slice(3, 5)),
+        ("validation.json", slice(5, 8)), ("test.csv.gz", slice(8, 140)),
+    ):  # fmt: skip
+        rows = [{"text": json.dumps(row)} for row in small_esconv[part]]
+        text = lines(*rows)
+        if "csv" in name:
+            text = "text\n" + "".join('"' + row["text"].replace('"', '""') + '"\n' for row in rows)
+        content = text.encode()
+        (data_folder / "esconv-hf" / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    sizes = {name: len(load_scenarios(f"esconv-hf:{name}")) for name in ("train", "validation", "test")}
+    assert sizes == {"train": 5, "validation": 3, "test": 132}
+    assert len(load_scenarios("esconv:test")) == 130
+
+
 def test_with_datasets_installed_the_hub_is_asked_once_and_kept(
     data_folder: Path, small_esconv: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +581,8 @@ def test_near_duplicates_between_a_files_own_splits_are_reported(read: Any) -> N
         ("esconv_valid130_hf_survey.jsonl", "esconv-hf", 130),
         ("extes_original1.json", "extes", 1),
         ("extes_sft10_aptness.json", "extes-sft", 10),
+        ("esc_eval_cards_high_en.json", "esc-eval-card", 331),
+        ("sage_profiles20_zh.jsonl", "sage-profile", 20),
     ],
 )
 def test_every_real_dialogue_is_accounted_for(name: str, layout: str, count: int) -> None:
@@ -562,8 +596,8 @@ def test_every_real_dialogue_is_accounted_for(name: str, layout: str, count: int
 @pytest.mark.parametrize(
     "name",
     [
-        "esc_eval_cards_high_en.json", "esc_eval_dialogues_llama3_en.json", "esc_eval_scores_llama3_en.json",
-        "sage_profiles20_zh.jsonl", "sage_trajectories_gpt-4o-0808_zh.jsonl", "sage_trajectories_o1_zh.jsonl",
+        "esc_eval_dialogues_llama3_en.json", "esc_eval_scores_llama3_en.json",
+        "sage_trajectories_gpt-4o-0808_zh.jsonl", "sage_trajectories_o1_zh.jsonl",
     ],
 )  # fmt: skip
 def test_real_files_of_other_projects_are_named_and_refused(name: str) -> None:

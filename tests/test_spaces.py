@@ -6,12 +6,27 @@ import copy
 import json
 import pickle
 
+import gymnasium as gym
 import pytest
-from gymnasium.spaces import Tuple
-from gymnasium.vector.utils import batch_differing_spaces, batch_space, concatenate, create_empty_array, iterate
+from gymnasium import wrappers
+from gymnasium.error import CustomSpaceError
+from gymnasium.spaces import Discrete, Tuple
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space, is_space_dtype_shape_equiv, unflatten
+from gymnasium.vector.utils import (
+    batch_differing_spaces,
+    batch_space,
+    concatenate,
+    create_empty_array,
+    create_shared_memory,
+    iterate,
+    read_from_shared_memory,
+    write_to_shared_memory,
+)
+from gymnasium.wrappers.utils import create_zero_array
 from hypothesis import given
 from hypothesis import strategies as st
 
+import esc_env  # noqa: F401  # registers the environments
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ActionError
 from esc_env.spaces import Chat, Utterance
@@ -111,3 +126,105 @@ ASSISTANT = {"role": "assistant", "content": "b"}
 def test_what_is_no_alternating_chat_is_no_observation(bad):
     assert bad not in Chat()
     assert (USER, ASSISTANT, USER) in Chat()
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_gymnasium_flattens_text_to_itself_and_says_why_it_has_no_dimensions(space):
+    sample = space.sample()
+    both = Tuple([space, Discrete(3)])
+    assert flatten(space, sample) in flatten_space(space)
+    assert unflatten(space, flatten(space, sample)) == sample
+    assert flatten(both, (sample, 1)) in flatten_space(both)
+    assert unflatten(both, flatten(both, (sample, 1))) == (sample, 1)
+    with pytest.raises(ValueError, match="encode it yourself"):
+        flatdim(space)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_the_emptiest_members_are_members(space):
+    assert create_zero_array(space) in space
+    assert create_empty_array(space, 3) in batch_space(space, 3)
+    assert create_zero_array(batch_space(space, 2)) in batch_space(space, 2)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_text_fits_no_shared_memory_and_the_error_says_what_to_pass(space):
+    for call in (
+        lambda: create_shared_memory(space, 2),
+        lambda: read_from_shared_memory(space, None, 2),
+        lambda: write_to_shared_memory(space, 0, space.sample(), None),
+    ):
+        with pytest.raises(CustomSpaceError, match="shared_memory=False"):
+            call()
+
+
+def test_envs_with_spaces_of_one_kind_stand_in_one_vector_env():
+    assert is_space_dtype_shape_equiv(Utterance(5), Utterance(6))
+    assert is_space_dtype_shape_equiv(Chat(), Chat())
+    assert not is_space_dtype_shape_equiv(Chat(), Utterance())
+    envs = gym.make_vec("ESConv-v0", 2, vectorization_mode="sync", vector_kwargs={"observation_mode": "different"})
+    assert envs.reset(seed=0)[0] in envs.observation_space
+
+
+WRAPPERS = {
+    "Autoreset": wrappers.Autoreset,
+    "ClipReward": lambda env: wrappers.ClipReward(env, -1, 1),
+    "DelayObservation": lambda env: wrappers.DelayObservation(env, 2),
+    "FlattenObservation": wrappers.FlattenObservation,
+    "FrameStackObservation": lambda env: wrappers.FrameStackObservation(env, 3),
+    "FrameStackObservation, zero": lambda env: wrappers.FrameStackObservation(env, 3, padding_type="zero"),
+    "FrameStackObservation, own": lambda env: wrappers.FrameStackObservation(env, 3, padding_type=(USER,)),
+    "NormalizeReward": wrappers.NormalizeReward,
+    "OrderEnforcing": wrappers.OrderEnforcing,
+    "PassiveEnvChecker": wrappers.PassiveEnvChecker,
+    "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,
+    "StickyAction": lambda env: wrappers.StickyAction(env, 0.5),
+    "TimeAwareObservation": wrappers.TimeAwareObservation,
+    "TimeAwareObservation, flat": lambda env: wrappers.TimeAwareObservation(env, flatten=True),
+    "TimeLimit": lambda env: wrappers.TimeLimit(env, 8),
+    "TransformAction": lambda env: wrappers.TransformAction(env, str.strip, Utterance()),
+    "TransformObservation": lambda env: wrappers.TransformObservation(env, lambda chat: chat[-1:], Chat()),
+    "TransformReward": lambda env: wrappers.TransformReward(env, lambda reward: 2 * reward),
+}
+"""Every wrapper of Gymnasium 1.1 and later that has something to do with text."""
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_gymnasiums_wrappers_hold_a_conversation(name):
+    env = WRAPPERS[name](gym.make("ESConv-v0", max_episode_steps=8))
+    env.action_space.seed(0)
+    assert env.reset(seed=0)[0] in env.observation_space
+    over = False
+    while not over:
+        observation, _, terminated, truncated, info = env.step(env.action_space.sample())
+        assert observation in env.observation_space
+        over = terminated or truncated
+    assert ("episode" in info) == (name == "RecordEpisodeStatistics")
+
+
+def test_a_render_collection_holds_the_conversation_after_every_step():
+    env = wrappers.RenderCollection(gym.make("ESConv-v0", render_mode="ansi"))
+    env.reset(seed=0)
+    env.step("What happened?")
+    first, second = env.render()
+    assert second.startswith(first)
+
+
+VECTOR_WRAPPERS = {
+    "ClipReward": lambda envs: wrappers.vector.ClipReward(envs, -1, 1),
+    "DictInfoToList": wrappers.vector.DictInfoToList,
+    "FlattenObservation": wrappers.vector.FlattenObservation,
+    "NormalizeReward": wrappers.vector.NormalizeReward,
+    "RecordEpisodeStatistics": wrappers.vector.RecordEpisodeStatistics,
+    "TransformAction": lambda envs: wrappers.vector.TransformAction(envs, lambda said: tuple(map(str.strip, said))),
+    "TransformReward": lambda envs: wrappers.vector.TransformReward(envs, lambda rewards: 2 * rewards),
+}
+
+
+@pytest.mark.parametrize("name", VECTOR_WRAPPERS)
+def test_gymnasiums_vector_wrappers_hold_conversations(name):
+    envs = VECTOR_WRAPPERS[name](gym.make_vec("ESConv-v0", num_envs=2))
+    envs.action_space.seed(0)
+    assert envs.reset(seed=0)[0] in envs.observation_space
+    for _ in range(10):
+        assert envs.step(envs.action_space.sample())[0] in envs.observation_space

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-__all__ = ["copied_share", "function_share", "sentences", "stem", "tokens", "visible"]
+__all__ = ["copied_share", "function_share", "sentences", "stem", "tokens", "understood", "visible"]
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[?!.]")
 _BREAK = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|;\s+|\s+[-–—]\s+")
@@ -37,6 +37,12 @@ def visible(text: str) -> str:
     """The text as the eye reads it: compatibility forms unified, characters that show nothing taken out."""
     shown = unicodedata.normalize("NFKC", text.translate(_BLANK))
     return "".join(char for char in shown if unicodedata.category(char) not in ("Cf", "Cc", "Mn") or char in "\n\t")
+
+
+def understood(text: str) -> bool:
+    """Whether a text may be English: at least half of its letters are Latin. French passes; Chinese does not."""
+    letters = [char for char in text if char.isalpha()]
+    return 2 * sum("LATIN" in unicodedata.name(char, "") for char in letters) >= len(letters)
 
 
 @lru_cache(maxsize=8192)

@@ -16,9 +16,10 @@ from math import fsum
 from typing import Literal
 
 from esc_env.builtin.hearing import Memory, hear, overlap, ramp
-from esc_env.builtin.language import tokens, visible
+from esc_env.builtin.language import tokens, understood, visible
 from esc_env.builtin.voices import story_of
 from esc_env.dialogue import Dialogue
+from esc_env.errors import ScenarioError
 from esc_env.scenarios import Scenario, mentions_self_harm
 from esc_env.seeds import derive
 
@@ -101,7 +102,12 @@ class State:
 
 
 def start(scenario: Scenario) -> State:
-    """The state before the first word."""
+    """The state before the first word. Raises ScenarioError when the situation cannot be English."""
+    if not understood(scenario.situation):
+        raise ScenarioError(
+            f"the embedded seeker and critic understand English only, and scenario {scenario.id!r} is in another "
+            "script; name a model for both (--seeker and --critic, or seeker= and critic=)"
+        )
     return State(trust=PERSONA_TRAITS[scenario.persona].trust)
 
 
