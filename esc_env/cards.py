@@ -99,6 +99,7 @@ def sage_profile(profile: Mapping[str, Any], source: str) -> Scenario:
         raise Unusable("its 'scene' tells no present state (当前状态) to open with")
     facts = [fact for lines in story if (fact := _line("\n".join(lines)))]
     cut = next((number for number, line in enumerate(replies) if _MISSES.search(line)), len(replies))
+    needs: list[Need] = [need for words, need in _NEEDS if words in task]
     traits = [_line(profile.get("main_cha")), *_texts(profile.get("cha_group"))]
     return Scenario(
         f"sage-{content_hash(player, scene, task)}",
@@ -106,7 +107,7 @@ def sage_profile(profile: Mapping[str, Any], source: str) -> Scenario:
         facts=tuple(facts),
         helps=tuple(text for text in (_line(task), _line("\n".join(replies[:cut]))) if text),
         hurts=tuple(text for text in (_line("\n".join(replies[cut:])),) if text),
-        need=next((need for words, need in _NEEDS if words in task), "both"),
+        need=needs[0] if needs else "both",
         profile=_line("\n".join((player, "、".join(trait for trait in traits if trait), *moods))),
         risk=any(mentions_self_harm(text) for text in (player, situation, *facts)),
         source=source,

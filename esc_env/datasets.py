@@ -125,7 +125,8 @@ def _missing(what: str, url: str, put: str, why: str = "") -> ScenarioError:
 
 def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, list[Path]], str]:
     """The Hub's files by split, fetched into the user cache when `datasets` can; else {} and why not."""
-    for folder in data_folders():
+    folders = data_folders()
+    for folder in folders:
         found = {split: _files(folder / folder_name, f"{split}.*", f"{split}-*") for split in _SPLITS["esconv-hf"]}
         if all(found.values()):
             return found, ""
@@ -135,17 +136,18 @@ def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, list[Path]], str]:
         return {}, " With `pip install datasets` esc-env fetches it itself."
     try:
         rows = load_dataset("thu-coai/esconv")
-        texts = {split: "".join(f"{row['text'].strip()}\n" for row in rows[split]) for split in found}
+        texts = {split: "".join(f"{row['text'].strip()}\n" for row in rows[split]) for split in _SPLITS["esconv-hf"]}
     except Exception as error:  # whatever network, Hub or cache may raise: the message below carries it
         return {}, f" Fetching it from the Hub failed: {type(error).__name__}: {str(error)[:300]}"
+    kept_as = {}
     for split, text in texts.items():
-        kept = folder / folder_name / f"{split}.jsonl"
+        kept = folders[-1] / folder_name / f"{split}.jsonl"
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(".part")
         partial.write_text(text, "utf-8")
         partial.replace(kept)
-        found[split] = [kept]
-    return found, ""
+        kept_as[split] = [kept]
+    return kept_as, ""
 
 
 def _esconv_hf(split: str) -> tuple[Scenario, ...]:

@@ -156,6 +156,8 @@ _STRUCTURED = frozenset(
     "voice".split()
 )
 """Columns that hold no text: what stands there as text is parsed."""
+_ARRAY_BREAK = re.compile(r"\}(?=\n \{)")
+"""Where NumPy, which `datasets` writes CSV with, sets a line break between two objects and no comma."""
 _INDEX = ("", "Unnamed: 0", "__index_level_0__")
 """What pandas calls the column of its row numbers, which it writes unless told not to."""
 
@@ -165,7 +167,7 @@ def _row(place: str, cells: Mapping[Any, Any]) -> Record:
     value = {name: cell for name, cell in _without_nulls(cells).items() if name not in _INDEX and cell != ""}
     for name in _STRUCTURED & set(value):
         if isinstance(value[name], str):
-            text = value[name].strip()
+            text = _ARRAY_BREAK.sub("},", value[name].strip())
             parsed = {"True": True, "False": False}.get(text, literal(text))
             value[name] = value[name] if isinstance(parsed, Unusable) else parsed
     return Record(place, value)

@@ -142,8 +142,9 @@ def _layout(record: Any, path: Path) -> str | None:
     for what, reader, matches in _FOREIGN:
         if matches(record):
             raise ScenarioError(f"{path}: {what}, not scenarios; {reader}")
-    if (turns := _turns(record.get("dialog"))) is not None:
-        if any("content" in turn for turn in turns if isinstance(turn, Mapping)):
+    turns = _turns(record.get("dialog"))
+    if turns is not None or {"dialog", "problem_type"} <= keys:
+        if any("content" in turn for turn in turns or () if isinstance(turn, Mapping)):
             return "esconv"
         return "esconv-hf" if {"survey_score", "experience_type"} & keys else "esconv-ppdpp"
     if isinstance(record.get("text"), str | Mapping) and "situation" not in keys:

@@ -184,6 +184,15 @@ def test_csv_rows_are_the_rows_they_were_written_from(read: Any, delimiter: str,
     assert read(b"\xef\xbb\xbf" + table(HUB, delimiter)).scenarios == read(lines(HUB)).scenarios
 
 
+def test_the_csv_that_datasets_writes_is_read_and_a_cell_that_is_no_list_is_said(read: Any) -> None:
+    def as_numpy_prints(cell: Any) -> str:
+        return repr(cell).replace("}, {'speaker'", "}\n {'speaker'")
+
+    assert read(table(ESCONV, dump=as_numpy_prints)).scenarios == read(lines(ESCONV)).scenarios
+    with pytest.raises(ScenarioError, match="row 1: no list 'dialog'"):
+        read(table([{**ESCONV[0], "dialog": "[cut off"}]))
+
+
 def test_the_row_numbers_that_pandas_writes_are_no_field(read: Any) -> None:
     for delimiter in (",", "\t"):
         rows = [{"": str(number), **row} for number, row in enumerate(PLAIN)]
