@@ -26,9 +26,9 @@ from typing import Any, Literal, Unpack
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
-from esc_env.conversation import Chairs
+from esc_env.conversation import Chairs, as_message
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.dialogue import Dialogue, Message
+from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, ChairError, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.runner import check_models, hold
 from esc_env.models import ModelOptions, ModelSettings
@@ -309,7 +309,7 @@ class _Job:
         try:
             async with gate:
                 reply = await self.reward.agent.respond(context.dialogue, seed=name)
-            Message("supporter", reply.content, reply.strategy, reply.thought)
+            as_message(reply)
         except BudgetExceeded as error:
             self.spent = error
             return None
@@ -337,7 +337,7 @@ class _Job:
         sample = Sample(
             context.scenario,
             context.dialogue,
-            Message("supporter", reply.content, reply.strategy, reply.thought),
+            as_message(reply),
             futures,
             context.seed,
             tuple(number for number, _ in same),
