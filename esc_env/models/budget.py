@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,7 @@ class Ledger:
         cut: how many of these choices the limit on tokens cut.
     """
 
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     flying: int = 0
     calls: int = 0
     unpriced: int = 0
