@@ -172,6 +172,7 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
 
 def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
     from esc_env._loop import run
+    from esc_env.conversation import as_message
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply
     from esc_env.rendering import show
@@ -192,7 +193,7 @@ def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenar
             raise SupporterFailure(f"{type(supporter).__name__} raised {type(error).__name__}: {error}") from error
         if not isinstance(reply, Reply):
             raise SupporterFailure(f"{type(supporter).__name__} returned {type(reply).__name__}, not a Reply")
-        dialogue = dialogue.then(Message("supporter", reply.content, reply.strategy, reply.thought))
+        dialogue = dialogue.then(as_message(reply))
         show(console, dialogue, shown=len(dialogue) - 1)
     if not dialogue.messages:
         return None

@@ -6,6 +6,7 @@ Modules that hold them import nothing heavy: a command loads its package when it
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 import warnings
@@ -63,6 +64,8 @@ def build_app() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `esc`. Errors that are ours are one line on stderr and exit code 1, never a traceback."""
     warnings.showwarning = _show_warning
+    _forgive(sys.stdout, "esc-env")
+    _forgive(sys.stdin, "replace")
     if "" not in sys.path:
         sys.path.append("")  # python:my_agents:respond finds my_agents.py in the folder where `esc` is typed
     try:
@@ -74,6 +77,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+_PLAIN = {"−": "-", "–": "-", "—": "-", "×": "x", "…": "...", "·": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
+"""How what we and models often write looks where only some code page's characters can be shown."""
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("esc-env", _replace)
+
+
+def _forgive(stream: Any, errors: str) -> None:
+    """Let a stream replace what its encoding does not have, as under a Windows code page: no result is lost to it.
+
+    A stream of somebody else's, or one that was told what to do (`PYTHONIOENCODING=ascii:xmlcharrefreplace`), is left
+    alone; so is stderr, which Python itself makes forgiving.
+    """
+    if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=errors)
 
 
 def _fail(message: str) -> None:

@@ -10,6 +10,7 @@ evaluation are all built on these three. *Source:* RLFF-ESC (arXiv 2508.12935); 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
-__all__ = ["Chairs", "Exchange", "begin", "check_history", "converse", "exchange"]
+__all__ = ["Chairs", "Exchange", "as_message", "begin", "check_history", "converse", "exchange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ async def exchange(
         ChairError: when seeker or critic fail; nothing has changed, the same call may be made again.
     """
     seed = seed.at(turn=turn)
-    heard = dialogue.then(Message("supporter", reply.content, reply.strategy, reply.thought))
+    heard = dialogue.then(as_message(reply))
     answer = await _seeker_speaks(scenario, heard, chairs, seed, gate)
     after = heard.then(Message("seeker", answer.content))
     try:
@@ -119,6 +120,7 @@ async def converse(
     trial: int = 0,
     history: Dialogue | None = None,
     gate: Gate = _OPEN,
+    told: Callable[[Exchange], None] | None = None,
 ) -> Trajectory:
     """Hold one whole conversation. May be awaited on any event loop.
 
@@ -130,6 +132,7 @@ async def converse(
         trial: recorded in the trajectory.
         history: a dialogue to continue instead of opening one; it must end with the seeker. T counts from here.
         gate: bounds calls in flight.
+        told: called after every exchange.
 
     Returns:
         The trajectory. Chairs that fail end it as `error`; a supporter that fails ends it as `supporter_failed`.
@@ -157,6 +160,8 @@ async def converse(
             dialogue, stop = done.dialogue, done.stop
             verdicts.append(done.verdict)
             usage += done.usage
+            if told:
+                told(done)
     except SupporterFailure as error:
         stop = StopReason.SUPPORTER_FAILED
         failure = Failure("supporter", type(error.__cause__ or error).__name__, str(error))
@@ -164,6 +169,11 @@ async def converse(
         stop = StopReason.ERROR
         failure = Failure(error.role, type(error.__cause__ or error).__name__, error.message)
     return Trajectory(scenario, dialogue, tuple(verdicts), stop, name.episode, trial, usage, failure, start)
+
+
+def as_message(reply: Reply) -> Message:
+    """What a supporter's reply is in a dialogue. Raises ValueError where it is no UTF-8 text."""
+    return Message("supporter", reply.content, reply.strategy, reply.thought, reply.finish_reason)
 
 
 def check_history(history: Dialogue) -> Dialogue:
@@ -188,7 +198,7 @@ async def _supporter_speaks(agent: Agent, dialogue: Dialogue, rules: Rules, seed
             f"turn {seed.turn}: the reply has {len(reply.content):,} characters, more than {rules.max_chars:,}"
         )
     try:
-        Message("supporter", reply.content, reply.strategy, reply.thought)
+        as_message(reply)
     except ValueError as error:
         raise SupporterFailure(f"turn {seed.turn}: {error}") from error
     return reply

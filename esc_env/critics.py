@@ -142,6 +142,7 @@ class LLMCritic:
     async def _ask(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
         """Sampled answers; unreadable ones are asked for again, under another seed each time, then None."""
         valid: list[float] = []
+        first: list[float | None] = []
         usage = Usage()
         faulty = attempt = 0
         while len(valid) < votes and faulty < ATTEMPTS:
@@ -159,10 +160,11 @@ class LLMCritic:
                 None if ending in _UNSAID else parse_vote(text)
                 for text, ending in zip(completion.texts[: votes - len(valid)], endings, strict=False)
             ]
+            first += read[: votes - len(first)]
             valid += [vote for vote in read if vote is not None]
             faulty += None in read or not read  # a server that only gave fewer choices than asked is asked on
             attempt += 1
-        return Ballot((*valid, *[None] * (votes - len(valid))), usage=usage)
+        return Ballot((*valid, *[None] * (votes - len(valid))), usage=usage, unreadable=first.count(None))
 
     async def _draw(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
         """Votes drawn by the call seed from the model's own distribution over the four letters."""

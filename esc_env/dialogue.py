@@ -65,24 +65,30 @@ class Message:
         content: what the other side hears. Any text that encodes to UTF-8, also empty (silence).
         strategy: the support strategy where it is known (ESConv's eight names, or ExTES's); else None.
         thought: the supporter's private reasoning. Kept in the record; reaches nobody.
+        finish_reason: why the model that wrote it stopped, in its server's word (`stop`, `length`, `content_filter`).
+            Kept in the record; reaches nobody.
 
     Raises:
-        ValueError: on an unknown role, or content that is no UTF-8 text.
+        ValueError: on an unknown role, or text that is no UTF-8 text.
     """
 
     role: Role
     content: str
     strategy: str | None = None
     thought: str | None = None
+    finish_reason: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
             raise ValueError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
         if not isinstance(self.content, str):
             raise ValueError(f"content must be a str, not {type(self.content).__name__}")
-        for text in (self.content, self.thought or "", self.strategy or ""):
+        for name in ("thought", "strategy", "finish_reason"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise ValueError(f"{name} must be a str or None, not {type(getattr(self, name)).__name__}")
+        for text in (self.content, self.thought, self.strategy, self.finish_reason):
             try:
-                text.encode()
+                (text or "").encode()
             except UnicodeEncodeError as error:
                 raise ValueError(f"message text does not encode to UTF-8 at position {error.start}") from error
 
@@ -93,12 +99,16 @@ class Message:
             data["strategy"] = self.strategy
         if self.thought is not None:
             data["thought"] = self.thought
+        if self.finish_reason is not None:
+            data["finish_reason"] = self.finish_reason
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:
         """Inverse of `to_json`."""
-        return cls(data["role"], data["content"], data.get("strategy"), data.get("thought"))
+        return cls(
+            data["role"], data["content"], data.get("strategy"), data.get("thought"), data.get("finish_reason")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,7 @@ class Dialogue:
                     content=_join("\n", last.content, message.content) or "",
                     strategy=_join(", ", last.strategy, message.strategy),
                     thought=_join("\n", last.thought, message.thought),
+                    finish_reason=message.finish_reason,
                 )
             else:
                 merged.append(message)

@@ -107,11 +107,13 @@ class Ballot:
         votes: values in [−1, 1] (`VOTES`, or any float of a custom critic); None for a vote that stayed unreadable.
         expected: the expectation of one vote, where the critic knows its own distribution.
         usage: what it cost.
+        unreadable: how many of the first answers, one per vote, could not be read, whether or not asking again helped.
     """
 
     votes: tuple[float | None, ...]
     expected: float | None = None
     usage: Usage = field(default_factory=Usage)
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class Verdict:
         score: their mean, in [−1, 1].
         solved: whether the score passes the rules' threshold.
         expected: the expectation of one vote, where the critic knows its own distribution.
+        unreadable: how many of the first answers could not be read; see `Ballot`.
     """
 
     votes: tuple[float, ...]
@@ -131,21 +134,26 @@ class Verdict:
     score: float
     solved: bool
     expected: float | None = None
+    unreadable: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
+        """A JSON object; `unreadable` is left out where all answers could be read."""
+        data: dict[str, Any] = {
             "votes": list(self.votes),
             "valid_votes": self.valid_votes,
             "score": self.score,
             "solved": self.solved,
             "expected": self.expected,
         }
+        return {**data, "unreadable": self.unreadable} if self.unreadable else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
         """Inverse of `to_json`."""
-        return cls(tuple(data["votes"]), data["valid_votes"], data["score"], data["solved"], data.get("expected"))
+        return cls(
+            tuple(data["votes"]), data["valid_votes"], data["score"], data["solved"], data.get("expected"),
+            data.get("unreadable", 0),
+        )  # fmt: skip
 
 
 @runtime_checkable

@@ -87,7 +87,7 @@ class Rules:
         if not votes or len(votes) < len(ballot.votes) / 2:
             raise ModelError(f"only {len(votes)} of the critic's {len(ballot.votes)} votes could be read")
         score = sum(votes) / len(votes)
-        return Verdict(votes, len(votes), score, score > self.threshold, ballot.expected)
+        return Verdict(votes, len(votes), score, score > self.threshold, ballot.expected, ballot.unreadable)
 
     def fingerprint(self, **facing: Any) -> Fingerprint:
         """The rules together with whatever else the agent faces (seeker, critic, scenarios, persona, trials, seed)."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +15,10 @@ from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.errors import RecordError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from esc_env.evaluation.report import Report
     from esc_env.protocols import Usage
 
-__all__ = ["register"]
+__all__ = ["print_table", "register"]
 
 
 class _CriticMode(StrEnum):
@@ -145,7 +140,11 @@ def _eval(
     ] = False,
     progress: Annotated[
         bool | None,
-        typer.Option("--progress/--no-progress", help="Show a bar. Default: in a terminal.", show_default=False),
+        typer.Option(
+            "--progress/--no-progress",
+            help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
+            show_default=False,
+        ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of agents that are chat models.")] = 0.0,
     seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
@@ -230,6 +229,7 @@ def _eval(
     from esc_env.evaluation.config import AgentConfig, Benchmark
     from esc_env.evaluation.runner import check_models, evaluate
     from esc_env.models import ModelOptions, ModelSettings, read_options
+    from esc_env.progress import shown
     from esc_env.rules import Rules
 
     said: Benchmark = ctx.obj or Benchmark((), {})
@@ -259,7 +259,6 @@ def _eval(
     sources = scenarios or ["builtin:test"]
     rules = Rules(max_turns, threshold, votes, critic_temperature, opening.value, max_chars)
     several = len(lineup) * len(sources) > 1
-    shown = sys.stderr.isatty() if progress is None else progress
     complete = True
     for source in sources:
         reports: list[Report] = []
@@ -269,7 +268,7 @@ def _eval(
             again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
             mark = f"~{again + 1}" if again else ""
             folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
-            with _told(f"{name} on {source}", shown) as told:
+            with shown(f"{name} on {source}", progress) as told:
                 report = evaluate(
                     name, source, seeker=seeker, critic=critic, rules=rules, persona=persona, limit=limit,
                     trials=trials, seed=seed, out=folder, fresh=fresh, progress=told, critic_mode=critic_mode.value,
@@ -278,7 +277,7 @@ def _eval(
                     time_limit=time_limit, **models,
                 )  # fmt: skip
             reports.append(report)
-            resumed[report.run_key] = told.first
+            resumed[report.run_key] = told.first.done if told.first else None
         _print_reports(source, reports, resumed)
         complete = complete and all(report.complete for report in reports)
     if not complete:
@@ -289,50 +288,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.")
 
 
-class _Told:
-    """What `evaluate` tells: how much was there before, and how far it is."""
-
-    def __init__(self, draw: Callable[[int, int], None] | None) -> None:
-        self.draw = draw
-        self.first: int | None = None
-        self.done = 0
-        self.all = 0
-
-    def __call__(self, done: int, episodes: int) -> None:
-        self.first = done if self.first is None else self.first
-        self.done, self.all = done, episodes
-        if self.draw:
-            self.draw(done, episodes)
-
-
-@contextmanager
-def _told(title: str, shown: bool) -> Iterator[_Told]:
-    """A progress bar on stderr if `shown`. Ctrl-C ends the command with the way to go on."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as bar:
-        task = bar.add_task(escape(title), total=None)
-        told = _Told(lambda done, episodes: bar.update(task, completed=done, total=episodes))
-        try:
-            yield told
-        except KeyboardInterrupt:
-            bar.stop()
-            command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
-            typer.echo(
-                f"\nStopped: {told.done} of {told.all} conversations of {title} have ended and are kept. "
-                f"To go on, type: {command}",
-                err=True,
-            )
-            raise typer.Exit(130) from None
-
-
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    _console().print(_table(source, reports))
+    _print_results(source, reports)
     for report in reports:
         if resumed[report.run_key] == report.episodes:
             typer.echo(f"{report.agent}: was complete; nothing was run. To start over, add --fresh")
@@ -341,6 +299,8 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
                 f"{report.agent}: failed in {report.supporter_failures:,} of {report.completed:,} conversations by "
                 "itself; these count as not solved"
             )
+        for line in report.warnings:
+            typer.echo(f"{report.agent}: {line}")
         if report.usage.requests:
             typer.echo(f"{report.agent}: {_cost(report.usage)}")
         for role, message, count in report.failure_messages:
@@ -363,31 +323,54 @@ def _cost(usage: Usage) -> str:
     return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
 
 
-def _console() -> Console:
-    """Wide enough for the tables where the output is no terminal."""
+def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. A narrow terminal gets it without lines and with names folded; no number is ever cut.
+
+    Args:
+        title: stands above it.
+        columns: name, and whether it holds numbers; other text may be folded.
+        rows: one text per column, shown as it is.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
-
-
-def _table(title: str, reports: Sequence[Report]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from esc_env.progress import WIDTH
+
+    cells = [[name for name, _ in columns], *rows]
+    table = Table(title=Text(title), title_justify="left")
+    for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
+        widest = max(map(cell_len, column))
+        if numbers:
+            table.add_column(name, justify="right", no_wrap=True, min_width=widest)
+        else:
+            table.add_column(name, overflow="fold", min_width=min(widest, 12))
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    console = Console(file=sys.stdout, highlight=False)
+    width = console.width if console.is_terminal else WIDTH
+
+    def least() -> int:
+        return console.measure(table, options=console.options.update(max_width=10 * WIDTH)).minimum
+
+    if least() > width:
+        table.box = None
+    Console(file=sys.stdout, highlight=False, width=max(width, least())).print(table)
+
+
+def _print_results(source: str, reports: Sequence[Report]) -> None:
     from esc_env.evaluation.page import interval_text, number, percent
 
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("agent", overflow="fold")
-    for name in ("SR", "95 %", "AT", "score", "episodes", "errors"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for report in reports:
-        table.add_row(
-            Text(report.agent), percent(report.success_rate), interval_text(report.interval),
-            number(report.average_turns, 2), number(report.mean_score, 2, signed=True),
-            f"{report.completed:,}", f"{report.errors:,}",
-        )  # fmt: skip
-    return table
+    columns = [("agent", False), *((name, True) for name in ("SR", "95 %", "AT", "score", "episodes", "errors"))]
+    rows = [
+        (
+            report.agent, percent(report.success_rate), interval_text(report.interval), number(report.average_turns, 2),
+            number(report.mean_score, 2, signed=True), f"{report.completed:,}", f"{report.errors:,}",
+        )
+        for report in reports
+    ]  # fmt: skip
+    print_table(source, columns, rows)
 
 
 def _percent(rate: float | None) -> str:
@@ -415,28 +398,23 @@ def _leaderboard(
     Complete runs are ranked by SR; incomplete ones are listed apart. Runs with another fingerprint (scenarios, persona,
     seeker, critic, seed, …) are refused, naming what differs.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from esc_env.evaluation.leaderboard import rank
     from esc_env.evaluation.page import interval_text, number, percent
     from esc_env.records import write_json
 
     board = rank(runs)
-    table = Table(title=Text(f"Leaderboard: {board.scenarios}"), title_justify="left")
-    table.add_column("#")
-    table.add_column("agent", overflow="fold")
-    for name in ("SR", "95 %", "AT", "score", "episodes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for entry in board.entries:
-        report = entry.report
-        table.add_row(
-            f"{entry.place}{' ~' if entry.overlaps_next else ''}", Text(board.label(report)),
-            percent(report.success_rate), interval_text(report.interval), number(report.average_turns, 2),
-            number(report.mean_score, 2, signed=True), f"{report.completed:,}",
-        )  # fmt: skip
+    columns = [("#", False), ("agent", False), *((name, True) for name in ("SR", "95 %", "AT", "score", "episodes"))]
+    rows = [
+        (
+            f"{entry.place}{' ~' if entry.overlaps_next else ''}", board.label(entry.report),
+            percent(entry.report.success_rate), interval_text(entry.report.interval),
+            number(entry.report.average_turns, 2), number(entry.report.mean_score, 2, signed=True),
+            f"{entry.report.completed:,}",
+        )
+        for entry in board.entries
+    ]  # fmt: skip
     if board.entries:
-        _console().print(table)
+        print_table(f"Leaderboard: {board.scenarios}", columns, rows)
     else:
         typer.echo("No complete run yet.")
     for note in board.notes():

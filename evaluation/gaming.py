@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.evaluation.attacks import SECOND
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import evaluate, hold
+from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent
 from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import Seed, derive
@@ -215,7 +216,7 @@ def run_probes(
     trials: int = 10,
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
 ) -> Iterator[Row]:
     """Run every probe on the test scenarios under every persona, one run folder each, resumably.
 
@@ -226,11 +227,11 @@ def run_probes(
         trials: conversations per scenario.
         limit: only the first so many scenarios.
         seed: of the runs.
-        progress: called with (title, conversations done, all).
+        progress: called with a `Progress` that names probe and persona.
     """
     for item in probes:
         for persona in personas:
-            title = f"{item.name}, {persona}"
+            what = f"conversations of {item.name}, {persona}"
             report = evaluate(
                 item.build(),
                 bank("test"),
@@ -239,9 +240,13 @@ def run_probes(
                 limit=limit,
                 seed=seed,
                 out=folder / f"{item.name} {persona}".replace(" ", "-"),
-                progress=partial(progress, title) if progress else None,
+                progress=partial(_tell, progress, what) if progress else None,
             )
             yield Row(item, persona, report)
+
+
+def _tell(told: Told, what: str, reached: Progress) -> None:
+    told(replace(reached, what=what))
 
 
 def summary(rows: Sequence[Row]) -> list[Mapping[str, Any]]:

@@ -106,6 +106,7 @@ class Leaderboard:
                     f"{self.label(entry.report)}: {entry.report.supporter_failures:,} conversations failed because the "
                     "agent raised or returned no utterance; they count as not solved."
                 )
+            notes += [f"{self.label(entry.report)}: {line}." for line in entry.report.warnings]
         for report in self.incomplete:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
             notes.append(

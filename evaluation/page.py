@@ -15,6 +15,8 @@ from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = ["bar", "document", "facts", "number", "percent", "run_page", "table", "transcripts"]
 
+_CUT = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
+
 _ENDED = {
     StopReason.SOLVED: ("solved", "solved"),
     StopReason.MAX_TURNS: ("", "not solved"),
@@ -45,6 +47,7 @@ def run_page(report: Report) -> str:
                 )
             ],
         ),
+        f"<h2>Answers</h2>{replies_table(report)}",
         *(
             f"<h2>By {title}</h2>{groups_table(groups)}"
             for title, groups in (
@@ -83,11 +86,21 @@ def notes(report: Report) -> list[str]:
             f"({report.errors:,} ended in an error). Counting errors as failures, SR is "
             f"{percent(report.success_rate_if_errors_failed)}. The same command completes the run.</p>"
         )
+    boxes += [f'<p class="note bad">{escape(line)}.</p>' for line in report.warnings]
     boxes += [
         f'<p class="note bad">{count:,} × {escape(role)}: {escape(message)}</p>'
         for role, message, count in report.failure_messages
     ]
     return boxes
+
+
+def replies_table(report: Report) -> str:
+    """How the supporter's replies ended, and how many of a chat model's first votes could not be read."""
+    replies = report.replies
+    counts = (replies.cut, replies.cut_thinking, replies.refused, replies.filtered, replies.empty)
+    columns = ("replies", "cut", "of these while thinking", "refused", "filtered", "empty", "unreadable first votes")
+    cells = (f"{replies.all:,}", *(f"{count:,}" for count in counts), percent(report.unreadable_votes))
+    return table([(name, "") for name in columns], [cells])
 
 
 def groups_table(groups: Mapping[str, Group]) -> str:
@@ -192,7 +205,8 @@ def _conversation(trajectory: Trajectory) -> str:
 
 
 def _message(message: Message) -> str:
-    name = message.role + (f", {message.strategy}" if message.strategy else "")
+    ending = _CUT.get(message.finish_reason or "")
+    name = ", ".join(part for part in (message.role, message.strategy, ending) if part)
     thought = f'<span class="thought">{escape(message.thought)}\n\n</span>' if message.thought else ""
     said = escape(message.content) or '<span class="thought">(silence)</span>'
     return f'<div class="said {message.role}"><b>{escape(name)}</b>{thought}{said}</div>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from esc_env.protocols import Usage
 from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["Group", "Report", "summarise_run"]
+__all__ = ["Group", "Replies", "Report", "summarise_run"]
+
+UNREADABLE = 0.05
+"""The share of unreadable first answers of a critic above which a reader is warned. Ours."""
 
 _KEPT_OUT_OF_JSON = ("trajectories", "folder", "fingerprint")
 
@@ -38,6 +41,74 @@ class Group:
     mean_score: float
 
 
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """How the supporter's replies ended, in conversations with an outcome.
+
+    Attributes:
+        all: how many there are.
+        cut: the limit on tokens ended them (`finish_reason` length).
+        cut_thinking: of those, how many came to no word: all of the limit went into thinking.
+        refused: the model refused (`refusal`).
+        filtered: a content filter withheld them (`content_filter`).
+        empty: none of these, and yet without a word.
+        max_tokens: the limit on tokens, where the agent's identity names one.
+    """
+
+    all: int = 0
+    cut: int = 0
+    cut_thinking: int = 0
+    refused: int = 0
+    filtered: int = 0
+    empty: int = 0
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, trajectories: Iterable[Trajectory], max_tokens: object = None) -> Replies:
+        """Count them. A `max_tokens` that is no whole number is none."""
+        said = [
+            message
+            for trajectory in trajectories
+            for message in trajectory.dialogue.messages[trajectory.history :]
+            if message.role == "supporter"
+        ]
+        ended = Counter(message.finish_reason for message in said)
+        silent = Counter(message.finish_reason for message in said if not message.content.strip())
+        return cls(
+            all=len(said),
+            cut=ended["length"],
+            cut_thinking=silent["length"],
+            refused=ended["refusal"],
+            filtered=ended["content_filter"],
+            empty=sum(silent[reason] for reason in silent if reason not in ("length", "refusal", "content_filter")),
+            max_tokens=max_tokens if isinstance(max_tokens, int) else None,
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """One line on what became of replies that are not whole, and what to do; None when all are."""
+        parts = [
+            f"{_share(count, self.all)} {what}"
+            for count, what in (
+                (self.cut_thinking, "were cut while thinking"),
+                (self.cut - self.cut_thinking, "were cut"),
+                (self.refused, "were refusals"),
+                (self.filtered, "were withheld by a content filter"),
+                (self.empty, "were empty"),
+            )
+            if count
+        ]
+        if not parts:
+            return None
+        first, *others = parts
+        line = ", ".join([first.replace(" %", " % of the replies", 1), *others])
+        if not self.cut:
+            return line
+        if not self.max_tokens:
+            return f"{line}; raise max_tokens"
+        return f"{line}; raise max_tokens (now {self.max_tokens:,}): --agent-option max_tokens={2 * self.max_tokens}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The result of one run: one agent on one scenario set. `report.json` has the same names.
@@ -57,6 +128,9 @@ class Report:
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
         by_emotion, by_problem, by_persona: the same per group.
+        replies: how the supporter's replies ended: cut, empty, refused, filtered.
+        unreadable_votes: share of the first answers of a critic that is a chat model that could not be read, in [0, 1],
+            over completed conversations, whether or not asking again helped; None for other critics.
         failure_messages: what went wrong, most frequent first: (role, message of the first, how often).
         usage: model calls of all chairs in all conversations that count.
         folder: where the run is kept.
@@ -79,6 +153,8 @@ class Report:
     by_emotion: Mapping[str, Group]
     by_problem: Mapping[str, Group]
     by_persona: Mapping[str, Group]
+    replies: Replies
+    unreadable_votes: float | None
     failure_messages: tuple[tuple[str, str, int], ...]
     usage: Usage
     folder: Path
@@ -88,6 +164,17 @@ class Report:
     def complete(self) -> bool:
         """Whether every conversation of the run has an outcome."""
         return self.completed == self.episodes
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each thing about the models' answers that may have decided the result."""
+        lines = [self.replies.warning] if self.replies.warning else []
+        if self.unreadable_votes is not None and self.unreadable_votes > UNREADABLE:
+            lines.append(
+                f"{100 * self.unreadable_votes:.0f} % of the critic's first answers could not be read as a vote; those "
+                "that asking again did not mend are no votes. Choose a stronger model with --critic"
+            )
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the same names; trajectories stay in their own file."""
@@ -99,6 +186,7 @@ class Report:
                 value: {spec.name: getattr(group, spec.name) for spec in fields(group)}
                 for value, group in data[name].items()
             }
+        data["replies"] = asdict(self.replies)
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest
         data["complete"] = self.complete
@@ -114,6 +202,7 @@ def summarise_run(
     fingerprint: Fingerprint,
     episodes: int,
     folder: Path,
+    max_tokens: object = None,
 ) -> Report:
     """Count a run's conversations into a report.
 
@@ -121,6 +210,7 @@ def summarise_run(
         trajectories: one per ended conversation.
         agent, scenarios, run_key, fingerprint, folder: as in `Report`. T is read from the fingerprint.
         episodes: how many conversations the whole run has.
+        max_tokens: what the agent's identity calls its limit on tokens, if it does.
     """
     ended = tuple(trajectories)
     done = [trajectory for trajectory in ended if trajectory.completed]
@@ -144,6 +234,8 @@ def summarise_run(
         by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
         by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
         by_persona=_groups(done, limit, lambda t: t.scenario.persona),
+        replies=Replies.of(done, max_tokens),
+        unreadable_votes=_unreadable(done, fingerprint),
         failure_messages=_failures(ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),
         folder=folder,
@@ -172,6 +264,22 @@ def _group(done: Sequence[Trajectory], limit: int) -> Group:
         average_turns=sum(t.turns if t.solved else limit for t in done) / len(done),
         mean_score=sum(trajectory.final_score for trajectory in done) / len(done),
     )
+
+
+def _unreadable(done: Sequence[Trajectory], fingerprint: Fingerprint) -> float | None:
+    """Only a chat model that is asked for votes gives answers that may be unreadable."""
+    critic = fingerprint.parts["critic"]
+    if critic.get("name") != "llm" or critic.get("mode") != "votes":
+        return None
+    verdicts = [verdict for trajectory in done for verdict in trajectory.verdicts]
+    asked = len(verdicts) * int(fingerprint.parts["votes"])
+    return sum(verdict.unreadable for verdict in verdicts) / asked if asked else None
+
+
+def _share(count: int, of: int) -> str:
+    """`31 %`; what is less than one is told to a tenth, and never as nothing."""
+    share = 100 * count / of
+    return f"{share:.0f} %" if share >= 1 else f"{max(share, 0.1):.1f} %"
 
 
 def _failures(ended: Sequence[Trajectory]) -> tuple[tuple[str, str, int], ...]:

@@ -27,12 +27,13 @@ from typing import Any, Unpack
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
-from esc_env.conversation import Chairs, converse
+from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.report import Report, summarise_run
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
+from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Seeker
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rules import Fingerprint, Rules
@@ -66,7 +67,7 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     fresh: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Told | None = None,
     critic_mode: CriticMode = "votes",
     seeker_temperature: float = 0.7,
     temperature: float = 0.0,
@@ -93,7 +94,7 @@ def evaluate(
         seed: of the run; every episode seed is derived from it.
         out: the run's folder; by default `runs/<run key>`.
         fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
-        progress: called with (conversations with an outcome or error, all conversations), first before anything runs.
+        progress: called with a `Progress` before anything runs, after every exchange and as every conversation ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
         agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
@@ -150,18 +151,20 @@ def evaluate(
             for episode, trajectory in _ended(folder, plan).items()
         }
         pending = [(by_id[key], trial) for key, trial in plan.episodes if not _has_outcome(ended.get((key, trial)))]
-        held = len(plan.episodes) - len(pending)
+        reached = Progress(len(plan.episodes) - len(pending), len(plan.episodes))
+
+        def tell(**more: int) -> None:
+            nonlocal reached
+            reached = replace(reached, **{name: getattr(reached, name) + number for name, number in more.items()})
+            if progress:
+                progress(reached)
 
         def keep(trajectory: Trajectory) -> None:
-            nonlocal held
             writer.write(trajectory.to_json())
             ended[trajectory.scenario.id, trajectory.trial] = trajectory
-            held += 1
-            if progress:
-                progress(held, len(plan.episodes))
+            tell(done=1, errors=not trajectory.completed)
 
-        if progress:
-            progress(held, len(plan.episodes))
+        tell()
         if not pending and isinstance(supporter, CallableAgent) and not isinstance(agent, str):
             warnings.warn(
                 f"{folder}: this run was complete before, and nothing was run. What {plan.agent} reads from elsewhere "
@@ -172,9 +175,12 @@ def evaluate(
         if pending:
             if begun:
                 run(check_models(*seated.values(), votes=rules.votes))
-            run(hold(pending, supporter, chairs, seed, settings.concurrency, keep, time_limit))
-            asked = {role: effective(getattr(part, "model", None)) for role, part in seated.items()}
-            plan.write(folder / "run.json", {role: how for role, how in asked.items() if how})
+            run(hold(
+                pending, supporter, chairs, seed, settings.concurrency, keep, time_limit, lambda _: tell(turns=1)
+            ))  # fmt: skip
+            asked = {role: how for role, part in seated.items() if (how := effective(getattr(part, "model", None)))}
+            if asked:
+                plan.write(folder / "run.json", asked)
         report = _report(folder, plan, ended)
         _write_report(report)
     return report
@@ -406,10 +412,12 @@ async def hold(
     concurrency: int,
     keep: Callable[[Trajectory], None],
     time_limit: float | None = None,
+    told: Callable[[Exchange], None] | None = None,
 ) -> None:
     """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
 
     Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are dropped.
+    `keep` gets every conversation as it ends, `told` every exchange as it is done.
     """
     waiting = iter(pending)
     spent = False
@@ -420,7 +428,7 @@ async def hold(
         while not spent and (item := next(waiting, None)) is not None:
             scenario, trial = item
             named = episode_seed(seed, scenario.id, trial)
-            trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial)
+            trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
             spent = spent or (trajectory.failure is not None and trajectory.failure.kind == BudgetExceeded.__name__)
             keep(trajectory)
 
@@ -445,6 +453,7 @@ def _report(folder: Path, plan: _Plan, ended: Mapping[Episode, Trajectory]) -> R
         fingerprint=plan.fingerprint,
         episodes=len(plan.episodes),
         folder=folder,
+        max_tokens=plan.identity.get("max_tokens"),
     )
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from esc_env.evaluation.gaming import Row
+
 __all__ = ["register"]
+
+_Progress = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
+        show_default=False,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,18 +45,17 @@ def _gaming(
     only: Annotated[
         list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.", show_default=False)
     ] = None,
+    progress: _Progress = None,
 ) -> None:
     """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
 
     Exit code 1 when a bound is broken. Probes marked "after" were written once the simulator was frozen; they have no
     bounds and are reported as they come out.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.gaming import PERSONAS, PROBES, Row, run_probes, summary
-    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.gaming import PERSONAS, PROBES, run_probes, summary
+    from esc_env.progress import shown
     from esc_env.records import write_json
 
     names = [item.name for item in PROBES]
@@ -55,32 +63,30 @@ def _gaming(
         if name not in names:
             raise SpecError(f"no probe {name!r}. {did_you_mean(name, names)}")
     chosen = [item for item in PROBES if not only or item.name in only]
-    rows: list[Row] = []
-    with _bar() as told:
-        for row in run_probes(
-            out, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told
-        ):
-            rows.append(row)
-    table = Table(title="Can it be gamed?", title_justify="left")
-    table.add_column("probe")
-    table.add_column("persona")
-    for name in ("SR", "95 %", "AT", "allowed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    for row in rows:
-        item, report = row.probe, row.report
-        allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
-        table.add_row(
-            item.name, row.persona, percent(report.success_rate), interval_text(report.interval),
-            number(report.average_turns, 2), allowed if item.frozen else "after",
-            "" if not item.frozen else "ok" if row.holds else "BROKEN",
-        )  # fmt: skip
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
+    with shown(wanted=progress) as told:
+        rows = list(
+            run_probes(out, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told)
+        )
+    columns = [
+        ("probe", False), ("persona", False), *((name, True) for name in ("SR", "95 %", "AT", "allowed")), ("", False)
+    ]  # fmt: skip
+    print_table("Can it be gamed?", columns, map(_cells, rows))
     write_json(out / "gaming.json", summary(rows))
     typer.echo(f"Written: {out / 'gaming.json'}")
     if not all(row.holds for row in rows if row.probe.frozen):
         raise typer.Exit(1)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    from esc_env.evaluation.page import interval_text, number, percent
+
+    item, report = row.probe, row.report
+    allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
+    return (
+        item.name, row.persona, percent(report.success_rate), interval_text(report.interval),
+        number(report.average_turns, 2), allowed if item.frozen else "after",
+        "" if not item.frozen else "ok" if row.holds else "BROKEN",
+    )  # fmt: skip
 
 
 def _critic(
@@ -92,22 +98,24 @@ def _critic(
         Path | None,
         typer.Option(help="Folder that keeps every judgement; the same command continues there. Default: none kept."),
     ] = None,
+    progress: _Progress = None,
 ) -> None:
     """Hold a critic against human conversations whose outcome is known: AUC, raw and length-matched.
 
     Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
     """
     from esc_env.evaluation.validity import validate_critic
+    from esc_env.progress import shown
     from esc_env.readers import read_file
 
-    with _bar() as told:
+    with shown(wanted=progress, kept=out is not None) as told:
         validity = validate_critic(
             critic,
             read_file(helped).scenarios,
             read_file(failed).scenarios,
             seed=seed,
             out=out,
-            progress=lambda done, all_: told(f"{critic} judges", done, all_),
+            progress=told,
         )
     typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
     for name, estimate in (
@@ -116,17 +124,3 @@ def _critic(
         ("AUC of the length alone", validity.length),
     ):
         typer.echo(f"{name:42} {estimate}")
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr in a terminal, else nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: Sequence[TextColumn | BarColumn | MofNCompleteColumn | TimeRemainingColumn] = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda title, done, count: bar.update(task, description=title, completed=done, total=count)

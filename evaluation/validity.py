@@ -19,6 +19,7 @@ import numpy.typing as npt
 from esc_env._loop import run
 from esc_env.critics import resolve_critic
 from esc_env.errors import RecordError, ScenarioError
+from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic
 from esc_env.records import FolderLock, RecordWriter, read_records, write_json
 from esc_env.rules import Fingerprint, Rules
@@ -112,7 +113,7 @@ def validate_critic(
     *,
     seed: int = 0,
     out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Told | None = None,
 ) -> Validity:
     """Judge human conversations with a known outcome, and say how well the scores tell them apart.
 
@@ -122,7 +123,7 @@ def validate_critic(
         failed: those in which the supporter did not.
         seed: of the votes.
         out: a folder that keeps every judgement; the same call goes on where it stopped.
-        progress: called with (judged, all).
+        progress: called with a `Progress` before every judgement and after the last.
 
     Raises:
         ScenarioError: a scenario has no dialogue, or one side is empty.
@@ -152,11 +153,11 @@ def validate_critic(
     def work(keep: Callable[[str, float], None]) -> None:
         for done, (_, item) in enumerate(sides):
             if progress:
-                progress(done, len(sides))
+                progress(Progress(done, len(sides), "judgements"))
             if item.id not in scores:
                 keep(item.id, run(judged(item)))
         if progress:
-            progress(len(sides), len(sides))
+            progress(Progress(len(sides), len(sides), "judgements"))
 
     if out is None:
         work(scores.__setitem__)

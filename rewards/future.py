@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from esc_env._loop import hops
-from esc_env.conversation import Chairs, Gate, check_history, converse
+from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError
@@ -186,6 +186,7 @@ class FutureReward:
         *,
         seed: int | Seed,
         gate: Gate | None = None,
+        told: Callable[[Exchange], None] | None = None,
     ) -> tuple[Future, ...]:
         """K futures of a response, simulated at the same time. May be awaited on any event loop.
 
@@ -195,6 +196,7 @@ class FutureReward:
             response: what the supporter says next; a think block in a str becomes the thought.
             seed: of the episode; a `Seed` also tells candidates apart.
             gate: bounds calls in flight.
+            told: called after every exchange of every future.
 
         Raises:
             ChairError: a seeker's, critic's or supporter's model failed for good: the response has no future.
@@ -209,7 +211,9 @@ class FutureReward:
 
         async def one(rollout: int) -> Future:
             named = name.at(rollout=name.rollout + rollout)
-            trajectory = await converse(scenario, agent, self.chairs, seed=named, history=context, gate=gate)
+            trajectory = await converse(
+                scenario, agent, self.chairs, seed=named, history=context, gate=gate, told=told
+            )
             failure = trajectory.failure
             if trajectory.stop_reason is StopReason.ERROR and failure:
                 raise (

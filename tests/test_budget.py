@@ -23,7 +23,7 @@ CHAT: Any = [{"role": "user", "content": "one two three"}]
 @pytest.fixture(autouse=True)
 def fresh_ledger(monkeypatch):
     """A process that has spent nothing yet."""
-    monkeypatch.setattr(module, "_total", Usage())
+    monkeypatch.setattr(module, "_ledger", module.Ledger())
 
 
 class Priceless:

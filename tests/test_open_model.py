@@ -55,7 +55,7 @@ nothing = 3
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     """A process that has spent nothing, in an empty folder."""
-    monkeypatch.setattr(budget, "_total", Usage())
+    monkeypatch.setattr(budget, "_ledger", budget.Ledger())
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
 

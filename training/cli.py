@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.training.train import app as train
-
-if TYPE_CHECKING:
-    from esc_env.training.collect import Progress
 
 __all__ = ["register"]
 
@@ -133,7 +126,11 @@ def _collect(
     wire: Annotated[_Wire, typer.Option(help="How requests travel.")] = _Wire.AUTO,
     progress: Annotated[
         bool | None,
-        typer.Option("--progress/--no-progress", help="Show a bar. Default: in a terminal.", show_default=False),
+        typer.Option(
+            "--progress/--no-progress",
+            help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Sample responses to contexts and simulate what becomes of them: the data of a reward model.
@@ -142,11 +139,11 @@ def _collect(
     card.md says what was collected.
     """
     from esc_env.models import read_options
+    from esc_env.progress import shown
     from esc_env.rules import Rules
     from esc_env.training.collect import collect
 
-    shown = sys.stderr.isatty() if progress is None else progress
-    with _told(shown) as told:
+    with shown(wanted=progress) as told:
         made = collect(
             agent, scenarios, seeker=seeker, critic=critic,
             rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
@@ -171,31 +168,3 @@ def _collect(
     if not made.complete:
         typer.echo("Incomplete: some responses have no future. The same command tries them again")
         raise typer.Exit(1)
-
-
-@contextmanager
-def _told(shown: bool) -> Iterator[Progress]:
-    """A progress bar with an estimate of the time left, on stderr if `shown`. Ctrl-C says how to go on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as bar:
-        tasks: dict[str, object] = {}
-        reached = ""
-
-        def told(what: str, done: int, total: int) -> None:
-            nonlocal reached
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total, completed=done)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
-            reached = f"{done:,} of {total:,} {what}"
-
-        try:
-            yield told
-        except KeyboardInterrupt:
-            bar.stop()
-            command = shlex.join(["esc", *sys.argv[1:]])
-            typer.echo(f"\nStopped: {reached or 'nothing'} done and kept. To go on, type: {command}", err=True)
-            raise typer.Exit(130) from None

@@ -26,12 +26,13 @@ from typing import Any, Literal, Unpack
 import esc_env
 from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
-from esc_env.conversation import Chairs
+from esc_env.conversation import Chairs, Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.dialogue import Dialogue, Message
+from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, ChairError, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.runner import check_models, hold
 from esc_env.models import ModelOptions, ModelSettings
+from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rewards import FutureReward
@@ -48,9 +49,6 @@ CONVERSATIONS = "conversations.jsonl"
 
 Source = Literal["auto", "human", "simulated"]
 """Where contexts come from: human dialogues, conversations held on the spot, or whichever a scenario has."""
-
-Progress = Callable[[str, int, int], None]
-"""Told (what is being made, how many are done, how many there are)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ def collect(
     valid: float = 0.2,
     seed: int = 0,
     out: str | Path,
-    progress: Progress | None = None,
+    progress: Told | None = None,
     critic_mode: CriticMode = "votes",
     seeker_temperature: float = 0.7,
     temperature: float = 0.7,
@@ -153,7 +151,8 @@ def collect(
         valid: share of scenarios set aside to measure the reward model, in [0, 1); near-duplicates stay on one side.
         seed: of everything that is drawn.
         out: the collection's folder.
-        progress: told what is made, how many are done, and how many there are.
+        progress: called with a `Progress` of what is made (conversations, then responses) before it begins, after every
+            exchange and as each ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         seeker_temperature: of a seeker that is a chat model.
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
@@ -220,7 +219,7 @@ def collect(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(f"{folder}: cannot be made a folder ({error.strerror}). Give another with --out") from error
-    told = progress or (lambda what, done, all_: None)
+    told = progress or (lambda _: None)
     run(check_models(reward.chairs.critic, reward.chairs.seeker, supporter, votes=rules.votes))
     with FolderLock(folder):
         _claim(folder, plan)
@@ -253,7 +252,7 @@ class _Job:
         reward: FutureReward,
         m: int,
         sides: Mapping[str, str],
-        told: Progress,
+        told: Told,
         errors: Counter[str],
     ) -> None:
         self.folder = folder
@@ -262,7 +261,8 @@ class _Job:
         self.sides = sides
         self.told = told
         self.errors = errors
-        self.done = self.all = 0
+        self.done = self.all = self.turns = 0
+        self.failed_before = errors.total()
         self.spent: BudgetExceeded | None = None
 
     def work(self, asked: Sequence[Context], concurrency: int) -> int:
@@ -277,7 +277,7 @@ class _Job:
             if missing:
                 waiting.append((context, missing))
         self.all = len(asked) * self.m
-        self.told("responses", self.done, self.all)
+        self._tell()
         with RecordWriter(self.folder / CANDIDATES, "candidate") as writer:  # also mends a torn last line
             if waiting:
                 run(self._all(iter(waiting), min(concurrency, len(waiting)), writer))
@@ -314,7 +314,7 @@ class _Job:
         try:
             async with gate:
                 reply = await self.reward.agent.respond(context.dialogue, seed=name)
-            Message("supporter", reply.content, reply.strategy, reply.thought)
+            as_message(reply)
         except BudgetExceeded as error:
             self.spent = error
             return None
@@ -331,7 +331,7 @@ class _Job:
         try:
             futures = await self.reward.simulate(
                 context.scenario, context.dialogue, replace(reply, usage=Usage()),
-                seed=context.name(number, self.m), gate=gate,
+                seed=context.name(number, self.m), gate=gate, told=self._turned,
             )  # fmt: skip
         except BudgetExceeded as error:
             self.spent = error
@@ -342,7 +342,7 @@ class _Job:
         sample = Sample(
             context.scenario,
             context.dialogue,
-            Message("supporter", reply.content, reply.strategy, reply.thought),
+            as_message(reply),
             futures,
             context.seed,
             tuple(number for number, _ in same),
@@ -351,7 +351,15 @@ class _Job:
         )
         writer.write(sample.to_json())
         self.done += len(same)
-        self.told("responses", self.done, self.all)
+        self._tell()
+
+    def _turned(self, _: Exchange) -> None:
+        self.turns += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        failed = self.errors.total() - self.failed_before
+        self.told(Progress(self.done, self.all, "responses", self.turns, failed))
 
 
 def _reason(role: str, message: str) -> str:
@@ -447,7 +455,7 @@ def _hold(
     trials: int,
     seed: int,
     concurrency: int,
-    told: Progress,
+    told: Told,
 ) -> list[Trajectory]:
     """Conversations of the agent with everyone who has no human dialogue to start from."""
     wanted = [
@@ -463,18 +471,24 @@ def _hold(
         if (scenario.id, trial) not in ended or not ended[scenario.id, trial].completed
     ]
     if pending:
-        done = len(wanted) - len(pending)
-        told("conversations", done, len(wanted))
+        reached = Progress(len(wanted) - len(pending), len(wanted))
+        told(reached)
         with RecordWriter(folder / CONVERSATIONS, "trajectory") as writer:
 
             def keep(trajectory: Trajectory) -> None:
-                nonlocal done
+                nonlocal reached
                 writer.write(trajectory.to_json())
                 ended[trajectory.scenario.id, trajectory.trial] = trajectory
-                done += 1
-                told("conversations", done, len(wanted))
+                failed = reached.errors + (not trajectory.completed)
+                reached = replace(reached, done=reached.done + 1, errors=failed)
+                told(reached)
 
-            run(hold(pending, agent, chairs, seed, concurrency, keep))
+            def turned(_: Exchange) -> None:
+                nonlocal reached
+                reached = replace(reached, turns=reached.turns + 1)
+                told(reached)
+
+            run(hold(pending, agent, chairs, seed, concurrency, keep, told=turned))
         for trajectory in ended.values():
             if trajectory.failure and trajectory.failure.kind == BudgetExceeded.__name__:
                 raise BudgetExceeded(trajectory.failure.message)

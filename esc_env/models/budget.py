@@ -1,9 +1,9 @@
-"""What models cost, and a limit on it.
+"""What models are asked, what they cost, and a limit on it.
 
-One ledger per process counts every completion that comes back, whoever asked for it. A `Budget` is a limit on that
-ledger: so it holds for all chairs, envs and runs of a process together, and a larger budget goes on where a smaller one
-stopped. Requests in flight when it is reached are still paid; no further one is made. Failed requests report no usage
-and are not counted.
+One ledger per process counts every call that is under way and every completion that comes back, whoever asked for it. A
+`Budget` is a limit on that ledger: so it holds for all chairs, envs and runs of a process together, and a larger budget
+goes on where a smaller one stopped. Requests in flight when it is reached are still paid; no further one is made.
+Failed requests report no usage and are not counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import importlib.util
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.protocols import ChatModel, Completion, Usage
 
-__all__ = ["Budget", "Budgeted", "Price", "known_prices", "price_of", "spent", "unpriced"]
+__all__ = ["Budget", "Budgeted", "Ledger", "Price", "known_prices", "ledger", "price_of", "spent", "unpriced"]
 
 _AMOUNT = re.compile(
     r"(?P<usd>\$)?\s*(?P<number>\d[\d,_]*(?:\.\d+)?|\.\d+)\s*(?P<scale>[kKmM])?\s*(?P<unit>\$|[a-zA-Z]+)?"
@@ -77,19 +78,81 @@ def _shown(amount: float, unit: str) -> str:
     return f"{amount:,.0f} tokens" if unit == "tokens" else f"{amount:{',.2f' if amount >= 0.01 else 'g'}} USD"
 
 
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What this process has asked of models so far. Answers from a cassette cost nothing and are not in it.
+
+    Attributes:
+        usage: of the calls that were answered; those of unknown price add nothing to `cost`.
+        flying: calls under way now, waiting for a place or for another attempt included.
+        calls: calls that were answered.
+        unpriced: how many of them have no known price.
+        seconds: how long these took, added up: as the model measured it, else as long as was waited.
+        answers: the choices they gave, those of one asked-for token (log-probabilities) left out.
+        cut: how many of these choices the limit on tokens cut.
+    """
+
+    usage: Usage = field(default_factory=Usage)
+    flying: int = 0
+    calls: int = 0
+    unpriced: int = 0
+    seconds: float = 0.0
+    answers: int = 0
+    cut: int = 0
+
+    def since(self, before: Ledger) -> Ledger:
+        """What came after `before`; `flying` is as it is now."""
+        usage, old = self.usage, before.usage
+        return Ledger(
+            Usage(
+                usage.requests - old.requests,
+                usage.prompt_tokens - old.prompt_tokens,
+                usage.completion_tokens - old.completion_tokens,
+                (usage.cost or 0.0) - (old.cost or 0.0),
+            ),
+            self.flying,
+            self.calls - before.calls,
+            self.unpriced - before.unpriced,
+            self.seconds - before.seconds,
+            self.answers - before.answers,
+            self.cut - before.cut,
+        )
+
+
 _lock = threading.Lock()
-_total = Usage()
+_ledger = Ledger()
+
+
+def ledger() -> Ledger:
+    """What this process has asked of models so far."""
+    return _ledger
 
 
 def spent() -> Usage:
     """What this process has spent on models so far. Calls of unknown price add nothing to `cost`."""
-    return _total
+    return _ledger.usage
 
 
-def _count(usage: Usage) -> None:
-    global _total
+def _fly(calls: int) -> None:
+    global _ledger
     with _lock:
-        _total += replace(usage, cost=usage.cost or 0.0)
+        _ledger = replace(_ledger, flying=_ledger.flying + calls)
+
+
+def _enter(completion: Completion, usage: Usage, seconds: float, distribution: bool) -> None:
+    """Count a completion; that of a `distribution` is one token, and cut by intent."""
+    global _ledger
+    with _lock:
+        old = _ledger
+        _ledger = Ledger(
+            old.usage + replace(usage, cost=usage.cost or 0.0),
+            old.flying,
+            old.calls + 1,
+            old.unpriced + (usage.cost is None),
+            old.seconds + (completion.latency or seconds),
+            old.answers + (0 if distribution else len(completion.texts)),
+            old.cut + (0 if distribution else completion.finish_reasons.count("length")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +238,18 @@ class Budgeted:
         """What the model says. Raises BudgetExceeded, before any request, once the budget is spent."""
         if self.budget:
             self.budget.check()
-        completion = await self.model.complete(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
-        )
+        _fly(1)
+        begun = time.monotonic()
+        try:
+            completion = await self.model.complete(
+                messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
+            )
+        finally:
+            _fly(-1)
         usage = completion.usage
         if usage.cost is None and self.price:
             usage = replace(usage, cost=self.price.of(usage))
-        _count(usage)
+        _enter(completion, usage, time.monotonic() - begun, logprobs is not None)
         if self.budget and self.budget.unit == "tokens" and not usage.prompt_tokens + usage.completion_tokens:
             raise ModelUnavailable(
                 f"{self.who} does not report how many tokens it used, so a budget in tokens cannot be kept; "
