@@ -97,6 +97,6 @@ def split_answer(role: Role, text: str) -> tuple[str | None, str]:
     >>> split_answer("seeker", '<think>he asks</think>{"role": "seeker", "content": "Seeker: I am tired."}')
     ('he asks', 'I am tired.')
     """
-    thought, said = split_thought(text, role)
+    thought, said = split_thought(said_as(role, text), role)
     inner, said = split_thought(said_as(role, said), role)
     return "\n".join(filter(None, (thought, inner))) if inner else thought, said
