@@ -28,14 +28,16 @@ from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, ModelError, SpecError, SupporterFailure, did_you_mean
 from esc_env.models import check_model
 from esc_env.models.options import told_apart
-from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
+from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
 from esc_env.protocols import ChatModel, Completion, Reply, Usage
 from esc_env.seeds import Seed
 
 __all__ = ["STYLES", "ChatAgent", "Style", "Turn", "system_prompt"]
 
 _PROMPTS = Prompts(Path(__file__).with_name("prompts"))
-_LABEL = re.compile(r"^[\s*_#]*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.I | re.MULTILINE)
+_LABEL = re.compile(
+    r"^(?:[^\S\n]|[*_#])*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Turn:
             slots: data (or plain strategy names) for the prompt's slots.
         """
         completion = await self._complete(self._about(question, slots), number)
-        return said_as("supporter", split_thought(_text(completion))[1])
+        return split_answer("supporter", _text(completion))[1]
 
     async def votes(self, question: str, number: int, count: int, /, **slots: Any) -> Sequence[str | None]:
         """`count` answers to a question, sampled at temperature 1."""
@@ -167,9 +169,9 @@ class Turn:
     async def write(self, question: str, number: int, thought: Callable[[], str], /, **slots: Any) -> Reply:
         """The reply itself, as the answer to a question; what led to it is its thought."""
         completion = await self._complete(self._about(question, slots), number)
-        inner, said = split_thought(_text(completion))
+        inner, said = split_answer("supporter", _text(completion))
         notes = "\n".join(note for note in (thought(), inner) if note)
-        return Reply(said_as("supporter", said), notes, usage=self.usage, finish_reason=_finish(completion))
+        return Reply(said, notes, usage=self.usage, finish_reason=_finish(completion))
 
     def _about(self, question: str, slots: Mapping[str, Any]) -> list[ChatMessage]:
         filled = {name: data if name == "strategy" else seal(data) for name, data in slots.items()}
@@ -241,8 +243,8 @@ async def _in_form(turn: Turn, form: str) -> Reply:
         parts.setdefault(name, text[label.end() : end].strip())
         if name == "response":
             break
-    said = parts.pop("response", "" if parts else text.strip())
-    notes = [inner, *(f"{name.capitalize()}: {part}" for name, part in parts.items())]
+    within, said = split_thought(parts.pop("response", "" if parts else text.strip()))
+    notes = [inner, within, *(f"{name.capitalize()}: {part}" for name, part in parts.items())]
     thought = "\n".join(note for note in notes if note) or None
     return Reply(
         said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, _finish(completion)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +39,38 @@ _SENTENCES: Mapping[str, str] = {
     "no, but the seeker feels better": "better",
     "yes, the seeker's issue has been solved": "solved",
 }
-_ANSWER = re.compile(r"(?:(?:the\s+|my\s+)?(?:answer|option|verdict)(?:\s+is)?\s*[:：]?\s*)?", re.IGNORECASE)
-_LETTER = re.compile(r"\(?([A-D])\s*[.):：,-]?\s*")
+_MARKS = str.maketrans(
+    {**{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}, **dict.fromkeys("*_`#$\\"),
+     **dict.fromkeys("[{［｛【", "("), **dict.fromkeys("]}］｝】", ")"), **dict.fromkeys("“”„「」«»", '"'),
+     "’": "'", "。": "."}
+)  # fmt: skip
+"""Of full-width letters, Markdown, LaTeX, brackets and quotation marks, only letters, `(`, `)`, `"` and `'` are left."""
+_BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
+_KEY = re.compile(r"(?:my |final |chosen )*(?:answer|option|verdict|choice|vote)")
+_OPTION = re.compile(
+    rf"""["(]* (?: (?P<letter>[A-D]) | (?P<words>{"|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))}) )
+        (?![\w'])
+        (?: [")]* (?:\s*\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
+          | [.!")]*[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
+          | (?P<bound> [")]* (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""An option that a sentence or line ends with, or (`bound`) that only its own words may follow."""
+_ANNOUNCED = re.compile(
+    r"""(?: \A | (?<=[.!?\n])\ ? ) (?:(?:so|thus|hence|therefore|overall),?\ )?
+        (?: (?:(?:the|my)\ )? (?:(?:final|correct|best|right)\ )? (?:answer|option|verdict|choice|vote)
+            (?: \ ?(?:is\b|[:=–—-])[:\s]* | \ ?\n\s* | (?<=\Aanswer)\  | (?<=\Aoption)\  | (?<=\Averdict)\  )
+          | i(?:'d|'ll|\ would|\ will)?\ (?:choose|pick|select|answer|vote|go\ with)\b:?\ ?(?:for\ )? )
+        (?:option\ )?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What announces an option, at the beginning of the answer or of a sentence: nobody else's sentence is an answer."""
+_QUOTED = re.compile(r'"[^"\n]*"')
+_LETTER = re.compile(r"(?<![\w'])(?:A(?!\ (?!or\b|and\b|is\b|nor\b|but\b)[a-z])|[B-D])(?![\w'])")
+"""A letter that names an option: not the article of "A person like this"."""
+_HEDGE = re.compile(
+    r"\W*(?:but|though|although|or|if|unless|not|yet|almost|nearly|maybe|perhaps|partly|partially|hardly)\b", re.I
+)
 _UNSAID = ("length", "refusal", "content_filter")
 """Finish reasons for which what there is of an answer is no vote."""
 _TOP = 20
@@ -204,22 +236,54 @@ def critic_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]
 
 
 def parse_vote(text: str | None) -> float | None:
-    """The value of a critic's answer; None unless it is one option's letter, label or whole sentence, or two of them
-    that agree (`D. solved`). So "has not been solved" is no vote.
+    """The value of a critic's answer; None unless it says which option it chooses, and does not take it back.
+
+    An option is its letter, label or whole sentence. It is a vote if it stands first, or at the beginning of a sentence
+    after a word that announces it ("Final answer: D", "I choose C"); if a sentence or line ends there, or its own words
+    follow; and if nothing after it names another option or denies this one. Thinking, and what is quoted, is no answer.
+    So "has not been solved", "A or B", "D is wrong, A" and "D, but not yet" are no votes.
 
     >>> parse_vote("D. Yes, the seeker's issue has been solved."), parse_vote("The issue has not been solved.")
     (1.0, None)
+    >>> parse_vote("They say thanks. **Final answer:** C"), parse_vote("A person like this feels better.")
+    (0.5, None)
     """
-    answer = split_thought(text or "")[1].strip().replace("’", "'").strip("*_`\"“” \t\n").strip()
-    answer = _ANSWER.sub("", answer, count=1).strip("*_`\"“” \t\n")
-    letter = _LETTER.match(answer)
-    if letter and (rest := answer[letter.end() :].strip("*_ \t\n")):
-        named = _option(rest)
-        return VOTES[named] if named is not None and named == _LETTERS[letter[1]] else None
-    if letter:
-        return VOTES[_LETTERS[letter[1]]]
-    option = _option(answer)
-    return VOTES[option] if option else None
+    answer = _legible(split_thought(text or "")[1])
+    for begin in (0, *(announced.end() for announced in _ANNOUNCED.finditer(answer))):
+        if found := _OPTION.match(answer, begin):
+            option = _LETTERS[found["letter"].upper()] if found["letter"] else _option(found["words"])
+            sure = option is not None and _stands(option, answer[found.end() :], bound=found["bound"] is not None)
+            return VOTES[option] if option and sure else None
+    return None
+
+
+def _legible(answer: str) -> str:
+    """An answer without what models put around it: JSON, Markdown, LaTeX, full-width letters, runs of spaces."""
+    if answer.lstrip("`json \n").startswith("{"):
+        with suppress(ValueError, RecursionError):
+            data = json.loads(answer.strip("`json \n"))
+            said = [value for key, value in data.items() if _KEY.fullmatch(key.casefold().replace("_", " "))]
+            answer = str(said[0]) if len(said) == 1 else ""
+    plain = _BOXED.sub(lambda tex: "\nanswer: " if tex[0] == "\\boxed" else "", answer).translate(_MARKS)
+    return re.sub(r"[^\S\n]+", " ", plain).strip(" \n>-•'")
+
+
+def _stands(option: str, rest: str, *, bound: bool) -> bool:
+    """Whether an option stands, given what is said after it; `bound` when only its own words may follow at once."""
+    own = _QUOTED.sub(" ", rest)
+    sentences = [sentence.strip("()\"' ,:–—-") for sentence in re.split(r"[.!?;\n]+", own)]
+    named = [name for sentence in sentences if (name := _option(sentence))]
+    letters = [_LETTERS[letter] for letter in _LETTER.findall(own)]
+    agrees = re.match(r"\W*(yes|no)\b", own, re.I)
+    denied = rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer)(?: \w+){{0,3}} {option}\b"
+    either = rf"\bor (?:the )?(?:{'|'.join(VOTES)})\b"
+    return (
+        not (bound and (not sentences or _option(sentences[0]) != option))
+        and {*named, *letters} <= {option}
+        and not _HEDGE.match(own)
+        and not (agrees and (agrees[1].lower() == "yes") != (option == "solved"))
+        and not re.search(rf"{denied}|{either}", own, re.I)
+    )
 
 
 def _option(words: str) -> str | None:

@@ -13,15 +13,83 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
+__all__ = ["CONTROL", "NAMES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
 
 Role = Literal["seeker", "supporter"]
 """Who speaks: the *seeker* of support, or the *supporter* (the policy)."""
 
 _ROLES = get_args(Role)
-_OPEN = re.compile(r"<\s*think\s*>", re.IGNORECASE)
-_CLOSE = re.compile(r"<\s*/\s*think\s*>", re.IGNORECASE)
-_TAG = re.compile(r"<\s*/?\s*think\s*/?\s*>", re.IGNORECASE)
+
+NAMES: Mapping[Role, str] = {
+    "seeker": r"help-seeker|seeker|person|patient|client|me|求助者|来访者",
+    "supporter": r"supporter|assistant|therapist|counsell?or|helper|支持者|咨询师|助手",
+}
+"""What models write before a colon when they label who speaks, as alternatives of a pattern."""
+
+_TAG = r"(?:[a-z]{1,12}+[:_])?(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_HEADER = r"(?:[^<>]{0,80}+(?:<\|constrain\|>[^<>]{0,40}+)?<\|message\|>)?"
+_FORMS: tuple[tuple[str, str, str], ...] = (
+    # who writes it | how a thought begins | how it ends, or how what is said begins
+    # DeepSeek-R1, Qwen3 and most others; <thought> EXAONE Deep, Marco-o1; <thinking>, <reflection> Reflection-70B and
+    # prompted models; <seed:think> Seed-OSS; <mm:think> MiniMax-M3; <longcat_think> LongCat
+    ("tags", rf"<\s*+{_TAG}\s*+>", rf"<\s*+/\s*+{_TAG}\s*+>"),
+    ("Magistral", r"(?-i:\[THINK\])", r"(?-i:\[/THINK\])"),
+    ("Kimi-VL", "◁think▷", "◁/think▷"),
+    ("Kimi K3", r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>|<\|open\|>response<\|sep\|>"),
+    ("tokens", r"<\|(?:think(?:ing)?|start_thinking)\|>", r"<\|(?:/think(?:ing)?|end_thinking)\|>"),
+    ("Command A, R7B", r"<\|START_THINKING\|>", r"<\|END_THINKING\|>|<\|START_(?:RESPONSE|TEXT)\|>"),
+    ("Sky-T1, OpenThinker", r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>|<\|begin_of_solution\|>"),
+    ("s1", r"<\|im_start\|>think\b", r"<\|im_start\|>answer\b"),
+    ("Apertus", r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
+    ("Inkling", r"<\|content_thinking\|>", r"<\|content_text\|>"),
+    ("Gemma 4", r"<\|channel>(?:thought\b)?", r"<channel\|>"),
+    ("Pangu", r"\[unused16\]", r"\[unused17\]"),
+    # gpt-oss (harmony): of its channels only `final` is said; analysis and commentary are not
+    (
+        "harmony",
+        rf"<\|channel\|>\s*+(?!final)\w*+{_HEADER}",
+        rf"<\|channel\|>\s*+final\b{_HEADER}",
+    ),
+)
+"""The forms in which models write down what they think, as patterns (case does not matter).
+
+*Sources:* the reasoning parsers of vLLM (vllm/reasoning) and SGLang (sglang/srt/parser/reasoning_parser.py); OpenAI's
+harmony format (openai/harmony, docs/format.md); the model cards of Sky-T1, OpenThinker, s1, Reflection-70B, Marco-o1.
+"""
+_PROSE: tuple[tuple[str, str, str], ...] = (
+    ("Granite 3.2", r"Here(?:['’]s| is) my thought process:", r"Here(?:['’]s| is) my response:"),
+    # gpt-oss behind a server that leaves out control tokens
+    ("harmony", r"(?-i:(?:assistant)?analysis(?=[A-Z]))", r"(?-i:assistantfinal)"),
+)
+"""Forms in plain words, which count only if the text begins with one."""
+
+_OPENS, _CLOSES = ("|".join(form[column] for form in _FORMS) for column in (1, 2))
+_MARK = re.compile(rf"(?P<open>{_OPENS})|(?P<close>{_CLOSES})", re.IGNORECASE)
+_BEGUN = [(re.compile(rf"\A\s*+{begins}", re.I), re.compile(ends, re.I)) for _, begins, ends in _PROSE]
+
+CONTROL = re.compile(
+    r"""(?:<\|(?:im_start|start|start_header_id)\|>|<start_of_turn>|<\|turn>)(?:assistant|model|user|system|tool)?
+      | <\|(?:open|close)\|>\w{1,20}<\|sep\|>
+      | <[|｜][^<>|｜\s]{1,40}[|｜]> | </?s> | <end_of_(?:turn|utterance|text)> | <turn\|>
+      | <(?:bos|eos|eot|eop|sop|eod|pad|unk)> | \[/?INST\] | \[(?:BOS|EOS|EOT|gMASK)\]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A control token of a chat template, with the role in its header."""
+_EDGE = re.compile(rf"{CONTROL.pattern} | </?(?:answer|response|output)> | <{_TAG}\s*+/>", CONTROL.flags)
+"""What stands around a reply: control tokens, and the tags of Hunyuan A13B, ERNIE 4.5, Marco-o1, Reflection-70B."""
+_LEAD: Mapping[Role, re.Pattern[str]] = {
+    role: re.compile(
+        rf"""(?: \s*+ (?: (?!{_OPENS}|{_CLOSES}) (?:{_EDGE.pattern})
+                | [*_\[(\#]*+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
+        re.IGNORECASE | re.VERBOSE,
+    )
+    for role, names in NAMES.items()
+}
+
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」", "『": "』", "(": ")"}
+_SPACED = re.compile(r"""\S[^\S\n]++["'`“‘«「『(]*+$""")
+_MIDDLE = re.compile(r"""[^\s.!?…。！？>"'”’»)\]]["'”’»)\]]*+[^\S\n]++["'`“‘«「『(]*+$""")
+_GOES_ON = re.compile(r"""[.,;:!?)\]}…]|["'`”’»」』](?!\w)""")
 
 
 class ChatMessage(TypedDict):
@@ -31,29 +99,124 @@ class ChatMessage(TypedDict):
     content: str
 
 
-def split_thought(text: str) -> tuple[str | None, str]:
-    """Split a raw completion into (thought, reply).
+def split_thought(text: str, role: Role = "supporter") -> tuple[str | None, str]:
+    """Split a raw completion into (thought, what is said), whichever of the known forms a model thinks in.
 
-    What precedes the last `</think>` is thought; an unclosed `<think>` makes everything after it thought. Left-over
-    tags are removed, so that nobody else ever sees one. `thought` is None when the text has no think block at all.
+    What precedes the last closing mark is thought, since templates may have written the opening one; a block that stays
+    open makes everything after it thought. The label of who speaks and control tokens of chat templates around it are
+    not speech. Marks that somebody only speaks of, in quotes or in the middle of a sentence, are left alone, unless
+    they enclose something without quotes. `thought` is None when nothing was thought.
+
+    Args:
+        text: what a model wrote.
+        role: whom it speaks for; the other one's label stays.
 
     >>> split_thought("<think>she is sad</think>I'm here.")
     ('she is sad', "I'm here.")
-    >>> split_thought("<think>she is")
+    >>> split_thought("[THINK]she is")
     ('she is', '')
+    >>> split_thought("You wrote [THINK] on the door.")
+    (None, 'You wrote [THINK] on the door.')
     """
-    closes = list(_CLOSE.finditer(text))
     thought: list[str] = []
-    if closes:
-        thought.append(text[: closes[-1].start()])
-        text = text[closes[-1].end() :]
-    opened = _OPEN.search(text)
-    if opened:
-        thought.append(text[opened.end() :])
-        text = text[: opened.start()]
+    said = _without_beginning(text, role)
+    if closing := _last_closing(said):
+        thought.append(said[: closing.start()])
+        said = _without_beginning(said[closing.end() :], role)
+    if opening := _first_opening(said):
+        thought.append(said[opening.end() :])
+        said = said[: opening.start()]
+    said = _without_ending(said)
     if not thought:
-        return None, _TAG.sub("", text)
-    return "\n".join(_TAG.sub("", part).strip() for part in thought).strip(), _TAG.sub("", text).strip()
+        return None, said
+    return "\n".join(map(_plain, thought)).strip(), said.strip()
+
+
+def _last_closing(text: str) -> re.Match[str] | None:
+    """The mark that ends the last thought, if any does."""
+    last = None
+    opened = False
+    for begins, ends in _BEGUN:
+        if begins.match(text):
+            opened, last = True, max(ends.finditer(text), key=re.Match.start, default=None)
+    for mark in _unquoted(text):
+        if mark["open"] is not None:
+            opened = True
+        elif (opened or not _mentioned(mark)) and (last is None or mark.start() > last.start()):
+            last = mark
+    return last
+
+
+def _first_opening(text: str) -> re.Match[str] | None:
+    """The mark that begins a thought which stays open, if any does."""
+    for begins, _ in _BEGUN:
+        if found := begins.match(text):
+            return found
+    return next((mark for mark in _unquoted(text) if mark["open"] is not None and not _mentioned(mark)), None)
+
+
+def _unquoted(text: str) -> list[re.Match[str]]:
+    """The marks of thought but those in quotation marks, alone or (inside of a sentence) in pairs."""
+    marks = list(_MARK.finditer(text))
+    found = []
+    place = 0
+    while place < len(marks):
+        mark, *following = marks[place : place + 2]
+        place += 1
+        if _in_quotes(text, mark.start(), mark.end()):
+            continue
+        if mark["open"] is not None and following and following[0]["close"] is not None:
+            inside = _SPACED.search(text[max(0, mark.start() - 6) : mark.start()])
+            if inside and _in_quotes(text, mark.start(), following[0].end()):
+                place += 1
+                continue
+        found.append(mark)
+    return found
+
+
+def _in_quotes(text: str, begin: int, end: int) -> bool:
+    """Whether a part of the text stands by itself between quotation marks or in parentheses."""
+    before, after = text[begin - 1 : begin], text[end : end + 1]
+    if not before or _QUOTES.get(before) != after:
+        return False
+    return before != after or not (text[begin - 2 : begin - 1].isalnum() or text[end + 1 : end + 2].isalnum())
+
+
+def _mentioned(mark: re.Match[str]) -> bool:
+    """Whether a word-like mark is part of a sentence: words before it on its line, and the sentence goes on after it."""
+    if "|" in mark[0]:
+        return False
+    text, begin, end = mark.string, mark.start(), mark.end()
+    before, after = text[max(0, begin - 6) : begin], text[end : end + 2]
+    spaced, middle = _SPACED.search(before), _MIDDLE.search(before)
+    follows = after[1:].strip()
+    goes_on = bool(_GOES_ON.match(after)) or (after[:1] in " \t" and bool(follows) and not follows.isupper())
+    if mark["open"] is None:
+        return bool(middle) and goes_on
+    return bool(spaced) and goes_on or bool(middle) and after[:1] in ("", " ", "\t")
+
+
+def _plain(thought: str) -> str:
+    """A thought without marks and control tokens, so that it can be put between marks again."""
+    for begins, _ in _BEGUN:
+        thought = begins.sub("", thought)
+    return _EDGE.sub("", _MARK.sub("", thought)).strip()
+
+
+def _without_beginning(text: str, role: Role) -> str:
+    """The text without the control tokens and the speaker's own label at its beginning."""
+    found = _LEAD[role].match(text)
+    return text[found.end() :] if found else text
+
+
+def _without_ending(text: str) -> str:
+    """The text without the control tokens at its end."""
+    end = len(text)
+    for token in reversed(list(_EDGE.finditer(text))):
+        if text[token.end() : end].strip():
+            break
+        end = token.start()
+    return text if end == len(text) else text[:end].rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from esc_env._loop import call
-from esc_env.dialogue import ChatMessage, Dialogue, split_thought
+from esc_env.dialogue import CONTROL, NAMES, ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
 from esc_env.models import ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
-from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
+from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
 from esc_env.protocols import ChatModel, Reply, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
@@ -52,11 +52,10 @@ _COUNSELS = re.compile(
 true), and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
 _ENDINGS = {"length": "it was cut off", "refusal": "it was a refusal", "content_filter": "a content filter withheld it"}
 _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be understood, then a next step"}
-_ROLES = r"supporter|therapist|counsell?or|helper|assistant|system|ai|user|human|支持者|咨询师|助手|用户"
-_ME = r"seeker|help-seeker|person|patient|client|me|求助者|来访者"
-_OWN_LABEL = re.compile(rf"\s*[*_\[(]*(?:{_ME})[*_\])]*\s*[:：][*_]*\s*", re.IGNORECASE)
-_LABEL = re.compile(rf"^[\s\-*_#>\[(]*(?:{_ROLES}|{_ME})[*_\])]*\s*[:：]", re.IGNORECASE | re.MULTILINE)
-_TEMPLATE = re.compile(r"<\|[^<>|]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"^(?:[^\S\n]|[\-*_#>\[(])*(?:{'|'.join(NAMES.values())}|system|ai|user|human|用户)[*_\])]*\s*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
 _NO_PERSON = re.compile(
     r"""\bas\ an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)\b
       | \bi(?:'m|\ am)\ (?:just\ )?an?\ (?:ai|(?:large\ )?language\ model)\b
@@ -151,8 +150,7 @@ class LLMSeeker:
             )  # fmt: skip
             usage += completion.usage
             finish = completion.finish_reasons[0] if completion.finish_reasons else None
-            thought, said = split_thought((completion.texts[0] if completion.texts else None) or "")
-            said = _unwrapped(said)
+            thought, said = _unwrapped((completion.texts[0] if completion.texts else None) or "")
             fault = _ENDINGS.get(finish or "", "") or role_break(said, instructions)
             if not fault:
                 return Reply(said, thought, usage=usage, finish_reason=finish)
@@ -184,7 +182,7 @@ def role_break(said: str, instructions: str = "") -> str:
         return "it was empty"
     if _LABEL.search(said) or said.lstrip().startswith(('{"', '[{"')):
         return "it wrote turns instead of one message"
-    if _TEMPLATE.search(said):
+    if CONTROL.search(said):
         return "it held markup of a chat template"
     if _NO_PERSON.search(plain) or _shares_words(plain, instructions):
         return "it spoke of its instructions"
@@ -213,14 +211,13 @@ def _again(question: ChatMessage, fault: str) -> ChatMessage:
     return {"role": "user", "content": f"{question['content']}\n\n{_PROMPTS.fill('seeker-again', fault=fault)}"}
 
 
-def _unwrapped(text: str) -> str:
-    """The message inside of what models wrap around it: its JSON form, the seeker's own label, quotation marks."""
-    text = said_as("seeker", text)
-    text = text[found.end() :] if (found := _OWN_LABEL.match(text)) else text
+def _unwrapped(text: str) -> tuple[str | None, str]:
+    """Thought and message without what models wrap around it: its JSON form, the own label, quotation marks."""
+    thought, text = split_answer("seeker", text)
     for opening, closing in (('"', '"'), ("“", "”")):
         if len(text) > 2 and text[0] == opening and text[-1] == closing and not set(text[1:-1]) & {opening, closing}:
             text = text[1:-1]
-    return text.strip()
+    return thought, text.strip()
 
 
 def _shares_words(said: str, instructions: str, run: int = 8) -> bool:

@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from esc_env.dialogue import split_thought
 from esc_env.rewards.rows import Text, raw_text
 
 __all__ = ["ThinkFormatReward"]
 
 _FORM = re.compile(r"\s*<think>(?P<thought>.*?)</think>(?P<reply>.*)", re.DOTALL)
-_TAG = re.compile(r"<\s*/?\s*think\s*/?\s*>", re.IGNORECASE)
+_TAG = re.compile(r"<\s*+/?+\s*+think\s*+/?+\s*+>", re.IGNORECASE)
 
 
 class ThinkFormatReward:
     """R_thk-fmt: 1 if a completion is exactly one non-empty `<think>…</think>` and a non-empty reply, else 0.
+
+    A reply is what others hear: not a label or a control token, and it has no thought in another form in it.
 
     *Source:* RLFF-ESC (arXiv 2508.12935), stage 3.
 
@@ -34,10 +37,7 @@ class ThinkFormatReward:
     def holds(self, text: str) -> bool:
         """Whether one raw completion has the form."""
         found = _FORM.fullmatch(self.opener + text)
-        return bool(
-            found
-            and found["thought"].strip()
-            and found["reply"].strip()
-            and not _TAG.search(found["thought"])
-            and not _TAG.search(found["reply"])
-        )
+        if not found or _TAG.search(found["thought"]) or _TAG.search(found["reply"]):
+            return False
+        more, said = split_thought(found["reply"])
+        return bool(found["thought"].strip() and more is None and said.strip())

@@ -186,12 +186,19 @@ def test_an_empty_dialogue_asks_for_an_opening():
         ('"Fine", he said, "go."', '"Fine", he said, "go."'),
         ("  I am tired.\n", "I am tired."),
         ("<think>he is sad</think>I am tired.", "I am tired."),
+        ("[THINK]he is sad[/THINK]I am tired.", "I am tired."),
+        ("<thinking>he is sad</thinking>\n**Seeker:** I am tired.", "I am tired."),
+        ('<|channel|>analysis<|message|>he is sad<|end|><|start|>assistant<|channel|>final<|message|>"I am tired."',
+         "I am tired."),
+        ('{"role": "seeker", "content": "<think>he is sad</think>Seeker: I am tired."}', "I am tired."),
+        ("I am tired.<|im_end|>", "I am tired."),
+        ("I wrote [THINK] on my door.", "I wrote [THINK] on my door."),
         ("...", "..."),
     ],
 )
 def test_what_models_wrap_around_a_message_is_taken_off(raw, heard):
     reply = replied(FakeChatModel(raw))
-    assert (reply.content, reply.thought) == (heard, "he is sad" if "<think>" in raw else None)
+    assert (reply.content, reply.thought) == (heard, "he is sad" if "he is sad" in raw else None)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_what_models_wrap_around_a_message_is_taken_off(raw, heard):
         ('{"role": "supporter", "content": "Tell me more."}', "turns"),
         ('{"role": "seeker", "content": "a"}\n{"role": "supporter", "content": "b"}', "turns"),
         ("Therapist: how are you?", "turns"),
-        ("I am sad.<|im_end|>", "template"),
+        ("I am sad.<|im_end|>\n<|im_start|>user\nGo on.", "template"),
         ("I'm here for you. How can I help you today?", "helper"),
         ("It sounds like you’re going through a lot.", "helper"),
         ("Have you considered talking to a therapist?", "helper"),

@@ -156,15 +156,30 @@ def _frame(sentence: str, said: frozenset[str]) -> frozenset[str]:
 
 def _used_before(frame: frozenset[str], frames: frozenset[frozenset[str]]) -> float:
     """How much a frame is one used before, in [0, 1]: nearly the same words, or an earlier one with more around it."""
+    if frame in frames:
+        return 1.0
+    used = _by_word(frames)
+    # What counts shares over half of the words, or five: so it has one of all words but half of them, or but four.
+    rare = sorted(frame, key=lambda word: len(used.get(word, ())))[: len(frame) - min(len(frame) // 2, 4)]
     most = 0.0
-    for earlier in frames:
+    for earlier in {earlier for word in rare for earlier in used.get(word, ())}:
         common = len(frame & earlier)
         smaller = min(len(frame), len(earlier))
         union = len(frame) + len(earlier) - common
-        most = max(most, ramp(common / union, 0.5, 0.8) if union else 1.0)
+        most = max(most, ramp(common / union, 0.5, 0.8))
         if smaller >= 6:
             most = max(most, ramp(common / smaller, 0.8, 1.0))
     return most
+
+
+@lru_cache(maxsize=64)  # every sentence of a turn looks into the same frames
+def _by_word(frames: frozenset[frozenset[str]]) -> Mapping[str, tuple[frozenset[str], ...]]:
+    """The frames that hold a word, for each word."""
+    found: dict[str, list[frozenset[str]]] = {}
+    for frame in frames:
+        for word in frame:
+            found.setdefault(word, []).append(frame)
+    return {word: tuple(holding) for word, holding in found.items()}
 
 
 @lru_cache(maxsize=16384)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import groupby
 
 __all__ = ["copied_share", "function_share", "sentences", "stem", "tokens", "understood", "visible"]
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[?!.]")
-_BREAK = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|;\s+|\s+[-–—]\s+")
+_BREAK = re.compile(
+    r"(?<=[.!?…])[\"')\]]*\s+|\n+(?:[^\S\n]\s*+(?:[-–—]\s+)?)?|;\s+|(?<!\s)\s+[-–—]\s+"
+)  # no space is looked at more than twice, however many there are
 _SUFFIXES = (
     "fulness", "ousness", "iveness", "ations", "ingly", "edly", "ation", "ments", "ness", "ment", "ings", "ies", "ied",
     "ing", "ers", "est", "ed", "es", "er", "ly", "s", "y", "e",
@@ -35,7 +38,7 @@ _BLANK = dict.fromkeys(map(ord, "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa
 @lru_cache(maxsize=4096)
 def visible(text: str) -> str:
     """The text as the eye reads it: compatibility forms unified, characters that show nothing taken out."""
-    shown = unicodedata.normalize("NFKC", text.translate(_BLANK))
+    shown = unicodedata.normalize("NFKC", _ordered(text.translate(_BLANK)))
     return "".join(char for char in shown if unicodedata.category(char) not in ("Cf", "Cc", "Mn") or char in "\n\t")
 
 
@@ -43,6 +46,15 @@ def understood(text: str) -> bool:
     """Whether a text may be English: at least half of its letters are Latin. French passes; Chinese does not."""
     letters = [char for char in text if char.isalpha()]
     return 2 * sum("LATIN" in unicodedata.name(char, "") for char in letters) >= len(letters)
+
+
+def _ordered(text: str) -> str:
+    """The text with its accents apart and in order, since Python takes quadratic time to bring them in order."""
+    if text.isascii():
+        return text
+    apart = "".join(unicodedata.normalize("NFKD", char) for char in text)
+    runs = groupby(apart, key=lambda char: unicodedata.combining(char) > 0)
+    return "".join("".join(sorted(run, key=unicodedata.combining) if accents else run) for accents, run in runs)
 
 
 @lru_cache(maxsize=8192)

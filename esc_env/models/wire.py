@@ -352,6 +352,8 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
     """(text, finish reason, the first token's alternatives) of one choice."""
     message = choice["message"]
     text, reason = message.get("content"), choice.get("finish_reason")
+    reason = reason if isinstance(reason, str) else None
+    thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(text, list):  # content parts
         text = "".join(part["text"] for part in text if part.get("type") == "text")
     refusal = message.get("refusal")
@@ -361,15 +363,16 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
         text, reason = refusal, "refusal"
     if text is not None and not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if text is not None and isinstance(thought, str):
-        text = f"<think>{thought}</think>{text}"
+    if isinstance(thought, str) and thought:
+        if text is not None:
+            text = f"<think>{thought}</think>{text}"
+        elif reason in ("length", "content_filter"):  # it was cut while it thought; else no text is no answer
+            text = f"<think>{thought}"
     if text is not None:
         try:
             text.encode()
         except UnicodeEncodeError:  # half of an emoji: JSON can say it, no file can
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    reason = reason if isinstance(reason, str) else None
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         return text, reason, None

@@ -15,9 +15,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from esc_env.dialogue import Dialogue, Role
+from esc_env.dialogue import Dialogue, Role, split_thought
 
-__all__ = ["Prompts", "said_as", "seal", "sealed_transcript"]
+__all__ = ["Prompts", "said_as", "seal", "sealed_transcript", "split_answer"]
 
 _UNSEALED = re.compile(r"[<>\[\]\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What opens or closes template tokens (`<|im_end|>`, `[INST]`), breaks lines or turns the direction of reading."""
@@ -84,8 +84,19 @@ def said_as(role: Role, text: str) -> str:
     if text.startswith("{"):
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or a thousand lists in each other
             return text
         if isinstance(data, dict) and data.get("role", role) == role and isinstance(data.get("content"), str):
             return str(data["content"]).strip()
     return text
+
+
+def split_answer(role: Role, text: str) -> tuple[str | None, str]:
+    """(thought, what is said) of a model that was shown the dialogue as JSON, whether it thinks before or inside it.
+
+    >>> split_answer("seeker", '<think>he asks</think>{"role": "seeker", "content": "Seeker: I am tired."}')
+    ('he asks', 'I am tired.')
+    """
+    thought, said = split_thought(said_as(role, text), role)
+    inner, said = split_thought(said_as(role, said), role)
+    return "\n".join(filter(None, (thought, inner))) if inner else thought, said
