@@ -49,8 +49,13 @@ __all__ = [
 
 
 _TOO_LONG = re.compile(
-    r"context[ _](?:length|window|size)|maximum context|model's context|prompt is too long|reduce the length", re.I
+    r"""context[ _](?:length|window|size|limit) | maximum\ (?:context|model\ length|prompt\ length) | model's\ context
+      | (?:prompt|input)\ (?:is\ )?too\ long | reduce\ the\ length | range\ of\ input\ length | exceeds\ max\ length
+      | input\ token\ count | `inputs`\ (?:tokens\ \+|must\ have\ less)""",
+    re.IGNORECASE | re.VERBOSE,
 )
+"""How servers say that a request does not fit: OpenAI, vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI, Anthropic,
+Bedrock, Gemini, xAI, Mistral, Qwen, GLM."""
 _FILTERED = re.compile(r"content[ _](?:filter|management policy)|content policy", re.I)
 
 

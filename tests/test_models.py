@@ -22,7 +22,7 @@ pytest.importorskip("litellm", reason="needs the extra llm")
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
-from esc_env.models.choices import Choices
+from esc_env.models.choices import Choices, FewerChoicesWarning
 from esc_env.models.dialect import Dialect
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.secrets import redacted
@@ -411,7 +411,8 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
 def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
     fake = FakeChatModel(lambda call, choice: f"{call.seed}", max_choices=1)
     model = Choices(fake)
-    first = asyncio.run(model.complete(HELLO, n=5, seed=3, temperature=1.1))
+    with pytest.warns(FewerChoicesWarning):
+        first = asyncio.run(model.complete(HELLO, n=5, seed=3, temperature=1.1))
     again = asyncio.run(model.complete(HELLO, n=5, seed=3, temperature=1.1))
     assert len(set(first.texts)) == 5, "no vote comes back twice"
     assert first.texts == again.texts, "also when it is known from the start that one comes at a time"
@@ -420,6 +421,7 @@ def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
+@pytest.mark.filterwarnings("ignore::esc_env.models.choices.FewerChoicesWarning")
 def test_as_many_choices_come_back_as_were_asked_for(n: int, most: int) -> None:
     fake = FakeChatModel("x", max_choices=most, logprobs={"x": 0.0})
     completion = asyncio.run(Choices(fake).complete(HELLO, n=n, seed=1, logprobs=1))

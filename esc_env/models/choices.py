@@ -1,18 +1,32 @@
-"""n completions, also from a server that returns fewer: the missing ones are asked for with seeds of their own."""
+"""n completions, also from a server that returns or takes fewer: the rest is asked for with seeds of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import BadCompletion
+from esc_env.errors import BadCompletion, ModelError
 from esc_env.protocols import ChatModel, Completion, Usage
 from esc_env.seeds import derive
 
-__all__ = ["Choices"]
+__all__ = ["Choices", "FewerChoicesWarning"]
+
+_REFUSALS = (400, 422, 500, 501)
+"""Statuses with which servers refuse `n`; llama.cpp once said 500."""
+
+_ABOUT_CHOICES = re.compile(r"(?<![\w\\])n(?![\w/])|candidate|choices?\b|multiple completions", re.I)
+"""Where a refusal may be one of `n`. It finds too much: what was refused for something else is refused again."""
+
+_AT_MOST = re.compile(r"(?:<=|at most|less than or equal to|between 1 and|up to) *(?:value *<= *)?(\d{1,4})\b", re.I)
+
+
+class FewerChoicesWarning(UserWarning):
+    """A server gives fewer choices a request than were asked for, so that one call is several requests."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +34,11 @@ class Choices:
     """A chat model that always returns as many choices as asked.
 
     Further request k is made with a seed derived from the call's seed and k, so that the same vote does not come back n
-    times. How many choices the server gives at once is remembered: from then on, the requests for one
-    call are sent together.
+    times. How many choices the server gives at once is remembered, and told in a `FewerChoicesWarning`: from then on,
+    the requests for one call are sent together.
+
+    A server that refuses `n` is asked for as many as its refusal names, else for one: llama.cpp takes no more than it
+    has slots; Groq, DeepSeek and several of Gemini's models take one.
 
     Args:
         model: whom to ask.
@@ -61,10 +78,16 @@ class Choices:
 
         async def ask(request: int, count: int) -> Completion:
             own = seed if request == 0 or seed is None else derive(seed, "choice", request)
-            answer = await self.model.complete(
-                messages, n=count, temperature=temperature, max_tokens=max_tokens, seed=own, stop=stop,
-                logprobs=logprobs,
-            )  # fmt: skip
+            try:
+                answer = await self.model.complete(
+                    messages, n=count, temperature=temperature, max_tokens=max_tokens, seed=own, stop=stop,
+                    logprobs=logprobs,
+                )  # fmt: skip
+            except ModelError as error:
+                fewer = _fewer(error, count)
+                if fewer is None:
+                    raise
+                return await ask(request, fewer)
             if not answer.texts:
                 raise BadCompletion(f"{self.identity.get('name', 'the model')} answered without choices")
             return answer
@@ -79,8 +102,31 @@ class Choices:
                 parts.append(answer)
                 have += len(answer.texts)
                 if len(answer.texts) < size:
-                    self._most[:] = [min([*self._most, len(answer.texts)])]
+                    self._learn(len(answer.texts))
         return parts[0] if len(parts) == 1 and have == n else _joined(parts, n)
+
+    def _learn(self, most: int) -> None:
+        """So many came when more were asked for."""
+        if self._most and self._most[0] <= most:
+            return
+        self._most[:] = [most]
+        name = "/".join(str(self.identity.get(key, "")) for key in ("provider", "name"))
+        warnings.warn(
+            f"{name} gives at most {most} of the choices asked for (n) in one request: a call for more becomes several "
+            "requests, each with a seed of its own, and pays for the prompt as often",
+            FewerChoicesWarning,
+            stacklevel=2,
+        )
+
+
+def _fewer(error: ModelError, count: int) -> int | None:
+    """How many choices to ask for after this refusal of `count`; None if they were not what was refused."""
+    told = str(error)
+    if count == 1 or error.status not in _REFUSALS or error.obstacle or not _ABOUT_CHOICES.search(told):
+        return None
+    named = _AT_MOST.search(told)
+    most = int(named[1]) if named else 1
+    return most if 1 <= most < count else 1
 
 
 async def _together(asking: Sequence[Any]) -> list[Completion]:

@@ -82,6 +82,7 @@ class FakeServer:
         latency: seconds to wait before every answer.
         capacity: serve at most so many requests at once; the others queue.
         max_choices: return at most so many choices a request, as some servers do.
+        max_n: refuse a request for more choices than that with status 400, as llama.cpp does (and in its words).
         logprobs: the first token's alternatives and their log-probabilities, returned where asked for.
         thought: returned as `reasoning_content` of every choice, as servers with a reasoning parser do.
         key: refuse requests without this bearer key with status 401, and, as some servers do, quote the wrong one.
@@ -106,6 +107,7 @@ class FakeServer:
         latency: float = 0.0,
         capacity: int | None = None,
         max_choices: int | None = None,
+        max_n: int | None = None,
         logprobs: Mapping[str, float] | None = None,
         thought: str | None = None,
         key: str | None = None,
@@ -120,6 +122,7 @@ class FakeServer:
         self.latency = latency
         self.capacity = capacity
         self.max_choices = max_choices
+        self.max_n = max_n
         self.logprobs = logprobs
         self.thought = thought
         self.key = key
@@ -256,6 +259,9 @@ class FakeServer:
         for name in self.refuses:
             if name in body:
                 return _error(400, f"Unsupported parameter: '{name}'.", code="unsupported_parameter")
+        count = body.get("n", 1)
+        if self.max_n is not None and count > self.max_n:
+            return _error(400, f"Field 'n': Value must be between 1 <= value <= {self.max_n}, but got {count}")
         return None
 
     def _completion(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
