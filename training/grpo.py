@@ -340,7 +340,7 @@ def _train(
         raise ConfigError(f"none of {len(prompts)} prompts fits prompt_length = {config.prompt_length}. Raise it")
     if counts["cut"] or counts["dropped"]:
         logger.warning("of %(prompts)d prompts, %(cut)d were cut at a message border and %(dropped)d dropped", counts)
-    model, adapter = load_policy(config)
+    model, adapter = load_policy(config, tokenizer)
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     watched = _Watched(

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.models.templates import ChatTemplate, TemplateError, TemplateRefused
 from esc_env.rewards.rows import chat_of
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.training.config import SFTStage
@@ -26,19 +28,20 @@ from esc_env.trajectory import Trajectory
 
 try:
     from datasets import Dataset  # type: ignore[import-untyped]
-    from trl.chat_template_utils import (
-        get_training_chat_template,
-        has_generation_markers,
-        is_chat_template_stop_token_trained,
-    )
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Lesson", "encode", "lessons", "train_sft", "training_template"]
+__all__ = ["Lesson", "encode", "lessons", "taught_template", "train_sft"]
 
 logger = logging.getLogger(__name__)
+
+_NOT_LEARNED = -100
+"""The label of tokens that are read and not learned. *Source:* PyTorch's cross-entropy ignores it."""
+
+_DAY = datetime(2024, 7, 26)
+"""What templates that name today's date are told (Llama's own default), or a run would go on with other rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +80,21 @@ def lessons(sources: Iterable[Scenario | Trajectory | Sample], *, solved: bool =
     return found
 
 
-def training_template(tokenizer: Any) -> str:
-    """The tokenizer's chat template with generation markers, which say what the assistant wrote.
-
-    For the templates of well-known models TRL has a version with markers; it is used for training only.
+def taught_template(tokenizer: Any) -> ChatTemplate:
+    """The tokenizer's chat template, from which what is learned is read: whatever it writes beyond a prompt.
 
     Raises:
-        ConfigError: there is none, or its markers leave out the end-of-turn token, so that a model would never stop.
+        ConfigError: a chat with its reply does not begin with the prompt for that reply, or nothing ends the reply, so
+            that a model would never stop.
     """
-    template: str | None = tokenizer.chat_template
-    if not has_generation_markers(tokenizer.chat_template):
-        try:
-            template = get_training_chat_template(tokenizer)
-        except ValueError as error:
-            raise ConfigError(
-                f"{tokenizer.name_or_path or 'the tokenizer'}: its chat template does not mark what the assistant "
-                "wrote, and TRL knows no marked version of it. Put {% generation %} before and {% endgeneration %} "
-                "after the assistant's content and end-of-turn token, and save the tokenizer"
-            ) from error
-    if template is None or not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
+    template = ChatTemplate(tokenizer, {"date_string": f"{_DAY:%d %b %Y}", "strftime_now": _DAY.strftime})
+    try:
+        template.check()
+    except TemplateRefused as error:
         raise ConfigError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: the end-of-turn token stands outside of {{% generation %}} "
-            "… {% endgeneration %} in its chat template, so the model would never learn to stop. Move it inside"
-        )
+            f"{tokenizer.name_or_path or 'the tokenizer'}: nothing can be learned with its chat template: {error}. "
+            "Mend tokenizer.chat_template, and save the tokenizer"
+        ) from error
     return template
 
 
@@ -108,79 +103,88 @@ def encode(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Rows for the trainer, and how many of what there were.
 
-    A dialogue without thoughts that fits is one row. Otherwise every supporter turn is a row of its own, with as much
-    of its context as fits, cut from the left at message borders. A `system` message precedes each, and is never cut.
+    Every supporter turn is learned once, in the context it has at inference, with as much of that as fits, cut from the
+    left at message borders. Turns share a row where the later one's context holds the earlier one just as it was said:
+    a whole dialogue, if it fits, has no thoughts, and its template writes a turn the same whatever follows. A `system`
+    message precedes each row, and is never cut.
 
     Returns:
         Rows of `input_ids` and `labels` (−100 where nothing is learned); counts: `lessons`, `rows`, `tokens`, `learned`
-        tokens, `cut` rows, `too_long` turns that do not fit at all, `forged` lessons that hold control tokens.
+        tokens, `cut` rows, `too_long` turns that do not fit at all, `merged` turns whose first letters make one token
+        with the prompt, `forged` lessons that hold control tokens.
+
+    Raises:
+        ConfigError: see `taught_template`; or the template refuses such a dialogue.
     """
-    template = training_template(tokenizer)
+    template = taught_template(tokenizer)
     control = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    counts: Counter[str] = Counter(lessons=0, rows=0, tokens=0, learned=0, cut=0, too_long=0, forged=0)
-    rows = []
+    counts: Counter[str] = Counter(lessons=0, rows=0, tokens=0, learned=0, cut=0, too_long=0, merged=0, forged=0)
+    rows: list[dict[str, list[int]]] = []
     for item in items:
         counts["lessons"] += 1
         if any(token in message.content for message in item.dialogue for token in control):
             counts["forged"] += 1
             continue
-        for row in _rows(item, tokenizer, template, max_length, thoughts, system, counts):
-            rows.append(row)
-            counts["tokens"] += len(row["input_ids"])
-            counts["learned"] += sum(label != -100 for label in row["labels"])
+        try:
+            rows += _rows(item, template, max_length, thoughts, system, counts)
+        except TemplateError as error:
+            raise ConfigError(f"the chat template refuses the dialogue with {item.scenario.id!r}: {error}") from error
     counts["rows"] = len(rows)
+    counts["tokens"] = sum(len(row["input_ids"]) for row in rows)
+    counts["learned"] = sum(label != _NOT_LEARNED for row in rows for label in row["labels"])
     return rows, dict(counts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A supporter's turn as tokens: what precedes it, what is said, and whether its context was cut."""
+
+    prompt: list[int]
+    reply: list[int]
+    cut: bool
+
+
 def _rows(
-    item: Lesson,
-    tokenizer: Any,
-    template: str,
-    max_length: int,
-    thoughts: bool,
-    system: str | None,
-    counts: Counter[str],
-) -> Iterator[dict[str, list[int]]]:
+    item: Lesson, template: ChatTemplate, max_length: int, thoughts: bool, system: str | None, counts: Counter[str]
+) -> list[dict[str, list[int]]]:
     before = [ChatMessage(role="system", content=system)] if system else []
     chat = [*before, *chat_of(item.scenario, item.dialogue)]
     said = item.dialogue.merged()
     thought = dict(zip(range(len(chat) - len(said), len(chat)), (message.thought for message in said), strict=True))
-    turns = [place for place, message in enumerate(chat) if message["role"] == "assistant" and message["content"]]
-    if not turns:
-        return
-    if not item.last and not (thoughts and any(thought.get(place) for place in turns)):
-        ids, mask = _marked(tokenizer, template, chat[: turns[-1] + 1])
-        if len(ids) <= max_length:
-            yield _row(ids, mask)
-            return
-    for place in turns[-1:] if item.last else turns:
-        words = chat[place]["content"]
-        if thoughts and thought.get(place):
-            words = f"<think>{thought[place]}</think>\n{words}"
-        for context in shortened(chat[:place]):
-            ids, mask = _marked(tokenizer, template, [*context, ChatMessage(role="assistant", content=words)])
-            if len(ids) <= max_length:
-                begin = len(_ids(tokenizer, template, context, add_generation_prompt=True)["input_ids"])
-                counts["cut"] += len(context) < place
-                yield _row(ids, [bit and at >= begin for at, bit in enumerate(mask)])
-                break
-        else:
-            counts["too_long"] += 1
+    places = [place for place, message in enumerate(chat) if message["role"] == "assistant" and message["content"]]
+    turns = []
+    for place in places[-1:] if item.last else places:
+        try:
+            turn = _fitting(template, chat[: place + 1], thought.get(place) if thoughts else None, max_length)
+        except TemplateRefused:
+            counts["merged"] += 1
+            continue
+        counts["too_long"] += turn is None
+        turns += [turn] if turn else []
+    rows = []
+    while turns:
+        last = turns.pop()
+        ids, labels = last.prompt + last.reply, [_NOT_LEARNED] * len(last.prompt) + last.reply
+        apart = []
+        for turn in turns:
+            begin, end = len(turn.prompt), len(turn.prompt) + len(turn.reply)
+            if ids[:end] == turn.prompt + turn.reply:
+                labels[begin:end] = turn.reply
+            else:
+                apart.append(turn)
+        turns = apart
+        rows.append({"input_ids": ids, "labels": labels})
+        counts["cut"] += last.cut
+    return rows[::-1]
 
 
-def _row(ids: list[int], mask: Sequence[int | bool]) -> dict[str, list[int]]:
-    return {"input_ids": ids, "labels": [token if bit else -100 for token, bit in zip(ids, mask, strict=True)]}
-
-
-def _marked(tokenizer: Any, template: str, chat: Sequence[ChatMessage]) -> tuple[list[int], list[int]]:
-    marked = _ids(tokenizer, template, chat, return_assistant_tokens_mask=True)
-    return marked["input_ids"], marked["assistant_masks"]
-
-
-def _ids(tokenizer: Any, template: str, chat: Sequence[ChatMessage], **how: bool) -> Any:
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in chat], chat_template=template, return_dict=True, **how
-    )
+def _fitting(template: ChatTemplate, chat: Sequence[ChatMessage], thought: str | None, max_length: int) -> _Turn | None:
+    """The last turn of a chat with as much of its context as fits; None if not even one message does."""
+    for context in shortened(chat[:-1]):
+        prompt, reply = template.reply(context, chat[-1]["content"].strip(), thought)
+        if len(prompt) + len(reply) <= max_length:
+            return _Turn(prompt, reply, len(context) < len(chat) - 1)
+    return None
 
 
 def _held_out(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
@@ -214,7 +218,7 @@ def train_sft(
         The folder, which holds the trained model.
 
     Raises:
-        ConfigError: nothing to learn, no chat template, or none with generation markers.
+        ConfigError: nothing to learn, no chat template, or one that nothing can be learned with.
         ProtocolMismatch: the folder holds another run.
     """
     folder = Path(folder)
@@ -232,12 +236,13 @@ def train_sft(
                 f"nothing to learn in {len(items)} dialogues, {len(unseen)} of them held out: {counts}. "
                 "Give more, or raise max_length"
             )
-        if counts["cut"] or counts["too_long"] or counts["forged"]:
+        if counts["cut"] or counts["too_long"] or counts["merged"] or counts["forged"]:
             logger.warning(
-                "of %d rows, %d have a context cut to %d tokens; %d turns are too long; %d hold control tokens",
-                len(rows), counts["cut"], config.max_length, counts["too_long"], counts["forged"],
+                "of %d rows, %d have a context cut to %d tokens; left out are %d turns that are too long, %d whose "
+                "first letters make one token with the prompt, and %d dialogues that hold control tokens",
+                len(rows), counts["cut"], config.max_length, counts["too_long"], counts["merged"], counts["forged"],
             )  # fmt: skip
-        model, adapter = load_policy(config)
+        model, adapter = load_policy(config, tokenizer)
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(

@@ -18,6 +18,9 @@ from typing import Any
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, ProtocolMismatch
+from esc_env.models.templates import ChatTemplate
+from esc_env.models.weights import load_config, load_model
+from esc_env.models.weights import load_tokenizer as read_tokenizer
 from esc_env.records import FolderLock, write_json
 from esc_env.training.config import Stage
 
@@ -194,12 +197,12 @@ def run_trainer(trainer: Any, folder: Path) -> None:
 
 
 def load_tokenizer(path: str, *, chat: bool = True) -> Any:
-    """The tokenizer of a model or adapter folder or Hub id, with a pad token; before any weights are read.
+    """The tokenizer of a model or adapter folder, GGUF file or Hub id, with a pad token; before any weights are read.
 
     Raises:
         ConfigError: it has no chat template, and `chat` needs one.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_home(path), trust_remote_code=False)
+    tokenizer = read_tokenizer(_tokenizer_home(path))
     if chat and tokenizer.chat_template is None:
         raise ConfigError(
             f"{path} has no chat template: it is a base model. Use its instruct version, or set "
@@ -241,7 +244,7 @@ def check_adapter(path: str, base: str) -> None:
     file = Path(path) / "adapter_model.safetensors"
     if not file.is_file():
         raise ConfigError(f"{path}: no adapter_model.safetensors in it; other weight formats are not read")
-    shape = transformers.AutoConfig.from_pretrained(base)
+    shape = load_config(base)
     with torch.device("meta"):
         modules = dict(transformers.AutoModelForCausalLM.from_config(shape).named_modules())  # type: ignore[no-untyped-call]
     with safe_open(str(file), framework="pt") as weights:
@@ -259,10 +262,10 @@ def check_adapter(path: str, base: str) -> None:
                 raise ConfigError(f"{path} does not fit {base}: layer {name} has size {needs}, the adapter {has}")
 
 
-def load_policy(config: Stage) -> tuple[Any, Any]:
+def load_policy(config: Stage, tokenizer: Any) -> tuple[Any, Any]:
     """(the causal model to train, the LoRA configuration to put on it or None).
 
-    An adapter's folder is loaded onto its base and trained further.
+    An adapter's folder is loaded onto its base and trained further. The weights of a GGUF file are unpacked.
 
     Raises:
         ConfigError: an adapter that does not fit its base or the configured rank.
@@ -279,17 +282,15 @@ def load_policy(config: Stage) -> tuple[Any, Any]:
                 f"which is trained further. Set lora_rank to {rank}, or merge it into its base first"
             )
     transformers.set_seed(config.seed)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        base or path, dtype=weight_type(config), trust_remote_code=False
-    )
+    model = load_model(base or path, tokenizer, dtype=weight_type(config))
     if base is None:
         return model, lora(config, "CAUSAL_LM")
     return peft.PeftModel.from_pretrained(model, path, is_trainable=True), None
 
 
 def local(path: str) -> str:
-    """A folder's absolute path, so that an adapter finds its base from anywhere; a Hub id as it is."""
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+    """The absolute path of a folder or file, so that an adapter finds its base from anywhere; a Hub id as it is."""
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 
 
 def weight_type(config: Stage) -> Any:
@@ -302,10 +303,7 @@ def weight_type(config: Stage) -> Any:
 
 def prompt_ids(tokenizer: Any, chat: Sequence[ChatMessage]) -> list[int]:
     """The tokens after which the policy's reply begins. Control tokens inside messages are ordinary text."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in chat], add_generation_prompt=True, return_dict=True, sanitize_control_tokens=True
-    )["input_ids"]
-    return ids
+    return ChatTemplate(tokenizer).prompt(chat)
 
 
 def shortened(chat: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import logging
 import math
 import os
 import queue
@@ -22,16 +23,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ESCError, MissingExtra, ModelUnavailable, SpecError
+from esc_env.models.templates import ChatTemplate, TemplateError
+from esc_env.models.weights import end_tokens, is_gguf, load_model, load_tokenizer, no_progress_bars
 from esc_env.protocols import Completion, Usage
 from esc_env.seeds import derive
 
@@ -39,66 +42,152 @@ try:
     import torch
     import transformers
     from huggingface_hub import snapshot_download
-    from jinja2 import TemplateError
-    from transformers.utils import logging as transformers_logging
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "local") from error
 
 __all__ = ["MAX_TOKENS", "LocalModel"]
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """Tokens a choice may have when the call sets no limit: a local model may otherwise go on to the end of its context."""
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 _DTYPES = ("float32", "bfloat16", "float16")
-_OPENED = re.compile(r"<\s*think\s*>\s*$", re.IGNORECASE)
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _VOLATILE = {"_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "inference_mode"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """How tokens are drawn, beside the temperature."""
+
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said changes what is said next, in greedy text too."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(frozen=True)
 class LocalModel:
     """A ChatModel that runs on this machine.
 
-    Chairs with an equal LocalModel share one copy of the weights; they are loaded at the first call and freed with the
-    last such object. Pickles and copies carry the configuration only. Samples are drawn from the whole distribution at
-    the given temperature: the `top_p`, `top_k` and penalties of a model's generation config are not used.
+    Chairs whose LocalModels agree in path, device, dtype and batch share one copy of the weights; they are loaded at
+    the first call and freed with the last such object. Pickles and copies carry the configuration only. Samples are
+    drawn from the whole distribution at the given temperature, unless an option says otherwise: the `top_p`, `top_k`
+    and penalties of a model's own generation config are not used.
 
     Greedy text, and sampled text for the same seed, does not depend on what else was in the batch, up to the rounding
     of the arithmetic: a few tokens in a million in float32; in bfloat16 wherever a tie is near (`max_batch=1` excludes
     that).
 
+    The number format is part of who the model is. So it is float32 on every CPU, also where bfloat16 is faster:
+    otherwise the same command would run another agent on another processor.
+
     Args:
-        path: the folder of a model or of a PEFT adapter, as `save_pretrained` writes it, or ORG/NAME on the Hugging
-            Face Hub.
+        path: the folder of a model or of a PEFT adapter, as `save_pretrained` writes it; a GGUF file (its weights are
+            unpacked to `dtype`); or ORG/NAME on the Hugging Face Hub.
         device: `cpu`, `cuda`, `cuda:1`, …; None for the GPU if there is one, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`; None for bfloat16 on a GPU and float32 on the CPU.
         max_batch: choices computed at once, ≥ 1. A batch too large for the GPU's memory is halved and tried again.
         gather: seconds to wait for more requests before a batch that is not full starts.
+        top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
+        top_k: draw from so many of the likeliest tokens; 0 for all.
+        min_p: draw from the tokens at least so likely, as a share of the likeliest one's probability, in [0, 1].
+        repetition_penalty: above 0; above 1 makes tokens of prompt and reply less likely to come (again).
+        presence_penalty, frequency_penalty: subtracted from the logit of each token that the reply has, once, or for
+            each time; in [−2, 2].
+        chat_template_kwargs: what the chat template is told beside the chat, JSON-able: `{"enable_thinking": False}`.
+
+    The order is vLLM's: penalties, temperature, min_p, top_k, top_p.
+
+    Attributes:
+        OPTIONS: the names of all options: every argument but `path`.
 
     Raises:
-        SpecError: no such folder, or an impossible option.
+        SpecError: no such folder or file, or an impossible option.
     """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "device", "dtype", "max_batch", "gather", "top_p", "top_k", "min_p", "repetition_penalty",
+            "presence_penalty", "frequency_penalty", "chat_template_kwargs",
+        }
+    )  # fmt: skip
 
     path: str
     device: str | None = None
     dtype: str | None = None
     max_batch: int = 64
     gather: float = 0.005
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    chat_template_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
     _engine: _Engine | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.gather < 0:
-            raise SpecError(f"local:{self.path}: max_batch must be at least 1 and gather at least 0")
-        if self.dtype is not None and self.dtype not in _DTYPES:
-            raise SpecError(f"local:{self.path}: dtype {self.dtype!r} must be one of {', '.join(_DTYPES)}")
-        if not Path(self.path).expanduser().is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
+        self._check("max_batch", _is_whole(self.max_batch) and self.max_batch >= 1, "a whole number, at least 1")
+        self._check("gather", _is_number(self.gather) and self.gather >= 0, "seconds, at least 0")
+        self._check("dtype", self.dtype is None or self.dtype in _DTYPES, f"one of {', '.join(_DTYPES)}")
+        self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._check("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 for all tokens")
+        self._check("min_p", _is_number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        self._check("repetition_penalty", _is_number(penalty) and 0 < penalty < math.inf, "above 0; 1 is none")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._check(name, _is_number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, "from -2 to 2")
+        if self.chat_template_kwargs is not None:
+            self._check("chat_template_kwargs", isinstance(self.chat_template_kwargs, Mapping), 'like {"name": value}')
+            try:
+                copied = json.loads(json.dumps(dict(self.chat_template_kwargs), sort_keys=True))
+            except (TypeError, ValueError) as error:
+                raise SpecError(f"local:{self.path}: chat_template_kwargs must be JSON ({error})") from error
+            ours = inspect.signature(transformers.PreTrainedTokenizerBase.apply_chat_template).parameters
+            if taken := sorted(set(copied) & set(ours)):
+                raise SpecError(f"local:{self.path}: chat_template_kwargs cannot set {', '.join(taken)}: they are ours")
+            object.__setattr__(self, "chat_template_kwargs", copied or None)
+        self._check_path()
+
+    def _check(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise SpecError(f"local:{self.path}: {name} {getattr(self, name)!r} must be {wanted}")
+
+    def _check_path(self) -> None:
+        place = Path(self.path).expanduser()
+        if is_gguf(self.path):
+            if not place.is_file():
+                raise SpecError(f"local:{self.path}: no such file. Write the path of a GGUF file")
+            if _PART.search(self.path):
+                raise SpecError(
+                    f"local:{self.path} is one part of a model. Join its parts first: llama-gguf-split --merge "
+                    f"{place.name} whole.gguf"
+                )
+        elif place.is_file():
+            raise SpecError(f"local:{self.path} is a file. Write the folder it lies in, or a GGUF file")
+        elif not place.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
             raise SpecError(
-                f"local:{self.path}: no such folder. Write the folder of a Transformers model or PEFT adapter, or "
-                "ORG/NAME of a model on the Hugging Face Hub"
+                f"local:{self.path}: no such folder. Write the folder of a Transformers model or PEFT adapter, a GGUF "
+                "file, or ORG/NAME of a model on the Hugging Face Hub"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.device, self.dtype, self.max_batch, self.gather)
+        return type(self), tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -106,13 +195,20 @@ class LocalModel:
 
         Reads the weights' files once (a second or so per gigabyte); a model on the Hub is downloaded for it.
         """
-        adapter, base = self._folders()
+        adapter, base = self._places()
+        drawn = {
+            each.name: getattr(self, each.name)
+            for each in fields(_Sampling)
+            if getattr(self, each.name) != type(self).__dataclass_fields__[each.name].default
+        }
+        told = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
         return {
             "provider": "local",
-            "name": (adapter or base).name if Path(self.path).expanduser().is_dir() else self.path.rpartition("/")[2],
+            "name": (adapter or base).name if Path(self.path).expanduser().exists() else self.path.rpartition("/")[2],
             "weights": _fingerprint(base) if adapter is None else _fingerprint(base, adapter),
-            "dtype": self.dtype or ("bfloat16" if self._place.startswith("cuda") else "float32"),
-            "sampling": "temperature only",
+            "dtype": self._dtype,
+            "sampling": drawn or "temperature only",
+            **told,
         }
 
     async def complete(
@@ -136,7 +232,8 @@ class LocalModel:
             max_tokens: per choice; None for `MAX_TOKENS`. The end of the model's context ends a choice too (`length`).
             seed: names the draws; None for fresh ones.
             stop: strings that end a choice; they are not part of its text.
-            logprobs: how many alternatives of the first token to return, before the temperature is applied.
+            logprobs: how many alternatives of the first token to return, as the model has them: before temperature,
+                penalties and filters.
 
         Raises:
             SpecError: the model has no chat template, or its adapter no base model.
@@ -147,13 +244,15 @@ class LocalModel:
             raise ValueError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
         begun = time.perf_counter()
         request = _Request(
-            [{"role": message["role"], "content": message["content"]} for message in messages],
+            [ChatMessage(role=message["role"], content=message["content"]) for message in messages],
             n,
             temperature,
             MAX_TOKENS if max_tokens is None else max_tokens,
             secrets.randbits(63) if seed is None else seed,
             tuple(stop),
             logprobs,
+            _Sampling(**{each.name: getattr(self, each.name) for each in fields(_Sampling)}),
+            self.chat_template_kwargs,
         )
         engine = self._engine
         if engine is None or engine.process != os.getpid():
@@ -174,8 +273,12 @@ class LocalModel:
     def _place(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    def _folders(self) -> tuple[Path | None, Path]:
-        """(folder of the adapter, if it is one; folder of the model)."""
+    @property
+    def _dtype(self) -> str:
+        return self.dtype or ("bfloat16" if self._place.startswith("cuda") else "float32")
+
+    def _places(self) -> tuple[Path | None, Path]:
+        """(folder of the adapter, if it is one; folder or GGUF file of the model)."""
         folder = self._fetch(self.path)
         config = folder / "adapter_config.json"
         if not config.exists():
@@ -184,15 +287,17 @@ class LocalModel:
         if not base:
             raise SpecError(f"local:{self.path}: write the base model into base_model_name_or_path of {config}")
         beside = folder / base
-        base_folder = beside if beside.is_dir() else self._fetch(base, f", the base model that {config} names")
-        if (base_folder / "adapter_config.json").exists():
+        found = beside if beside.exists() else self._fetch(base, f", the base model that {config} names")
+        if (found / "adapter_config.json").exists():
             raise SpecError(f"local:{self.path}: its base {base} is an adapter too; merge that one into its model")
-        return folder, base_folder
+        return folder, found
 
     def _fetch(self, path: str, what: str = "") -> Path:
-        folder = Path(path).expanduser()
-        if folder.is_dir():
-            return folder.resolve()
+        place = Path(path).expanduser()
+        if place.is_dir() or (is_gguf(path) and place.is_file()):
+            return place.resolve()
+        if is_gguf(path):
+            raise ModelUnavailable(f"local:{path}{what}: no such file. Write where it lies now")
         try:
             return Path(snapshot_download(path, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
         except (OSError, ValueError) as error:
@@ -207,13 +312,15 @@ class LocalModel:
 class _Request:
     """One call of `complete` on its way to the worker."""
 
-    messages: list[dict[str, str]]
+    messages: list[ChatMessage]
     n: int
     temperature: float
     max_tokens: int
     seed: int
     stop: tuple[str, ...]
     logprobs: int | None
+    sampling: _Sampling
+    variables: Mapping[str, Any] | None
     outcome: Future[list[_Row]] = field(default_factory=Future)
     unfinished: int = 0
 
@@ -259,12 +366,11 @@ class _Loaded:
     """Weights and tokenizer in memory. Lives in the worker thread."""
 
     def __init__(self, spec: LocalModel) -> None:
-        adapter, base = spec._folders()
+        begun = time.perf_counter()
+        adapter, base = spec._places()
         self.name = f"local:{spec.path}"
         with_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").exists()
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            adapter if with_tokenizer else base, trust_remote_code=False
-        )
+        self.tokenizer: Any = load_tokenizer(adapter if adapter is not None and with_tokenizer else base)
         if self.tokenizer.chat_template is None:
             raise SpecError(
                 f"{self.name} has no chat template: it is a base model, not a chat model. Use its instruct version, or "
@@ -275,12 +381,15 @@ class _Loaded:
                 f"{self.name}: transformers {transformers.__version__} cannot tell control tokens inside messages "
                 "from its own. Type: pip install -U transformers"
             )
-        dtype = getattr(torch, spec.dtype or ("bfloat16" if spec._place.startswith("cuda") else "float32"))
-        with _no_progress_bars():
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                base, dtype=dtype, device_map=spec._place, use_safetensors=True, trust_remote_code=False
+        with no_progress_bars():
+            model = load_model(
+                base,
+                self.tokenizer,
+                dtype=getattr(torch, spec._dtype),
+                device_map=spec._place,
+                use_safetensors=True,
             )
-            self.ends = _ends(model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
+            self.ends = end_tokens(model, self.tokenizer)
             pad = self.tokenizer.pad_token_id
             self.pad: int = pad if pad is not None else min(self.ends, default=0)
             model.generation_config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
@@ -290,10 +399,23 @@ class _Loaded:
             if adapter is not None:
                 model = _adapted(model, adapter, len(self.tokenizer), self.name)
         self.model = model.eval()
+        logger.info("%s: %s", self.name, self._about(spec, is_gguf(base), time.perf_counter() - begun))
+
+    def _about(self, spec: LocalModel, unpacked: bool, seconds: float) -> str:
+        """What was loaded, in a line."""
+        count = sum(weights.numel() for weights in self.model.parameters())
+        size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+        hint = ""
+        if spec._place == "cpu" and spec._dtype == "float32" and _fast_bfloat16():
+            hint = "; this processor computes faster with dtype=bfloat16, which is another agent"
+        return (
+            f"{size} parameters{' unpacked' if unpacked else ''} in {spec._dtype} on {spec._place}, loaded in "
+            f"{seconds:.0f} s{hint}"
+        )
 
     def rows(self, request: _Request) -> list[_Row]:
         """The request's choices, ready to be computed. Raises BadCompletion when its prompt leaves no room."""
-        prompt = self._prompt(request.messages)
+        prompt = self._prompt(request)
         room = self.context - len(prompt)
         if room < 1:
             raise BadCompletion(
@@ -336,30 +458,19 @@ class _Loaded:
 
     def text(self, row: _Row) -> str:
         """What the row says so far; a think block that the template opened itself begins with its opener."""
-        opened = _OPENED.search(self.tokenizer.decode(row.prompt[-16:]))
-        text: str = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
-        return opened.group() + text if opened else text
+        opener = ChatTemplate(self.tokenizer).opener(row.prompt)
+        return opener + str(self.tokenizer.decode(row.tokens, skip_special_tokens=True))
 
-    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        def rendered(chat: list[dict[str, str]]) -> list[int]:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, return_dict=True, sanitize_control_tokens=True
-            )["input_ids"]
-            return ids
-
+    def _prompt(self, request: _Request) -> list[int]:
         try:
-            return rendered(messages)
+            return ChatTemplate(self.tokenizer, request.variables).prompt(request.messages)
         except TemplateError as error:
-            if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
-                folded = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-                with contextlib.suppress(TemplateError):
-                    return rendered([folded, *messages[2:]])
-            roles = ", ".join(message["role"] for message in messages)
+            roles = ", ".join(message["role"] for message in request.messages)
             raise ModelUnavailable(f"{self.name}: its chat template refuses a chat of {roles}: {error}") from error
 
 
 class _Draw(transformers.LogitsProcessor):
-    """Chooses each sampled row's next token from its own draw, and notes the first token's alternatives."""
+    """Chooses each row's next token, a sampled one from its own draw, and notes the first token's alternatives."""
 
     def __init__(self, rows: Sequence[_Row], tokenizer: Any) -> None:
         self.rows = rows
@@ -369,11 +480,17 @@ class _Draw(transformers.LogitsProcessor):
         for i, row in enumerate(self.rows):
             if row.request.logprobs is not None and not row.tokens and not row.done:
                 row.alternatives = self._alternatives(scores[i], row.request.logprobs)
+            if row.request.sampling.penalises and not row.done:
+                _penalise(scores[i], row)
         sampled = [i for i, row in enumerate(self.rows) if row.request.temperature > 0 and not row.done]
         if sampled:
             heat = [[self.rows[i].request.temperature] for i in sampled]
             draws = [[self.rows[i].draw()] for i in sampled]
-            mass = (scores[sampled].double() / scores.new_tensor(heat, dtype=torch.float64)).softmax(-1).cumsum(-1)
+            chances = (scores[sampled].double() / scores.new_tensor(heat, dtype=torch.float64)).softmax(-1)
+            for chance, i in zip(chances, sampled, strict=True):
+                if self.rows[i].request.sampling.filters:
+                    _filter(chance, self.rows[i].request.sampling)
+            mass = chances.cumsum(-1)
             marks = scores.new_tensor(draws, dtype=torch.float64) * mass[:, -1:]
             tokens = torch.searchsorted(mass, marks, right=True)
             scores[sampled] = -math.inf
@@ -388,6 +505,29 @@ class _Draw(transformers.LogitsProcessor):
             known = alternatives.get(text)  # several tokens may read the same
             alternatives[text] = logprob if known is None else math.log(math.exp(known) + math.exp(logprob))
         return alternatives
+
+
+def _penalise(scores: torch.Tensor, row: _Row) -> None:
+    """Change a row's logits, in place, by what it has said."""
+    how = row.request.sampling
+    if how.repetition_penalty != 1:
+        known = torch.tensor(sorted({*row.prompt, *row.tokens}), device=scores.device)
+        logits = scores[known]
+        scores[known] = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
+    if row.tokens:
+        said, times = torch.unique(torch.tensor(row.tokens, device=scores.device), return_counts=True)
+        scores[said] -= how.presence_penalty + how.frequency_penalty * times
+
+
+def _filter(chances: torch.Tensor, how: _Sampling) -> None:
+    """Set the probabilities of a row's unlikely tokens to 0, in place; the likeliest token always stays."""
+    chances[chances < how.min_p * chances.max()] = 0
+    if 0 < how.top_k < len(chances):
+        chances[chances < chances.topk(how.top_k).values[-1]] = 0
+    if how.top_p < 1:
+        ranked, places = chances.sort(descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked
+        chances[places[before >= how.top_p * ranked.sum()]] = 0
 
 
 class _Ended(transformers.StoppingCriteria):
@@ -426,7 +566,7 @@ class _Engine:
         self.inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         closing = threading.Event()
         thread = threading.Thread(
-            target=_work, args=(replace(spec), self.inbox, closing), name=f"local:{spec.path}", daemon=True
+            target=_work, args=(spec, self.inbox, closing), name=f"local:{spec.path}", daemon=True
         )
         thread.start()
         weakref.finalize(self, _close, self.process, self.inbox, closing, thread)
@@ -437,11 +577,13 @@ _lock = threading.Lock()
 
 
 def _engine_of(spec: LocalModel) -> _Engine:
+    """The worker for a model's weights, whatever is drawn from them."""
     global _lock
+    weights = LocalModel(spec.path, spec.device, spec.dtype, spec.max_batch, spec.gather)
     with _lock:
-        engine = _engines.get(spec)
+        engine = _engines.get(weights)
         if engine is None or engine.process != os.getpid():
-            engine = _engines[replace(spec)] = _Engine(spec)
+            engine = _engines[weights] = _Engine(weights)
         return engine
 
 
@@ -528,39 +670,48 @@ def _adapted(model: Any, adapter: Path, vocabulary: int, name: str) -> Any:
     return PeftModel.from_pretrained(model, str(adapter))
 
 
-def _ends(*ids: int | list[int] | None) -> frozenset[int]:
-    """All token ids that end a turn."""
-    return frozenset(one for some in ids if some is not None for one in (some if isinstance(some, list) else [some]))
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading is silent: the terminal belongs to the command that runs."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _fingerprint(*folders: Path) -> str:
-    """A hash of what decides the model's answers: weights, configs, tokenizer, template; not where it lies."""
+def _fast_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16, as far as PyTorch tells."""
+    tells = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(tell is not None and tell() for tell in tells)
+
+
+def _fingerprint(*places: Path) -> str:
+    """A hash of what decides the model's answers: weights, configs, tokenizer, template; not where it lies.
+
+    Of a GGUF file alone it is the file's own SHA-256, the first 16 digits.
+    """
+    if len(places) == 1 and places[0].is_file():
+        return _digest(places[0])[:16]
     total = sha256()
-    for folder in folders:
-        for file in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+    for place in places:
+        if place.is_file():
+            total.update(f"{_digest(place)}\x1e".encode())
+            continue
+        for file in sorted({path for pattern in _FILES for path in place.glob(pattern)}):
             if file.name.endswith("config.json"):
                 data = json.loads(file.read_text(encoding="utf-8"))
                 kept = {key: value for key, value in data.items() if key not in _VOLATILE}
                 digest = sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
             elif file.suffix in (".safetensors", ".jinja") or file.name.startswith("tokenizer"):
-                stat = file.stat()
-                digest = _file_digest(file, stat.st_size, stat.st_mtime_ns)
+                digest = _digest(file)
             else:
                 continue
             total.update(f"{file.name}\x1f{digest}\x1e".encode())
     return total.hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    stat = file.stat()
+    return _file_digest(file, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
