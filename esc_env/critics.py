@@ -44,7 +44,7 @@ _MARKS = str.maketrans(
      **dict.fromkeys("[{［｛【", "("), **dict.fromkeys("]}］｝】", ")"), **dict.fromkeys("“”„「」«»", '"'),
      "’": "'", "。": "."}
 )  # fmt: skip
-"""Of full-width letters, Markdown, LaTeX, brackets and quotation marks, only letters, `(`, `)`, `"` and `'` are left."""
+"""Of full-width letters, Markdown, LaTeX, brackets and quotes, only letters, `(`, `)`, `"` and `'` are left."""
 _BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
 _KEY = re.compile(r"(?:my |final |chosen )*(?:answer|option|verdict|choice|vote)")
 _OPTION = re.compile(

@@ -265,7 +265,7 @@ def _remote(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
     )
     patient = Patient(wire, endpoint, deadline=settings.deadline, timeout=settings.timeout)
-    choices = Choices(patient, single=not takes.choices)
+    choices = Choices(patient, single=not takes.choices, most=spoken.most)
     return Budgeted(choices, budget, price, who=who)
 
 
@@ -332,7 +332,10 @@ def effective(model: object) -> dict[str, str]:
     What a server does not take is found out by asking it, so this holds more after the first call.
     """
     spoken = model.spoken if isinstance(model, _Opened) else None
-    return spoken.dialect.effective if spoken else {}
+    if spoken is None:
+        return {}
+    choices = {"n": f"at most {spoken.most[0]} a request"} if spoken.most else {}
+    return choices | spoken.dialect.effective
 
 
 PROBE: Sequence[ChatMessage] = (

@@ -43,15 +43,17 @@ class Choices:
     Args:
         model: whom to ask.
         single: the provider takes no `n` at all.
+        most: how many choices come at once, once that is known, and nothing before; shared by all who ask the same
+            endpoint.
     """
 
     model: ChatModel
     single: bool = False
-    _most: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    most: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.single:
-            self._most.append(1)
+            self.most[:] = [1]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -95,7 +97,7 @@ class Choices:
         parts: list[Completion] = []
         have = 0
         while have < n:
-            most = self._most[0] if self._most else n
+            most = self.most[0] if self.most else n
             sizes = [min(most, n - first) for first in range(have, n, most)]
             answers = await _together([ask(len(parts) + i, size) for i, size in enumerate(sizes)])
             for answer, size in zip(answers, sizes, strict=True):
@@ -107,9 +109,9 @@ class Choices:
 
     def _learn(self, most: int) -> None:
         """So many came when more were asked for."""
-        if self._most and self._most[0] <= most:
+        if self.most and self.most[0] <= most:
             return
-        self._most[:] = [most]
+        self.most[:] = [most]
         name = "/".join(str(self.identity.get(key, "")) for key in ("provider", "name"))
         warnings.warn(
             f"{name} gives at most {most} of the choices asked for (n) in one request: a call for more becomes several "
@@ -121,7 +123,7 @@ class Choices:
 
 def _fewer(error: ModelError, count: int) -> int | None:
     """How many choices to ask for after this refusal of `count`; None if they were not what was refused."""
-    told = str(error)
+    told = error.told or str(error)
     if count == 1 or error.status not in _REFUSALS or error.obstacle or not _ABOUT_CHOICES.search(told):
         return None
     named = _AT_MOST.search(told)

@@ -83,9 +83,15 @@ class Wire(ChatModel, Protocol):
 
 @dataclass(eq=False, slots=True)
 class Spoken:
-    """What is known of one model at one endpoint; shared by everybody who asks it."""
+    """What is known of one model at one endpoint; shared by everybody who asks it.
+
+    Attributes:
+        dialect: how it takes a request.
+        most: how many choices it gives at once, where that is fewer than were asked for; else empty.
+    """
 
     dialect: Dialect
+    most: list[int] = field(default_factory=list)
 
 
 _REFUSALS = (400, 404, 422)
