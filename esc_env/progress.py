@@ -72,14 +72,14 @@ class Watch:
         self.title = title
         self.first: Progress | None = None
         self.last: Progress | None = None
-        self._started = self._counting = time.monotonic()
+        self._started = self._counting = self._told = time.monotonic()
         self._before = ledger()
 
     def __call__(self, progress: Progress) -> None:
         """Be told."""
         if self.first is None or self.first.what != progress.what:
             self.first, self._counting = progress, time.monotonic()
-        self.last = progress
+        self.last, self._told = progress, time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -89,17 +89,17 @@ class Watch:
     @property
     def counted(self) -> str:
         """`12 of 40 conversations`."""
-        return f"{self.last.done:,} of {self.last.total:,} {self.last.what}" if self.last else "nothing"
+        return f"{self.last.done:,} of {self.last.total:,} {self.last.what}" if self.last else "starting"
 
     @property
     def details(self) -> str:
-        """Errors, turns, pace, time left; then requests, seconds, tokens and dollars of models, and a hint."""
+        """Pace, time left, errors, turns; then requests, seconds, tokens and dollars of models, and a hint."""
         words: list[str] = []
         if self.first and self.last:
+            gained, left = self.last.done - self.first.done, self.last.total - self.last.done
+            words += _pace(gained, left, (time.monotonic() if left else self._told) - self._counting)
             words += [_count(self.last.errors, "error")] if self.last.errors else []
             words += [_count(self.last.turns, "turn")] if self.last.turns else []
-            gained, left = self.last.done - self.first.done, self.last.total - self.last.done
-            words += _pace(gained, left, time.monotonic() - self._counting)
         return ", ".join(words + _models(ledger().since(self._before), self.seconds))
 
 
@@ -121,10 +121,13 @@ def shown(title: str = "", wanted: bool | None = None, *, kept: bool = True) -> 
         with _face(watch, wanted):
             yield watch
     except KeyboardInterrupt:
-        reached = f"{watch.counted}{f' of {title}' if title else ''}"
         command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
-        end = f"kept. To go on, type: {command}" if kept else "lost, since no --out keeps them"
-        print(f"\nStopped: {reached} have ended and are {end}", file=sys.stderr)
+        ended = f"{watch.counted}{f' of {title}' if title else ''} have ended" if watch.last else "nothing has ended yet"
+        if kept:
+            ended += f"{' and are kept' if watch.last else ''}. To go on, type: {command}"
+        else:
+            ended += "; nothing is kept without --out"
+        print(f"\nStopped: {ended}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -224,7 +227,7 @@ def _models(made: Ledger, seconds: float) -> list[str]:
     words += [f"{_short(made.seconds / made.calls)} s a request"] if made.calls else []
     words += [f"{_short(said / seconds)} tokens a second"] if said else []
     if made.unpriced < made.calls:
-        words.append(f"{made.usage.cost or 0:,.2f} USD{' and calls of unknown price' if made.unpriced else ''}")
+        words.append(f"{_dollars(made.usage.cost or 0)}{' and calls of unknown price' if made.unpriced else ''}")
     elif tokens:
         words.append(f"{tokens:,} tokens at an unknown price")
     if made.answers >= ENOUGH and made.cut * 2 > made.answers:
@@ -234,6 +237,10 @@ def _models(made: Ledger, seconds: float) -> list[str]:
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
+def _dollars(cost: float) -> str:
+    return "under 0.01 USD" if 0 < cost < 0.01 else f"{cost:,.2f} USD"
 
 
 def _span(seconds: float) -> str:

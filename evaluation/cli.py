@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -340,23 +341,20 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
     cells = [[name for name, _ in columns], *rows]
     table = Table(title=Text(title), title_justify="left")
+    least = 0
     for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
         widest = max(map(cell_len, column))
-        if numbers:
-            table.add_column(name, justify="right", no_wrap=True, min_width=widest)
-        else:
-            table.add_column(name, overflow="fold", min_width=min(widest, 12))
+        needed = widest if numbers else min(widest, 12)
+        how: dict[str, Any] = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
+        table.add_column(name, min_width=needed, **how)
+        least += needed
     for row in cells[1:]:
         table.add_row(*map(Text, row))
-    console = Console(file=sys.stdout, highlight=False)
-    width = console.width if console.is_terminal else WIDTH
-
-    def least() -> int:
-        return console.measure(table, options=console.options.update(max_width=10 * WIDTH)).minimum
-
-    if least() > width:
-        table.box = None
-    Console(file=sys.stdout, highlight=False, width=max(width, least())).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH  # rich takes a dumb one for 80 wide
+    if least + 3 * len(columns) + 1 > width:
+        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
+        width = max(width, least + len(columns) - 1)
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:
