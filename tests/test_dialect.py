@@ -93,13 +93,14 @@ def test_what_a_server_does_not_take_is_asked_otherwise_once_for_all_and_told(ca
 @pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
 @pytest.mark.parametrize("wire", ["aiohttp", "openai", "litellm"])
 def test_an_endpoint_that_only_streams_reads_as_any_other(wire):
+    n = 1 if wire == "litellm" else 2  # LiteLLM makes one choice of a stream
     with FakeServer(lambda body, choice: "I hear you.", streams=True) as server:
         model = open_model(f"openai/m@{server.url}", ModelSettings(wire=wire))
         with pytest.warns(AdaptedWarning, match="stream asked for"):
-            said = ask(model, n=2)
-    assert said.texts == ("I hear you.",) * 2
-    assert said.finish_reasons == ("stop", "stop")
-    assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (4 * said.usage.requests, 6)
+            said = ask(model, n=n)
+    assert said.texts == ("I hear you.",) * n
+    assert said.finish_reasons == ("stop",) * n
+    assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (4, 3 * n)
     assert effective(model) == {"stream": "asked for"}
 
 

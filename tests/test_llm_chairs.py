@@ -295,7 +295,7 @@ class Sure(FakeChatModel):
 @pytest.mark.parametrize(
     ("text", "option"),
     [
-        ("A", "worse"), ("B.", "same"), ("(C)", "better"), ("D)", "solved"), ("**D**", "solved"), (" c", None),
+        ("A", "worse"), ("B.", "same"), ("(C)", "better"), ("D)", "solved"), ("**D**", "solved"), (" c", "better"),
         ("worse", "worse"), ("Same.", "same"), ("D. solved", "solved"), ("C: better", "better"),
         ("Answer: D", "solved"), ("The answer is B.", "same"), ("Option A", "worse"),
         ("No, the seeker feels worse.", "worse"),
