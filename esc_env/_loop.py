@@ -5,27 +5,38 @@ at import or in a constructor; a forked child starts its own, a spawned one too.
 `run`; public coroutines carry `@hops`, so that they may be awaited on any loop. Cancelling, by Ctrl-C or from another
 loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is shared, and
 ends with the process.
+
+It ends before the interpreter does, and so do the threads of users' calls. Until Python 3.13 an interpreter that ends
+kills the threads that go on, and one that is killed inside C++ (torch above all) takes the process with it: "terminate
+called without an active exception", SIGABRT instead of the exit code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import contextvars
+import ctypes
 import functools
 import inspect
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["call", "hops", "run", "start", "wait"]
+__all__ = ["GRACE", "call", "hops", "run", "settle", "start", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+GRACE = 3.0
+"""Seconds that an interpreter which ends waits for our threads. A call that sleeps or waits for a network for longer is
+left where it is, which harms nobody."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -49,11 +60,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+class _Thread(threading.Thread):
+    """One of ours. A daemon, so that a call which blocks for ever does not keep the process alive."""
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        super().__init__(target=work, name=name, daemon=True)
+
+    def stop(self) -> None:
+        """Raise SystemExit in it as soon as it is in Python again: native code is never left half-way."""
+        if self.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+
+
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop for ever: a sys.exit() in somebody's coroutine ends that coroutine, not the loop."""
-    while True:
+    """Run the loop while it is ours: a sys.exit() in somebody's coroutine ends that coroutine, not the loop."""
+    while _loop is loop:
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
             loop.run_forever()
+    loop.close()
 
 
 def _ours() -> asyncio.AbstractEventLoop:
@@ -61,8 +85,37 @@ def _ours() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(_loop,), name="esc-env", daemon=True).start()
+            _Thread("esc-env", functools.partial(_serve, _loop)).start()
         return _loop
+
+
+@atexit.register
+def _end() -> None:
+    """End our threads before the interpreter ends. A second Ctrl-C ends the waiting for them."""
+    global _loop
+    loop = _loop
+    if loop is None:
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        settled = asyncio.run_coroutine_threadsafe(settle(), loop)
+        concurrent.futures.wait([settled], GRACE)
+        _loop = None  # whoever runs something later, at exit too, starts another
+        loop.call_soon_threadsafe(loop.stop)
+        ours = [thread for thread in threading.enumerate() if isinstance(thread, _Thread)]
+        for thread in ours:
+            if thread.name != "esc-env" or not settled.done():
+                thread.stop()
+        deadline = time.monotonic() + GRACE
+        for thread in ours:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+async def settle() -> None:
+    """Cancel whatever else goes on on this event loop, and wait for its clean-up."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _inside() -> bool:
@@ -176,5 +229,5 @@ async def _in_thread(function: Callable[[], T]) -> T:
             outcome.set_result(result)
 
     outcome.set_running_or_notify_cancel()
-    threading.Thread(target=work, name="esc-env-call", daemon=True).start()
+    _Thread("esc-env-call", work).start()
     return await asyncio.wrap_future(outcome)

@@ -13,7 +13,6 @@ import inspect
 import json
 import logging
 import shutil
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esc_env._loop import settle, wait
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.records import write_json
@@ -187,31 +187,11 @@ class _Watched:
         self.floor = floor
         self.gated = gated
         self.__name__ = "total"
-        self._task: asyncio.Task[Any] | None = None
-        self._idle = threading.Event()
-        self._idle.set()
-
-    def stop(self) -> None:
-        """Cancel a call that goes on, which nobody waits for any more, and wait a little for its clean-up."""
-        task = self._task
-        if task is not None and not self._idle.is_set():
-            task.get_loop().call_soon_threadsafe(task.cancel)
-            self._idle.wait(timeout=5)
 
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:
         """One reward per completion, for TRL."""
-        self._task = asyncio.current_task()
-        self._idle.clear()
-        try:
-            return await self._rewards(prompts, completions, columns)
-        finally:
-            self._idle.set()
-
-    async def _rewards(
-        self, prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]
-    ) -> list[float | None]:
         given = self.reward(prompts=prompts, completions=completions, **columns)
         rewards: list[float | None] = list(await given if inspect.isawaitable(given) else given)
         ended = [bool(ids) and ids[-1] in self.ends for ids in columns["completion_ids"]]
@@ -325,6 +305,16 @@ def train_grpo(
     return folder
 
 
+def _settle(trainer: GRPOTrainer) -> None:
+    """End what goes on on TRL's own event loop, where rewards are computed and which nobody waits for after Ctrl-C.
+
+    TRL stops that loop at exit, whatever is still on it. A reward that cannot be cancelled is waited for: the
+    interpreter must not end while it is in torch. A second Ctrl-C ends the waiting.
+    """
+    if trainer.async_loop_thread.is_alive():
+        wait(asyncio.run_coroutine_threadsafe(settle(), trainer.async_loop))
+
+
 def _train(
     config: GRPOStage,
     folder: Path,
@@ -362,7 +352,7 @@ def _train(
     try:
         run_trainer(trainer, folder)
     finally:
-        watched.stop()  # after Ctrl-C TRL's event loop would go on with it
+        _settle(trainer)
     valid = _valid(folder)
     trained = {step: rate for step, rate in valid.items() if step}
     chosen = max(trained, key=lambda step: (trained[step], -step)) if trained else trainer.state.global_step
