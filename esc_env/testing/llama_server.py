@@ -60,12 +60,12 @@ def serve(model: Path, name: str, *, port: int, slots: int, context: int, thread
 
 def main() -> None:
     """Serve until Ctrl-C; the first line printed names the model as `--agent`, `--seeker` and `--critic` take it."""
-    parser = argparse.ArgumentParser(description="llama.cpp's HTTP server with SmolLM2-135M-Instruct, or your own GGUF.")
-    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file; default: SmolLM2-135M-Instruct")
+    parser = argparse.ArgumentParser(description="llama.cpp's HTTP server with SmolLM2-135M-Instruct.")
+    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file of your own")
     parser.add_argument("--port", type=int, default=8080, help="0 for any free one")
     parser.add_argument("--slots", type=int, default=4, help="requests at the same time, and choices in one (n)")
     parser.add_argument("--context", type=int, default=4096, help="tokens for each of them")
-    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="default: half the cores")
+    parser.add_argument("--threads", type=int, default=(os.cpu_count() or 2) // 2 or 1, help="default: half the cores")
     asked = parser.parse_args()
     name = asked.model.stem if asked.model else "smollm2-135m"
     server = serve(
