@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="needs the extra llm")
 
 from esc_env import Rules
+from esc_env.cli import main
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelError, ModelUnavailable
 from esc_env.evaluation import evaluate
@@ -104,6 +105,20 @@ def test_only_a_refusal_of_choices_is_asked_again_with_fewer(status: int, told: 
 def server() -> Iterator[FakeServer]:
     with FakeServer("C", max_n=8) as server:
         yield server
+
+
+def test_esc_says_once_what_a_server_takes(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets its own
+    command = f"eval --agent builtin:template --agent builtin:parrot --critic openai/o@{server.url} --limit 3 --max-turns 2"
+    with warnings.catch_warnings(action="default", category=FewerChoicesWarning), pytest.raises(SystemExit) as ended:
+        main(command.split())
+    told = capsys.readouterr()
+    assert ended.value.code == 0
+    assert told.err.count("esc: note: openai/o gives at most 8 of the choices asked for (n) in one request") == 1
+    assert "Field 'n'" not in told.out + told.err
 
 
 def test_a_run_with_a_critic_behind_a_server_of_eight_slots_ends_without_errors(
