@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import gc
+import itertools
 import json
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -350,10 +353,142 @@ def test_a_path_that_names_nothing_is_refused_at_once(path):
         LocalModel(path)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"max_batch": 0}, {"gather": -1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "int8"}, {"max_batch": 0}, {"max_batch": 1.5}, {"gather": -1.0}, {"top_p": 0}, {"top_p": 1.1},
+        {"top_p": float("nan")}, {"top_p": "0.9"}, {"top_k": -1}, {"top_k": True}, {"top_k": 2.5}, {"min_p": -0.1},
+        {"repetition_penalty": 0}, {"repetition_penalty": float("inf")}, {"presence_penalty": 2.1},
+        {"frequency_penalty": -3}, {"chat_template_kwargs": "no"}, {"chat_template_kwargs": {"x": {1, 2}}},
+    ],
+)  # fmt: skip
 def test_impossible_options_are_refused_at_once(folder, options):
     with pytest.raises(SpecError, match="must be"):
         LocalModel(str(folder), **options)
+
+
+def test_the_chat_is_not_among_what_the_template_can_be_told(folder):
+    with pytest.raises(SpecError, match="cannot set chat_template, tokenize"):
+        LocalModel(str(folder), chat_template_kwargs={"tokenize": False, "chat_template": "x"})
+
+
+def test_the_options_are_the_fields():
+    assert LocalModel.OPTIONS == {field.name for field in dataclasses.fields(LocalModel) if field.init} - {"path"}
+
+
+def test_options_at_their_defaults_are_no_part_of_the_identity_and_others_are(folder, model):
+    assert model.identity["sampling"] == "temperature only"
+    assert "chat_template_kwargs" not in model.identity
+    same = LocalModel(str(folder), device="cpu", top_p=1, chat_template_kwargs={}, max_batch=8)
+    assert same.identity == model.identity
+    warm = LocalModel(str(folder), device="cpu", top_p=0.9, top_k=40, chat_template_kwargs={"enable_thinking": False})
+    assert warm.identity == {
+        **model.identity,
+        "sampling": {"top_p": 0.9, "top_k": 40},
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    twin = pickle.loads(pickle.dumps(warm))
+    assert (twin, hash(twin)) == (warm, hash(warm))
+    assert warm != model
+
+
+def test_models_that_only_draw_otherwise_share_the_weights(folder, model):
+    greedy, narrow = said(model), LocalModel(str(folder), device="cpu", top_k=1)
+    assert said(narrow, temperature=1.0, seed=4) == greedy
+    assert workers(folder) == 1
+
+
+def reference(folder: Path, messages):
+    """(tokenizer, next-token logits of the model as a function of what was said so far)."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    @torch.no_grad()
+    def logits(said: list[int]) -> torch.Tensor:
+        return model(torch.tensor([prompt + said])).logits[0, -1]
+
+    return tokenizer, logits
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 3}, lambda chances: sorted(chances, reverse=True)[2]),
+        ({"top_p": 0.3}, lambda chances: next(c for c, total in running(chances) if total >= 0.3)),
+        ({"min_p": 0.4}, lambda chances: 0.4 * max(chances)),
+        ({"min_p": 0.2, "top_k": 2, "top_p": 0.9}, lambda chances: sorted(chances, reverse=True)[1]),
+    ],
+)
+def test_top_k_top_p_and_min_p_leave_out_the_unlikely(folder, options, kept):
+    tokenizer, logits = reference(folder, HELLO)
+    chances = (logits([]) / 1.5).softmax(-1).tolist()
+    least = kept(chances)
+    wanted = {tokenizer.decode([token]) for token, chance in enumerate(chances) if chance >= least * 0.999}
+    model = LocalModel(str(folder), device="cpu", **options)
+    drawn = set(ask(model, max_tokens=1, n=600, temperature=1.5, seed=3).texts)
+    assert drawn == wanted
+    assert len(wanted) < 100
+
+
+def running(chances: list[float]) -> list[tuple[float, float]]:
+    ranked = sorted(chances, reverse=True)
+    return list(zip(ranked, itertools.accumulate(ranked), strict=True))
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(2.0, 0.0), (0.0, 0.7), (-1.0, 2.0)])
+def test_penalties_are_subtracted_from_what_was_said_not_from_what_was_read(folder, model, presence, frequency):
+    tokenizer, logits = reference(folder, HELLO)
+    tokens: list[int] = []
+    while len(tokens) < 16:
+        scores = logits(tokens)
+        for token in set(tokens):
+            scores[token] -= presence + frequency * tokens.count(token)
+        tokens.append(int(scores.argmax()))
+    penalised = LocalModel(str(folder), device="cpu", presence_penalty=presence, frequency_penalty=frequency)
+    assert said(penalised) == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert said(penalised) != said(model)
+
+
+def test_greedy_text_with_a_repetition_penalty_is_what_transformers_itself_generates(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    itself = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(LONGER, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    expected = itself.generate(**ids, do_sample=False, max_new_tokens=24, repetition_penalty=1.3)
+    answer = ask(LocalModel(str(folder), device="cpu", repetition_penalty=1.3), LONGER, max_tokens=24)
+    assert answer.texts == (tokenizer.decode(expected[0, ids["input_ids"].shape[1] :], skip_special_tokens=True),)
+
+
+def test_with_all_options_a_text_depends_on_its_seed_and_choice_only_and_logprobs_are_the_models(folder, model):
+    options = {"top_p": 0.8, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.2, "presence_penalty": 0.5}
+    full = LocalModel(str(folder), device="cpu", **options, frequency_penalty=0.5)
+    request = {"messages": HELLO, "seed": 7, "n": 3, "temperature": 1.1, "logprobs": 5}
+    alone = together(full, request)[0]
+
+    async def crowd():
+        others = [model.complete(LONGER, max_tokens=16, temperature=1.0, seed=seed, n=2) for seed in range(4)]
+        return (await asyncio.gather(*others[:2], full.complete(**{"max_tokens": 16, **request}), *others[2:]))[2]
+
+    assert asyncio.run(crowd()).texts == alone.texts
+    reported = together(model, request)[0].logprobs
+    assert alone.logprobs is not None
+    assert reported is not None
+    assert alone.logprobs[0] == pytest.approx(reported[0], abs=1e-5)
+
+
+def test_the_template_is_told_what_it_asks_for(tmp_path):
+    template = CHATML.replace("assistant\n{% endif %}", "assistant\n{% if thinking %}<think>\n{% endif %}{% endif %}")
+    folder = save_model(tmp_path / "switch", template=template)
+    assert said(LocalModel(str(folder), device="cpu", chat_template_kwargs={"thinking": True})).startswith("<think>")
+    assert not said(LocalModel(str(folder), device="cpu")).startswith("<think>")
+
+
+def test_what_is_loaded_is_said_in_a_line(tmp_path, caplog):
+    folder = save_model(tmp_path / "said")
+    with caplog.at_level("INFO", logger="esc_env.models.local"):
+        ask(LocalModel(str(folder), device="cpu", dtype="bfloat16"))
+    (record,) = caplog.records
+    assert re.fullmatch(rf"local:{folder}: 0\.1 million parameters in bfloat16 on cpu, loaded in \d+ s", record.message)
 
 
 def test_a_hub_model_that_cannot_be_fetched_is_one_line_that_says_so(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
-from tiny_models import CHATML, ENDLESS, WITHOUT_MARKERS, save_model
+from tiny_models import CHATML, save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError, ProtocolMismatch
@@ -77,7 +77,8 @@ def test_a_dialogue_that_does_not_fit_loses_its_oldest_messages_but_no_supporter
     tokenizer = load_tokenizer(str(base))
     item = Lesson(PERSON, talk(*(f"I am here {place}." for place in range(12))))
     rows, counts = encode([item], tokenizer, max_length=60)
-    assert [learned(row, tokenizer) for row in rows] == [f"I am here {place}.<|im_end|>" for place in range(1, 12, 2)]
+    turns = "".join(learned(row, tokenizer) for row in rows)
+    assert turns == "".join(f"I am here {place}.<|im_end|>" for place in range(1, 12, 2)), "each turn once"
     assert all(len(row["input_ids"]) <= 60 for row in rows)
     assert all(tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user\nI am here") for row in rows)
     assert counts["cut"] > 0
@@ -117,7 +118,7 @@ def test_scenarios_without_a_human_dialogue_teach_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("template", "told"),
-    [(None, "no chat template"), (WITHOUT_MARKERS, "generation"), (ENDLESS, "never learn to stop")],
+    [(None, "no chat template"), ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "never learn to stop")],
 )
 def test_a_template_that_cannot_teach_is_refused_saying_what_to_do(tmp_path: Path, template, told: str) -> None:
     model = save_model(tmp_path / "model", template=template)

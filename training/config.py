@@ -54,7 +54,7 @@ class Stage(_Checked):
     """What every stage has: a model, its adapter, an optimiser and a batch.
 
     Attributes:
-        model: a folder or Hub id; also a LoRA adapter's folder, which is then trained further.
+        model: a folder, GGUF file or Hub id; also a LoRA adapter's folder, which is then trained further.
         learning_rate: peak learning rate, above 0.
         epochs: passes over the data; `max_steps` above 0 overrides it.
         max_steps: optimiser steps; −1 for "as many as the epochs have".

@@ -24,6 +24,7 @@ from typing import Any
 from esc_env._loop import settle, wait
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.models.weights import is_gguf
 from esc_env.records import write_json
 from esc_env.rewards.rows import Reward, Text, raw_text
 from esc_env.training.config import GRPOStage
@@ -331,6 +332,12 @@ def _train(
     if counts["cut"] or counts["dropped"]:
         logger.warning("of %(prompts)d prompts, %(cut)d were cut at a message border and %(dropped)d dropped", counts)
     model, adapter = load_policy(config, tokenizer)
+    args = GRPOConfig(**grpo_arguments(config, folder))
+    if is_gguf(config.model) and adapter is None:  # TRL reads the copy that KL is measured against from a folder
+        with args.main_process_first(local=False):
+            if is_main():
+                model.save_pretrained(folder / "ref")
+        model.config.name_or_path = str(folder / "ref")
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     watched = _Watched(
@@ -342,7 +349,7 @@ def _train(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[watched],  # type: ignore[list-item]  # TRL takes async callables too
-        args=GRPOConfig(**grpo_arguments(config, folder)),
+        args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=adapter,

@@ -20,6 +20,7 @@ from typing import Any
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.models.weights import load_model
 from esc_env.records import write_json
 from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
@@ -225,12 +226,13 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
         raise ConfigError(f"{config.model} is a LoRA adapter; a reward model begins with a whole one. Merge it first")
     tokenizer = load_tokenizer(config.model, chat=False)
     transformers.set_seed(config.seed)
-    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+    model = load_model(
         local(config.model),
+        tokenizer,
+        kind=transformers.AutoModelForSequenceClassification,
         num_labels=2 if config.kind == "classification" else 1,
         problem_type={"classification": "single_label_classification", "regression": "regression"}.get(config.kind),
         dtype=weight_type(config),
-        trust_remote_code=False,
     )
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     limit = min(config.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))

@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ logger = logging.getLogger(__name__)
 _NOT_LEARNED = -100
 """The label of tokens that are read and not learned. *Source:* PyTorch's cross-entropy ignores it."""
 
-_DAY = datetime(2024, 7, 26)
-"""What templates that name today's date are told (Llama's own default), or a run would go on with other rows."""
+_DATE = "26 Jul 2024"
+"""What templates that ask for today's date are told (Llama's own default), or a run would go on with other rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def taught_template(tokenizer: Any) -> ChatTemplate:
         ConfigError: a chat with its reply does not begin with the prompt for that reply, or nothing ends the reply, so
             that a model would never stop.
     """
-    template = ChatTemplate(tokenizer, {"date_string": f"{_DAY:%d %b %Y}", "strftime_now": _DAY.strftime})
+    template = ChatTemplate(tokenizer, {"date_string": _DATE})
     try:
         template.check()
     except TemplateRefused as error:

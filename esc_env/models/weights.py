@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -66,8 +67,10 @@ def load_model(path: str | Path, tokenizer: Any, *, kind: Any = None, **options:
         model: Any = kind.from_pretrained(**source, trust_remote_code=False, **options)
     if is_gguf(path):
         model.name_or_path = model.config.name_or_path = str(path)
-        if model.generation_config is not None:
+        if model.can_generate():
             model.generation_config.eos_token_id = sorted(end_tokens(model, tokenizer)) or None
+        # PEFT looks for a folder's configuration whenever it saves an adapter, and a file has none
+        warnings.filterwarnings("ignore", r"Could not find a config file in .*\.gguf", UserWarning)
     return model
 
 
