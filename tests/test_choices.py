@@ -112,7 +112,7 @@ def test_esc_says_once_what_a_server_takes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets its own
-    command = f"eval --agent builtin:template --agent builtin:parrot --critic openai/o@{server.url} --limit 3 --max-turns 2"
+    command = f"eval --agent builtin:template --agent builtin:parrot --critic openai/o@{server.url} --limit 3"
     with warnings.catch_warnings(action="default", category=FewerChoicesWarning), pytest.raises(SystemExit) as ended:
         main(command.split())
     told = capsys.readouterr()
