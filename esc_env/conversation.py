@@ -132,7 +132,7 @@ async def converse(
         trial: recorded in the trajectory.
         history: a dialogue to continue instead of opening one; it must end with the seeker. T counts from here.
         gate: bounds calls in flight.
-        told: called after every exchange.
+        told: called after every exchange, on esc-env's own event loop.
 
     Returns:
         The trajectory. Chairs that fail end it as `error`; a supporter that fails ends it as `supporter_failed`.

@@ -121,14 +121,17 @@ def shown(title: str = "", wanted: bool | None = None, *, kept: bool = True) -> 
         with _face(watch, wanted):
             yield watch
     except KeyboardInterrupt:
-        command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
-        ended = f"{watch.counted}{f' of {title}' if title else ''} have ended" if watch.last else "nothing has ended yet"
-        if kept:
-            ended += f"{' and are kept' if watch.last else ''}. To go on, type: {command}"
-        else:
-            ended += "; nothing is kept without --out"
-        print(f"\nStopped: {ended}", file=sys.stderr)
+        print(f"\nStopped: {_reached(watch, kept)}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _reached(watch: Watch, kept: bool) -> str:
+    of = f" of {watch.title}" if watch.title else ""
+    ended = f"{watch.counted}{of} have ended" if watch.last else "nothing has ended yet"
+    if not kept:
+        return f"{ended}; nothing is kept without --out"
+    command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
+    return f"{ended}{' and are kept' if watch.last else ''}. To go on, type: {command}"
 
 
 def _face(watch: Watch, wanted: bool | None) -> AbstractContextManager[None]:

@@ -29,11 +29,17 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong in a conversation that ended as `supporter_failed` or `error`."""
+    """What went wrong in a conversation that ended as `supporter_failed` or `error`.
+
+    Whatever an exception says can be kept: what is no UTF-8 text in its message becomes question marks.
+    """
 
     role: str
     kind: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message.encode(errors="replace").decode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -350,11 +350,12 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
         least += needed
     for row in cells[1:]:
         table.add_row(*map(Text, row))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH  # rich takes a dumb one for 80 wide
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     if least + 3 * len(columns) + 1 > width:
         table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
         width = max(width, least + len(columns) - 1)
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    page = Console(file=sys.stdout, highlight=False, width=width, height=24)  # dumb ones too
+    page.print(table)
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.models import budget as module
-from esc_env.models.budget import Budget, Budgeted, Price, price_of, spent
+from esc_env.models.budget import Budget, Budgeted, Price, ledger, price_of, spent
 from esc_env.protocols import Completion, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
 
@@ -114,6 +114,31 @@ def test_a_budget_that_cannot_be_kept_is_an_error_that_names_the_model():
         ask(Budgeted(Priceless(), Budget.parse("5 USD"), who="mine"))
     with pytest.raises(ModelUnavailable, match=r"mine does not report how many tokens"):
         ask(Budgeted(Priceless(Usage(1)), Budget.parse("50 tokens"), who="mine"))
+
+
+def test_the_ledger_knows_what_is_in_flight_how_long_calls_take_and_how_many_answers_are_cut():
+    class Cut(Priceless):
+        async def complete(self, *_, **options):
+            seen.append(ledger().flying)
+            return Completion(("I", "You"), ("length", "stop"), self.usage, latency=2.5)
+
+    class Fails(Priceless):
+        async def complete(self, *_, **__):
+            seen.append(ledger().flying)
+            raise ModelUnavailable("gone")
+
+    seen: list[int] = []
+    before = ledger()
+    model = Budgeted(Cut())
+    ask(model)
+    with pytest.raises(ModelUnavailable):
+        ask(Budgeted(Fails()))
+    asyncio.run(model.complete(CHAT, logprobs=20))
+    made = ledger().since(before)
+    assert seen == [1, 1, 1]
+    assert (made.flying, made.calls, made.unpriced, made.seconds) == (0, 2, 2, 5.0)
+    assert (made.answers, made.cut) == (2, 1), "one token asked for is none cut"
+    assert made.usage == Usage(2, 20, 20, 0.0)
 
 
 def test_budgeted_models_keep_the_contract_of_chat_models():

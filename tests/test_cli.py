@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -23,11 +24,13 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("ESC_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("esc_env.progress.QUIET", 3600.0)  # however slow the machine is, these runs are short
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(PEOPLE)))
     (tmp_path / "cli_agents.py").write_text(
         "def mine(messages): return 'What happened then?'\n"
         "def raises(messages): raise ValueError('my \\x1b[31mbug')\n"
+        "def foreign(messages): raise ValueError('\\u4f60 \\u2212 \\u00e9 \\udcff')\n"
         "def seeker_fails(scenario, dialogue): raise OSError('no network')\n"
     )
     yield tmp_path
@@ -180,6 +183,58 @@ def test_the_progress_bar_is_for_terminals_or_on_request(esc):
     command = ("eval", "--agent", "builtin:silent", "--scenarios", "people.jsonl", "--out", "run")
     assert esc(*command)[2] == ""
     assert f"{PEOPLE}/{PEOPLE}" in esc(*command, "--fresh", "--progress")[2]
+
+
+# --- consoles that cannot show every character ------------------------------------------------------
+
+
+@pytest.fixture
+def console(esc, monkeypatch, capsys):
+    """Type a command at a console of an encoding: (exit code, what it shows)."""
+
+    def type_(encoding: str, *arguments: str, typed: bytes = b"") -> tuple[int, str]:
+        shown = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding, write_through=True))
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding=encoding))
+            code, _, _ = esc(*arguments)
+            said = shown.getvalue()
+        return code, said.decode("utf-8" if encoding == "ascii" else encoding)  # click takes ASCII for a mistake
+
+    return type_
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii", "utf-8"])
+def test_no_console_costs_a_result(console, encoding):
+    command = ("eval", "-a", "python:cli_agents:foreign", "-a", "builtin:silent", "-s", "people.jsonl", "--out", "r")
+    code, out = console(encoding, *command)
+    assert code == 0, out
+    assert re.search(r"silent.* 0\.0 % .* [-−]\d\.\d\d ", out), "a minus that cannot be shown is a hyphen"
+    assert re.search(r"raised ValueError: (你|\?) [-−] [é?] \?", out)
+    assert ("┃" in out) == (encoding == "utf-8")
+    assert "r/builtin-silent--people.jsonl/report.html" in out
+    for other in (("leaderboard", "r"), ("scenarios", "people.jsonl"), ("doctor",), ("train", "--help"),
+                  ("validate", "gaming", "--only", "skilled", "--limit", "1", "--trials", "1")):  # fmt: skip
+        code, out = console(encoding, *other)
+        assert "Traceback" not in out
+        assert code == 0 or "BROKEN" in out
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii", "utf-8"])
+def test_whatever_bytes_are_typed_the_chat_goes_on(console, encoding):
+    code, out = console(encoding, "chat", "-s", "people.jsonl", "--seed", "1", typed=b"Hi \xff\xfe\x81\n/quit\n")
+    assert code == 0
+    assert "To meet the same person again" in out
+
+
+def test_a_stream_that_was_told_how_to_replace_is_left_alone(here):
+    script = (
+        "import sys\nfrom esc_env.cli import main\n"
+        "try: main(['doctor'])\nexcept SystemExit: print(sys.stdout.errors)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii:xmlcharrefreplace"})  # fmt: skip
+    assert done.stdout.endswith(b"xmlcharrefreplace" + os.linesep.encode())
 
 
 # --- leaderboard ----------------------------------------------------------------------------------

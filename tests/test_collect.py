@@ -23,6 +23,7 @@ from esc_env.cli import build_app
 from esc_env.conversation import Chairs, converse
 from esc_env.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError
+from esc_env.progress import Progress
 from esc_env.protocols import Reply, Usage
 from esc_env.records import TornLineWarning
 from esc_env.rules import Rules
@@ -241,19 +242,24 @@ def test_the_same_call_makes_nothing_again(tmp_path: Path):
     collect(Drawing(), FEW, **chairs(), out=tmp_path)
     before = (tmp_path / "candidates.jsonl").read_bytes()
     agent = Drawing()
-    told: list[tuple[str, int, int]] = []
-    made = collect(agent, FEW, **chairs(), out=tmp_path, progress=lambda *step: told.append(step))
+    told: list[Progress] = []
+    made = collect(agent, FEW, **chairs(), out=tmp_path, progress=told.append)
     assert agent.seeds == []
-    assert told == [("responses", 36, 36)]
+    assert told == [Progress(36, 36, "responses")]
     assert made.complete
     assert (tmp_path / "candidates.jsonl").read_bytes() == before
 
 
 def test_progress_counts_up_to_all(tmp_path: Path):
-    told: list[tuple[str, int, int]] = []
-    collect(Drawing(), FEW, **chairs(), candidates=2, out=tmp_path, progress=lambda *step: told.append(step))
-    assert [step for step in told if step[0] == "conversations"] == [("conversations", i, 3) for i in range(4)]
-    assert [done for what, done, _ in told if what == "responses"] == list(range(19))
+    told: list[Progress] = []
+    made = collect(Drawing(), FEW, **chairs(), candidates=2, out=tmp_path, progress=told.append)
+    for what, total in (("conversations", 3), ("responses", 18)):
+        steps = [step for step in told if step.what == what]
+        assert sorted({(step.done, step.total) for step in steps}) == [(i, total) for i in range(total + 1)]
+        assert steps == sorted(steps, key=lambda step: (step.done, step.turns))
+        assert steps[0].turns == 0
+    exchanges = sum(future.exchanges for sample in made.samples if not sample.tail for future in sample.futures)
+    assert told[-1].turns == exchanges, "futures count while they are simulated"
 
 
 def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Path):
@@ -269,9 +275,12 @@ def test_a_collection_killed_at_any_point_loses_and_repeats_nothing(tmp_path: Pa
                 async def respond(self, dialogue, *, seed):
                     await asyncio.sleep(0.004)
                     return Reply(f"line {int(seed.uniform('line') * 3)}")
-            def told(what, done, total):
-                print(what, done, total, flush=True)
-                sys.stdin.readline()  # goes on when it is told to, so that it cannot outrun being killed
+            done = None
+            def told(step):
+                global done
+                if done != (done := (step.what, step.done)):
+                    print(*done, flush=True)
+                    sys.stdin.readline()  # goes on when it is told to, so that it cannot outrun being killed
             if __name__ == "__main__":
                 collect(Slow(), "builtin:train", limit=3, rules=Rules(max_turns=3), candidates=2, concurrency=4,
                         out=sys.argv[1], progress=told)

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
-from esc_env.evaluation import Report, evaluate, read_run, success_interval
+from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
 from esc_env.evaluation.runner import CompleteRunWarning
 from esc_env.evaluation.statistics import clustered_bootstrap, clustered_mean, wilson
+from esc_env.progress import Progress
+from esc_env.protocols import Reply
 from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
-from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
+from esc_env.testing import FakeChatModel, Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 AGENT = ScriptedAgent(["What happened?", "And then?"])
 SEEKER = ScriptedSeeker(["I see.", "Maybe."])
@@ -204,6 +206,103 @@ def test_a_persona_that_all_scenarios_have_is_the_same_run(tmp_path):
     assert held(out=tmp_path / "a").run_key == held(out=tmp_path / "b", persona="cooperative").run_key
 
 
+def test_progress_tells_every_exchange_and_every_conversation(tmp_path):
+    told: list[Progress] = []
+    report = held(out=tmp_path / "run", concurrency=1, progress=told.append)
+    assert told[0] == Progress(0, 4)
+    assert [step.turns for step in told if not step.done] == [0, 1, 2, 3], "before any conversation has ended"
+    assert told[-1] == Progress(4, 4, turns=sum(trajectory.turns for trajectory in report.trajectories))
+
+
+def test_progress_counts_errors(tmp_path):
+    told: list[Progress] = []
+    held(out=tmp_path / "run", seeker=Faulty(SEEKER, dict.fromkeys(range(1, 9), OSError())), progress=told.append)
+    assert (told[-1].done, told[-1].errors) == (4, 4)
+
+
+# --- how models' answers end ----------------------------------------------------------------------
+
+
+class Endings:
+    """Says a reply of its own to each person, each ended in another way."""
+
+    identity: ClassVar = {"name": "endings", "max_tokens": 1024}
+    replies = (
+        Reply("", "She is sad, so", finish_reason="length"),
+        Reply("I hear", finish_reason="length"),
+        Reply("I cannot help with that.", finish_reason="refusal"),
+        Reply("", finish_reason="content_filter"),
+        Reply(" ", finish_reason="stop"),
+        Reply("I hear you.", finish_reason="stop"),
+        Reply("", "She is", finish_reason="length"),
+        Reply("Mm."),
+    )
+
+    async def respond(self, dialogue, *, seed):
+        return self.replies[int(dialogue.messages[0].content.split()[3])]
+
+
+def test_the_report_says_how_replies_ended_and_what_to_do(tmp_path):
+    report = held(Endings(), bank(8), out=tmp_path / "run", critic=ScriptedCritic([-0.5]), rules=Rules(max_turns=2))
+    assert report.replies == Replies(all=16, cut=6, cut_thinking=4, refused=2, filtered=2, empty=2, max_tokens=1024)
+    assert report.warnings == [
+        "25 % of the replies were cut while thinking, 12 % were cut, 12 % were refusals, 12 % were withheld by a "
+        "content filter, 12 % were empty; raise max_tokens (now 1,024): --agent-option max_tokens=2048"
+    ]
+    assert read_run(tmp_path / "run") == report
+    data = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert data["replies"]["cut_thinking"] == 4
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert report.warnings[0] in page
+    assert "<b>supporter, cut</b>" in page
+    kept = [message for line in lines(tmp_path / "run") for message in line["dialogue"]]
+    assert {"role": "supporter", "content": "", "thought": "She is", "finish_reason": "length"} in kept
+    assert {"role": "supporter", "content": "Mm."} in kept, "what no model wrote has no reason"
+
+
+def test_whole_replies_need_no_warning_and_their_ending_changes_nothing_else(tmp_path):
+    class Plain(Endings):
+        replies = (Reply("I hear you."),) * 4
+
+    class Ended(Endings):
+        replies = (Reply("I hear you.", finish_reason="stop"),) * 4
+
+    plain, ended = (held(agent, out=tmp_path / name) for name, agent in (("a", Plain()), ("b", Ended())))
+    assert plain.warnings == ended.warnings == []
+    assert plain.replies == ended.replies
+    assert plain.run_key == ended.run_key
+
+
+def test_a_record_from_before_replies_had_an_ending_is_read(tmp_path):
+    report = held(out=tmp_path / "run")
+    for line in lines(tmp_path / "run"):
+        assert not any("finish_reason" in message for message in line["dialogue"])
+        assert not any("unreadable" in verdict for verdict in line["verdicts"])
+    assert read_run(tmp_path / "run") == report
+    assert report.unreadable_votes is None, "no chat model has voted"
+
+
+@pytest.mark.parametrize("wrong", [7, "\ud800"])
+@pytest.mark.parametrize("field", ["thought", "strategy", "finish_reason"])
+def test_a_reply_with_what_is_no_text_is_the_supporters_failure(tmp_path, field, wrong):
+    class Wrong(Endings):
+        replies = (Reply("Mm.", **{field: wrong}),) * 4
+
+    report = held(Wrong(), out=tmp_path / "run")
+    assert (report.completed, report.supporter_failures) == (4, 4)
+
+
+def test_the_report_says_how_many_of_the_critics_first_answers_were_unreadable(tmp_path):
+    unsure = FakeChatModel(lambda call, choice: "well" if call.n == 10 and choice < 2 else "B")
+    report = held(out=tmp_path / "run", critic=unsure)
+    assert report.unreadable_votes == 0.2
+    assert all(verdict.valid_votes == 10 for item in report.trajectories for verdict in item.verdicts), "asked again"
+    assert report.warnings[0].startswith("20 % of the critic's first answers could not be read")
+    assert read_run(tmp_path / "run").unreadable_votes == 0.2
+    sure = held(out=tmp_path / "sure", critic=FakeChatModel("B"))
+    assert (sure.unreadable_votes, sure.warnings) == (0.0, [])
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 
@@ -217,10 +316,10 @@ def test_a_complete_run_is_not_run_again(tmp_path):
     first = held(respond, out=tmp_path / "run")
     before = len(calls)
     with pytest.warns(CompleteRunWarning, match="fresh=True"):
-        second = held(respond, out=tmp_path / "run", progress=lambda done, all_: told.append((done, all_)))
+        second = held(respond, out=tmp_path / "run", progress=told.append)
     assert len(calls) == before
     assert second == first
-    assert told == [(4, 4)]
+    assert told == [Progress(4, 4)]
 
 
 def test_fresh_starts_over_and_keeps_the_old_run_beside_it(tmp_path):

@@ -338,6 +338,7 @@ def test_unreadable_votes_are_asked_again_under_another_seed():
     model = FakeChatModel(["D"] * 7 + ["no idea"] * 3 + ["B"] * 3)
     ballot = judged(model)
     assert ballot.votes == (1.0,) * 7 + (-0.5,) * 3
+    assert ballot.unreadable == 3
     assert [call.n for call in model.calls] == [10, 3]
     assert len({call.seed for call in model.calls}) == 2
 
@@ -358,6 +359,7 @@ def test_a_vote_that_was_cut_off_refused_or_withheld_is_asked_again(reason):
 def test_votes_that_stay_unreadable_are_none_and_half_of_them_an_error():
     ballot = judged(FakeChatModel(lambda call, choice: "D" if call.n == 10 and choice < 6 else "hm"))
     assert ballot.votes == (1.0,) * 6 + (None,) * 4
+    assert ballot.unreadable == 4, "of the first answers, not of all"
     assert ballot.usage.requests == 3
     assert Rules().count(ballot).valid_votes == 6
     chairs = Chairs(LLMSeeker(FakeChatModel("I see.")), LLMCritic(FakeChatModel("not solved")))
@@ -369,7 +371,8 @@ def test_votes_that_stay_unreadable_are_none_and_half_of_them_an_error():
 
 def test_a_server_that_gives_fewer_choices_is_asked_for_the_rest():
     model = FakeChatModel("C", max_choices=3)
-    assert judged(model).votes == (0.5,) * 10
+    ballot = judged(model)
+    assert (ballot.votes, ballot.unreadable) == ((0.5,) * 10, 0)
     assert [call.n for call in model.calls] == [10, 7, 4, 1]
     assert len({call.seed for call in model.calls}) == 4
 

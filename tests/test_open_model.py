@@ -390,7 +390,7 @@ def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, t
     fakes.person.latency = 0.0
     assert evaluate("python:my_models:helper", bank(30), **held, time_limit=60).complete
 
-    def hang(done, episodes):
+    def hang(reached):
         fakes.person.latency = 3600.0
 
     held["out"] = "hangs"

@@ -363,7 +363,7 @@ class _Job:
 
 
 def _reason(role: str, message: str) -> str:
-    return f"{role}: {' '.join(message.split())[:300]}"
+    return f"{role}: {' '.join(message.split())[:300]}".encode(errors="replace").decode()
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, source: Source) -> ScenarioSet:

@@ -116,6 +116,7 @@ def test_the_command_line(server: RealServer, tmp_path: Path, wire: str) -> None
     command = [
         sys.executable, "-c", "from esc_env.cli import main; main()", "eval", "--agent", "builtin:template", "--critic",
         server.model, "--critic-mode", "logprobs", "--limit", "2", "--max-turns", "1", "--wire", wire, "--out", "run",
+        "--no-progress",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

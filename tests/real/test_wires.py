@@ -14,8 +14,7 @@ from esc_env import Dialogue, Message, Scenario
 from esc_env.critics import critic_messages
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable
-from esc_env.models import ModelSettings, check_model, open_model
-from esc_env.models.choices import FewerChoicesWarning
+from esc_env.models import ModelSettings, check_model, effective, open_model
 from esc_env.protocols import ChatModel, Completion
 from esc_env.seekers import seeker_messages
 
@@ -61,15 +60,16 @@ def test_a_seed_repeats_a_text_and_another_seed_gives_another(server: RealServer
     assert len(set(texts)) == 3
 
 
+@pytest.mark.filterwarnings("default::esc_env.models.choices.FewerChoicesWarning")  # told once per endpoint
 @pytest.mark.parametrize("wire", WIRES)
 def test_ten_votes_come_from_a_server_of_eight_slots(server: RealServer, wire: str) -> None:
     assert SLOTS < 10
-    model = opened(server, wire, timeout=121.0)  # one that has not learned yet
-    with pytest.warns(FewerChoicesWarning, match=f"openai/smollm2-135m gives at most {SLOTS} "):
-        first = ask(model, n=10, temperature=1.1, max_tokens=6)
+    model = opened(server, wire)
+    first = ask(model, n=10, temperature=1.1, max_tokens=6)
     assert len(first.texts) == len(first.finish_reasons) == 10
     assert len(set(first.texts)) >= 5, "each has a seed of its own"
     assert first.usage.requests == 2
+    assert effective(model)["n"] == f"at most {SLOTS} a request"
     again = ask(model, n=10, temperature=1.1, max_tokens=6)
     assert (again.texts, again.usage.requests) == (first.texts, 2)
 
