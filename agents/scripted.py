@@ -149,7 +149,7 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
 
 def _told(text: str) -> str:
     """A reply without a short first sentence, which mostly is a reaction and tells nothing."""
-    first, _, rest = (part.strip() for part in re.sub(r"([.!?]+)\s+", r"\1\n", text, count=1).partition("\n"))
+    first, _, rest = (part.strip() for part in re.sub(r"(?<![.!?])([.!?]+)\s+", r"\1\n", text, count=1).partition("\n"))
     return rest if rest and len(first.split()) <= 8 else text
 
 

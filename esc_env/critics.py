@@ -46,13 +46,13 @@ _MARKS = str.maketrans(
 )  # fmt: skip
 """Of full-width letters, Markdown, LaTeX, brackets and quotes, only letters, `(`, `)`, `"` and `'` are left."""
 _BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
-_KEY = re.compile(r"(?:my |final |chosen )*(?:answer|option|verdict|choice|vote)")
+_KEY = re.compile(r"(?:(?:my|the) )?(?:final |chosen )?(?:answer|option|verdict|choice|vote)")
 _OPTION = re.compile(
-    rf"""["(]* (?: (?P<letter>[A-D]) | (?P<words>{"|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))}) )
+    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))}) )
         (?![\w'])
-        (?: [")]* (?:\s*\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
-          | [.!")]*[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
-          | (?P<bound> [")]* (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
+        (?: [")]{{0,4}}+ (?:\s*+\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
+          | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
+          | (?P<bound> [")]{{0,4}}+ (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
     re.IGNORECASE | re.VERBOSE,
 )
 """An option that a sentence or line ends with, or (`bound`) that only its own words may follow."""
@@ -68,8 +68,13 @@ _ANNOUNCED = re.compile(
 _QUOTED = re.compile(r'"[^"\n]*"')
 _LETTER = re.compile(r"(?<![\w'])(?:A(?!\ (?!or\b|and\b|is\b|nor\b|but\b)[a-z])|[B-D])(?![\w'])")
 """A letter that names an option: not the article of "A person like this"."""
+_AGREES = re.compile(r"\W{0,4}+(yes|no)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer)\b(?: \w+){{0,3}}? ({'|'.join(VOTES)})\b", re.IGNORECASE
+)
+_EITHER = re.compile(rf"\bor (?:the )?(?:{'|'.join(VOTES)})\b", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"\W*(?:but|though|although|or|if|unless|not|yet|almost|nearly|maybe|perhaps|partly|partially|hardly)\b", re.I
+    r"\W{0,4}+(?:but|though|although|or|if|unless|not|yet|almost|nearly|maybe|perhaps|partly|partially|hardly)\b", re.I
 )
 _UNSAID = ("length", "refusal", "content_filter")
 """Finish reasons for which what there is of an answer is no vote."""
@@ -274,15 +279,14 @@ def _stands(option: str, rest: str, *, bound: bool) -> bool:
     sentences = [sentence.strip("()\"' ,:–—-") for sentence in re.split(r"[.!?;\n]+", own)]
     named = [name for sentence in sentences if (name := _option(sentence))]
     letters = [_LETTERS[letter] for letter in _LETTER.findall(own)]
-    agrees = re.match(r"\W*(yes|no)\b", own, re.I)
-    denied = rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer)(?: \w+){{0,3}} {option}\b"
-    either = rf"\bor (?:the )?(?:{'|'.join(VOTES)})\b"
+    agrees = _AGREES.match(own)
     return (
         not (bound and (not sentences or _option(sentences[0]) != option))
         and {*named, *letters} <= {option}
         and not _HEDGE.match(own)
         and not (agrees and (agrees[1].lower() == "yes") != (option == "solved"))
-        and not re.search(rf"{denied}|{either}", own, re.I)
+        and option not in (denied[1].lower() for denied in _DENIED.finditer(own))
+        and not _EITHER.search(own)
     )
 
 

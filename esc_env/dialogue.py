@@ -79,7 +79,7 @@ _EDGE = re.compile(rf"{CONTROL.pattern} | </?(?:answer|response|output)> | <{_TA
 """What stands around a reply: control tokens, and the tags of Hunyuan A13B, ERNIE 4.5, Marco-o1, Reflection-70B."""
 _LEAD: Mapping[Role, re.Pattern[str]] = {
     role: re.compile(
-        rf"""(?: \s*+ (?: (?!{_OPENS}|{_CLOSES}) (?:{_EDGE.pattern})
+        rf"""\A (?: \s*+ (?: (?!{_OPENS}|{_CLOSES}) (?:{_EDGE.pattern})
                 | [*_\[(\#]*+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
         re.IGNORECASE | re.VERBOSE,
     )

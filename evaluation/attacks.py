@@ -47,7 +47,7 @@ def _turn(chat: Sequence[ChatMessage]) -> int:
 
 def _story(text: str) -> str:
     """A reply without a short first sentence, which mostly is a mere reaction."""
-    first, _, rest = re.sub(r"([.!?]+)\s+", r"\1\n", text, count=1).partition("\n")
+    first, _, rest = re.sub(r"(?<![.!?])([.!?]+)\s+", r"\1\n", text, count=1).partition("\n")
     return rest if rest and len(first.split()) <= 16 else text
 
 

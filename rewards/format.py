@@ -11,7 +11,7 @@ from esc_env.rewards.rows import Text, raw_text
 
 __all__ = ["ThinkFormatReward"]
 
-_FORM = re.compile(r"\s*<think>(?P<thought>.*?)</think>(?P<reply>.*)", re.DOTALL)
+_FORM = re.compile(r"\A\s*+<think>(?P<thought>.*?)</think>(?P<reply>.*)", re.DOTALL)
 _TAG = re.compile(r"<\s*+/?+\s*+think\s*+/?+\s*+>", re.IGNORECASE)
 
 
