@@ -151,7 +151,10 @@ def _bar(watch: Watch) -> Iterator[None]:
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         console = Console(file=sys.stderr, width=WIDTH)
-    with Live(get_renderable=lambda: _drawn(watch, console.width), console=console, transient=console.is_terminal):
+    with Live(
+        get_renderable=lambda: _drawn(watch, console.width), console=console, transient=console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+    ):  # fmt: skip
         yield
 
 
@@ -171,7 +174,7 @@ def _drawn(watch: Watch, width: int) -> RenderableType:
     row.add_column(no_wrap=True)
     row.add_row(
         Text(title, overflow="ellipsis"),
-        ProgressBar(last.total, last.done) if last else ProgressBar(None, pulse=True),
+        ProgressBar(max(last.total, 1), last.done) if last else ProgressBar(None, pulse=True),
         Text(f"{last.done:,}/{last.total:,}" if last else ""),
     )
     return Group(row, Text(watch.details, style="dim"))
