@@ -47,8 +47,9 @@ _MARKS = str.maketrans(
 """Of full-width letters, Markdown, LaTeX, brackets and quotes, only letters, `(`, `)`, `"` and `'` are left."""
 _BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
 _KEY = re.compile(r"(?:(?:my|the) )?(?:final |chosen )?(?:answer|option|verdict|choice|vote)")
+_WORDS = "|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))
 _OPTION = re.compile(
-    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))}) )
+    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{_WORDS}) )
         (?![\w'])
         (?: [")]{{0,4}}+ (?:\s*+\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
           | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
