@@ -5,6 +5,7 @@ What so small a model says is not tested; it may break its role, and its votes m
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from esc_env import Rules
 from esc_env.agents.chat import ChatAgent
 from esc_env.critics import LLMCritic
 from esc_env.evaluation import Report, evaluate
-from esc_env.models import ModelSettings, open_model
+from esc_env.models import ModelSettings, check_model, open_model
 from esc_env.models.choices import FewerChoicesWarning
 from esc_env.seekers import LLMSeeker
 
@@ -90,6 +91,16 @@ def test_all_three_chairs_at_once_recorded_and_replayed_without_the_server(serve
     kept = [sorted((tmp_path / name).glob("*.jsonl")) for name in ("first", "again")]
     assert kept[0], "the conversations are kept"
     assert [file.read_bytes() for file in kept[0]] == [file.read_bytes() for file in kept[1]]
+
+
+def test_a_server_with_more_to_do_than_it_can_answer_in_time_is_waited_for(server: RealServer, tmp_path: Path) -> None:
+    """Each answer waits for all others; whoever gave up and began anew would never be answered."""
+    model = open_model(server.model, ModelSettings(timeout=1.0))
+    asyncio.run(check_model(model))
+    report = evaluate(
+        ChatAgent(model, max_tokens=16), rules=Rules(max_turns=1), limit=16, concurrency=16, out=tmp_path
+    )  # fmt: skip
+    assert (report.completed, report.errors) == (16, 0), report.failure_messages
 
 
 def test_a_conversation_too_long_for_the_context_is_the_supporters_failure(server: RealServer, tmp_path: Path) -> None:
