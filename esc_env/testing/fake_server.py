@@ -187,9 +187,12 @@ class FakeServer:
                 raise TimeoutError(f"the fake server at {self.url} still runs {LONGEST:g} s after it was told to stop")
             self._thread = None
 
-    def wait(self) -> None:
-        """Block until the server stops."""
+    def wait(self, seconds: float = float("inf")) -> None:
+        """Block until the server stops. Raises TimeoutError when it still runs after so many seconds."""
+        deadline = time.monotonic() + seconds
         while self._thread is not None and self._thread.is_alive():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the fake server at {self.url} still runs after {seconds:g} s")
             self._thread.join(0.5)
 
     async def _serve(self, ready: Future[None]) -> None:
