@@ -1,4 +1,4 @@
-"""Scenarios that tests write themselves, so that they need no data."""
+"""Scenarios that tests write themselves, so that they need no data; and bounds on whatever tests wait for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from esc_env import Scenario, ScenarioSet
 
@@ -19,6 +20,10 @@ what."""
 # Programs that tests start and interrupt inherit what this one does about Ctrl-C, and a shell that starts the suite in
 # the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On a busy machine an example may take long for no reason of its own.
+settings.register_profile("esc-env", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("esc-env")
 
 
 @pytest.hookimpl(wrapper=True)
