@@ -80,7 +80,7 @@ _EDGE = re.compile(rf"{CONTROL.pattern} | </?(?:answer|response|output)> | <{_TA
 _LEAD: Mapping[Role, re.Pattern[str]] = {
     role: re.compile(
         rf"""\A (?: \s*+ (?: (?!{_OPENS}|{_CLOSES}) (?:{_EDGE.pattern})
-                | [*_\[(\#]*+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
+                | [*_\[(\#]*+ \ ?+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
         re.IGNORECASE | re.VERBOSE,
     )
     for role, names in NAMES.items()
