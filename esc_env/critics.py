@@ -51,7 +51,7 @@ _KEY = re.compile(r"(?:(?:my|the) )?(?:final |chosen )?(?:answer|option|verdict|
 _OPTION = re.compile(
     rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))}) )
         (?![\w'])
-        (?: [")]{{0,4}}+ (?:\s*+\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
+        (?: [.!]?+[")]{{0,4}}+\s*+\Z | [")]{{0,4}}+ (?:\ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
           | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
           | (?P<bound> [")]{{0,4}}+ (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
     re.IGNORECASE | re.VERBOSE,
