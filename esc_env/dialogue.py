@@ -183,7 +183,7 @@ def _in_quotes(text: str, begin: int, end: int) -> bool:
 
 
 def _mentioned(mark: re.Match[str]) -> bool:
-    """Whether a word-like mark is part of a sentence: words before it on its line, and the sentence goes on after it."""
+    """Whether a word-like mark is part of a sentence: it has words before it, and the sentence goes on after it."""
     if "|" in mark[0]:
         return False
     text, begin, end = mark.string, mark.start(), mark.end()
@@ -193,7 +193,7 @@ def _mentioned(mark: re.Match[str]) -> bool:
     goes_on = bool(_GOES_ON.match(after)) or (after[:1] in " \t" and bool(follows) and not follows.isupper())
     if mark["open"] is None:
         return bool(middle) and goes_on
-    return bool(spaced) and goes_on or bool(middle) and after[:1] in ("", " ", "\t")
+    return (bool(spaced) and goes_on) or (bool(middle) and after[:1] in ("", " ", "\t"))
 
 
 def _plain(thought: str) -> str:

@@ -390,7 +390,7 @@ def test_any_json_is_a_completion_or_a_typed_error(data: object) -> None:
 @pytest.mark.parametrize(
     ("message", "reason", "text"),
     [
-        ({"content": "I hear you.", "reasoning_content": "She is sad."}, "stop", "<think>She is sad.</think>I hear you."),
+        ({"content": "Hm.", "reasoning_content": "She is sad."}, "stop", "<think>She is sad.</think>Hm."),
         ({"content": "", "reasoning": "She is sad."}, "length", "<think>She is sad.</think>"),
         ({"content": None, "reasoning_content": "She is sad, and"}, "length", "<think>She is sad, and"),
         ({"content": None, "reasoning": "She is sad, and"}, "content_filter", "<think>She is sad, and"),

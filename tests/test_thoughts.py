@@ -46,13 +46,15 @@ FORMS = {
     "LongCat": f"<longcat_think>{THOUGHT}</longcat_think>{SAID}",
     "Magistral": f"[THINK]{THOUGHT}[/THINK]{SAID}</s>",
     "Kimi-VL": f"◁think▷{THOUGHT}◁/think▷{SAID}",
-    "Kimi K3": f"<|open|>think<|sep|>{THOUGHT}<|close|>think<|sep|><|open|>response<|sep|>{SAID}<|close|>response<|sep|>"
-        "<|end_of_msg|>",
+    "Kimi K3":
+        f"<|open|>think<|sep|>{THOUGHT}<|close|>think<|sep|><|open|>response<|sep|>{SAID}"
+        "<|close|>response<|sep|><|end_of_msg|>",
     "think as a token": f"<|think|>{THOUGHT}<|/think|>{SAID}",
     "Command A": f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>{SAID}<|END_RESPONSE|>",
     "Command A, opened by the template": f"{THOUGHT}<|END_THINKING|><|START_TEXT|>{SAID}<|END_TEXT|>",
     "Sky-T1, OpenThinker":
-        f"<|begin_of_thought|>\n\n{THOUGHT}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{SAID}\n\n<|end_of_solution|>",
+        f"<|begin_of_thought|>\n\n{THOUGHT}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{SAID}"
+        "\n\n<|end_of_solution|>",
     "s1": f"<|im_start|>think\n{THOUGHT}\n<|im_start|>answer\n{SAID}<|im_end|>",
     "Apertus": f"<|inner_prefix|>{THOUGHT}<|inner_suffix|>{SAID}",
     "Inkling": f"<|message_model|><|content_thinking|>{THOUGHT}<|end_message|><|message_model|><|content_text|>{SAID}"
@@ -61,17 +63,19 @@ FORMS = {
     "Pangu": f"[unused16]{THOUGHT}[unused17]{SAID}",
     "Granite 3.2": f"Here is my thought process:\n{THOUGHT}\nHere is my response:\n{SAID}",
     "Granite 3.2, quantised": f"Here's my thought process: {THOUGHT} Here's my response: {SAID}",
-    "gpt-oss": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{SAID}<|return|>",
+    "gpt-oss":
+        f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{SAID}<|return|>",
     "gpt-oss, opened by the template":
         f"{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{SAID}",
     "gpt-oss with commentary":
-        f"<|start|>assistant<|channel|>analysis<|message|>She sounds tired; <|end|><|start|>assistant<|channel|>commentary"
-        f"<|message|>ask first.<|end|><|start|>assistant<|channel|>final <|constrain|>text<|message|>{SAID}<|end|>",
+        f"<|start|>assistant<|channel|>analysis<|message|>She sounds tired; <|end|><|start|>assistant"
+        f"<|channel|>commentary<|message|>ask first.<|end|>"
+        f"<|start|>assistant<|channel|>final <|constrain|>text<|message|>{SAID}<|end|>",
     "gpt-oss that thinks on":
         f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{SAID}<|end|>"
         "<|start|>assistant<|channel|>analysis<|message|>",
     "gpt-oss without its tokens": f"analysis{THOUGHT}assistantfinal{SAID}",
-    "label after it": f"<think>{THOUGHT}</think>\n**Supporter:** {SAID}",
+    "label later": f"<think>{THOUGHT}</think>\n**Supporter:** {SAID}",
 }  # fmt: skip
 
 
@@ -87,7 +91,8 @@ OPENERS = (
     "<think>", "<thinking>\n", "<thought>", "<reasoning>", "<reflection>", "<seed:think>", "[THINK]", "◁think▷",
     "<|think|>", "<|START_THINKING|>", "<|begin_of_thought|>\n", "<|im_start|>think\n", "<|inner_prefix|>",
     "<|content_thinking|>", "<|channel>thought\n", "[unused16]", "<|open|>think<|sep|>",
-    "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>",
+    "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>analysis<|message|>",
+    "<|channel|>commentary<|message|>",
     "<|channel|>commentary to=functions.look <|constrain|>json<|message|>", "Here is my thought process:", "analysis",
     "Supporter: <think>", "<|im_start|>assistant\n<think>\n", "<think></think><reflection>",
 )  # fmt: skip
@@ -172,7 +177,8 @@ ENDINGS = (
 )  # fmt: skip
 BEGINNINGS = (
     "Supporter: ", "Assistant:", "**Supporter:** ", "**Supporter**: ", "[Supporter]: ", "supporter：", "支持者：",
-    "Therapist: ", "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<start_of_turn>model\n",
+    "Therapist: ", "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<start_of_turn>model\n",
     "<s>", "[/INST] ", "<|assistant|>\nSupporter: ", "<｜Assistant｜>", "### Assistant: ",
 )  # fmt: skip
 
@@ -221,7 +227,7 @@ def test_the_replies_of_real_models_come_out_right():
 # --- through every door -------------------------------------------------------------------------------------------
 
 DIALOGUE = Dialogue((Message("seeker", "I feel low."),))
-SOME = {name: FORMS[name] for name in ("thinking", "Magistral", "gpt-oss", "Granite 3.2", "Command A", "label after it")}
+SOME = {name: FORMS[name] for name in ("thinking", "Magistral", "gpt-oss", "Granite 3.2", "Command A", "label later")}
 
 
 @pytest.mark.parametrize("text", SOME.values(), ids=SOME)
@@ -266,7 +272,7 @@ def test_a_reply_read_from_text_is_split_too():
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "DeepSeek-R1, Qwen3"])
 def test_only_the_papers_form_is_rewarded(name):
-    rewarded = {"tokens set apart by spaces", "answer (Hunyuan A13B)", "response (ERNIE 4.5)", "label after it"}
+    rewarded = {"tokens set apart by spaces", "answer (Hunyuan A13B)", "response (ERNIE 4.5)", "label later"}
     assert ThinkFormatReward().holds(FORMS[name]) is (name in rewarded)
 
 
