@@ -121,7 +121,7 @@ def test_the_patterns_are_found():
     assert {"esc_env.agents.chat._LABEL", "esc_env.rewards.format._TAG", r"[^\S\n]+"} <= set(PATTERNS)
 
 
-@pytest.mark.parametrize("pattern", [r"\s+x", r"^[\s*_]*x", r"<\s*/?\s*think", "[.!]+ x", r"(?m)^[\s*]*(?:a|b)\s*:"])
+@pytest.mark.parametrize("pattern", [r"\s+x", r"(?m)^[\s*_]*x", r"<\s*/?\s*think", "[.!]+ x", r"(?m)^[\s*]*(?:a|b):"])
 def test_a_pattern_that_looks_at_every_character_again_is_noticed(pattern):
     assert _slow(re.compile(pattern).search, pattern)
 
