@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=1800.0, help="seconds that one run may take (default: 1800)")
     parser.add_argument("arguments", nargs="+", help="files of tests, or anything else for pytest after --")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
     tally: Counter[str] = Counter()
     good = 0
     with busy(options.busy):

@@ -87,8 +87,13 @@ def _ours() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            _Thread("esc-env", functools.partial(_serve, _loop)).start()
+            loop = asyncio.new_event_loop()
+            try:
+                _Thread("esc-env", functools.partial(_serve, loop)).start()
+            except RuntimeError:  # no more threads: a loop that nobody runs would be waited for for ever
+                loop.close()
+                raise
+            _loop = loop
         return _loop
 
 
@@ -136,7 +141,11 @@ def start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[
 
     `wait` for the outcome after cancelling.
     """
-    loop = _ours()
+    try:
+        loop = _ours()
+    except RuntimeError:
+        coroutine.close()
+        raise
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
 

@@ -61,6 +61,30 @@ def test_import_and_constructors_start_no_thread():
     assert printed == "1\n2\n"
 
 
+def test_without_threads_left_a_call_fails_and_the_next_one_does_not_wait_for_ever():
+    printed = python(
+        """
+        import threading, gymnasium as gym, esc_env
+
+        begin = threading.Thread.start
+
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        env = gym.make("ESConv-v0")
+        threading.Thread.start = refuse
+        try:
+            env.unwrapped.reset(seed=0)
+        except RuntimeError as error:
+            print(error)
+        threading.Thread.start = begin
+        env.reset(seed=0)
+        print(env.step("Hello.")[4]["turn"])
+        """
+    )
+    assert printed == "can't start new thread\n1\n"
+
+
 def test_everything_runs_on_one_thread_of_its_own():
     assert run(where()) == run(where()) == "esc-env"
 
@@ -289,6 +313,7 @@ def test_a_program_does_not_end_later_for_a_call_that_blocks_for_ever():
     assert time.monotonic() - ended < GRACE + 10
 
 
+@pytest.mark.skipif((3, 12) <= sys.version_info < (3, 12, 2), reason="Python 3.12.1 starts no threads at exit")
 def test_what_runs_at_exit_may_still_use_the_loop():
     code = """
         import atexit
