@@ -24,7 +24,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
@@ -40,6 +40,7 @@ left where it is, which harms nobody."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_ending: asyncio.AbstractEventLoop | None = None
 _orphans: list[asyncio.AbstractEventLoop] = []
 
 
@@ -73,10 +74,12 @@ class _Thread(threading.Thread):
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop while it is ours: a sys.exit() in somebody's coroutine ends that coroutine, not the loop."""
-    while _loop is loop:
+    """Run the loop until `_end`: a sys.exit() in somebody's coroutine ends that coroutine, not the loop."""
+    while _ending is not loop:
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
             loop.run_forever()
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        loop.run_until_complete(settle())
     loop.close()
 
 
@@ -84,30 +87,38 @@ def _ours() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            _Thread("esc-env", functools.partial(_serve, _loop)).start()
+            loop = asyncio.new_event_loop()
+            try:
+                _Thread("esc-env", functools.partial(_serve, loop)).start()
+            except RuntimeError:  # no more threads: a loop that nobody runs would be waited for for ever
+                loop.close()
+                raise
+            _loop = loop
         return _loop
 
 
 @atexit.register
 def _end() -> None:
-    """End our threads before the interpreter ends. A second Ctrl-C ends the waiting for them."""
-    global _loop
+    """End our threads before the interpreter ends: first the loop, then the calls. A second Ctrl-C ends the waiting."""
+    global _loop, _ending
     loop = _loop
     if loop is None:
         return
+    ours = [thread for thread in threading.enumerate() if isinstance(thread, _Thread)]
     with contextlib.suppress(KeyboardInterrupt):
-        settled = asyncio.run_coroutine_threadsafe(settle(), loop)
-        concurrent.futures.wait([settled], GRACE)
-        _loop = None  # whoever runs something later, at exit too, starts another
+        _ending = loop
         loop.call_soon_threadsafe(loop.stop)
-        ours = [thread for thread in threading.enumerate() if isinstance(thread, _Thread)]
+        _join([thread for thread in ours if thread.name == "esc-env"])
         for thread in ours:
-            if thread.name != "esc-env" or not settled.done():
-                thread.stop()
-        deadline = time.monotonic() + GRACE
-        for thread in ours:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.stop()
+        _join(ours)
+    _loop = None  # whoever runs something later, at exit too, starts another
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    deadline = time.monotonic() + GRACE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 async def settle() -> None:
@@ -130,7 +141,11 @@ def start(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[
 
     `wait` for the outcome after cancelling.
     """
-    loop = _ours()
+    try:
+        loop = _ours()
+    except RuntimeError:
+        coroutine.close()
+        raise
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
 

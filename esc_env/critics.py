@@ -44,14 +44,12 @@ _MARKS = str.maketrans(
      **dict.fromkeys("[{［｛【", "("), **dict.fromkeys("]}］｝】", ")"), **dict.fromkeys("“”„「」«»", '"'),
      "’": "'", "。": "."}
 )  # fmt: skip
-"""Of full-width letters, Markdown, LaTeX, brackets and quotes, only letters, `(`, `)`, `"` and `'` are left."""
+"""Full-width letters as plain ones; of Markdown, LaTeX, brackets and quotation marks only `(`, `)`, `"` and `'`."""
 _BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
 _KEY = re.compile(r"(?:(?:my|the) )?(?:final |chosen )?(?:answer|option|verdict|choice|vote)")
-_WORDS = "|".join(re.escape(words) for words in (*VOTES, *_SENTENCES))
 _OPTION = re.compile(
-    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{_WORDS}) )
-        (?![\w'])
-        (?: [")]{{0,4}}+ (?:\s*+\Z | \ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
+    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(map(re.escape, (*VOTES, *_SENTENCES)))}) ) (?![\w'])
+        (?: [.!]?+[")]{{0,4}}+\s*+\Z | [")]{{0,4}}+ (?:\ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
           | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
           | (?P<bound> [")]{{0,4}}+ (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
     re.IGNORECASE | re.VERBOSE,
@@ -278,7 +276,7 @@ def _stands(option: str, rest: str, *, bound: bool) -> bool:
     """Whether an option stands, given what is said after it; `bound` when only its own words may follow at once."""
     own = _QUOTED.sub(" ", rest)
     sentences = [sentence.strip("()\"' ,:–—-") for sentence in re.split(r"[.!?;\n]+", own)]
-    named = [name for sentence in sentences if (name := _option(sentence))]
+    named = [name for part in (*sentences, *re.split(r"[.!?;\n,:()–—-]+", own)) if (name := _option(part))]
     letters = [_LETTERS[letter] for letter in _LETTER.findall(own)]
     agrees = _AGREES.match(own)
     return (

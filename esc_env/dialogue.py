@@ -80,7 +80,7 @@ _EDGE = re.compile(rf"{CONTROL.pattern} | </?(?:answer|response|output)> | <{_TA
 _LEAD: Mapping[Role, re.Pattern[str]] = {
     role: re.compile(
         rf"""\A (?: \s*+ (?: (?!{_OPENS}|{_CLOSES}) (?:{_EDGE.pattern})
-                | [*_\[(\#]*+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
+                | [*_\[(\#]*+ \ ?+ (?:{names}) [*_\])]*+ \s*+ [:：] [*_]*+ ) )++ \s*+""",
         re.IGNORECASE | re.VERBOSE,
     )
     for role, names in NAMES.items()
@@ -183,7 +183,7 @@ def _in_quotes(text: str, begin: int, end: int) -> bool:
 
 
 def _mentioned(mark: re.Match[str]) -> bool:
-    """Whether a word-like mark is part of a sentence: words stand before it on its line, and more follows."""
+    """Whether a word-like mark is part of a sentence: it has words before it, and the sentence goes on after it."""
     if "|" in mark[0]:
         return False
     text, begin, end = mark.string, mark.start(), mark.end()

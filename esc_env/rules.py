@@ -13,7 +13,7 @@ from esc_env.protocols import Ballot, Verdict
 
 __all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever the behaviour of the protocol changes; part of every fingerprint."""
 
 

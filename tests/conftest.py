@@ -1,16 +1,75 @@
-"""Scenarios that tests write themselves, so that they need no data."""
+"""Scenarios that tests write themselves, so that they need no data; and bounds on whatever tests wait for."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import threading
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from esc_env import Scenario, ScenarioSet
+
+LONGEST = 900
+"""Seconds that one test may take, on however busy a machine. One that waits for ever fails, and its traceback says for
+what."""
 
 # Programs that tests start and interrupt inherit what this one does about Ctrl-C, and a shell that starts the suite in
 # the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On a busy machine an example may take long for no reason of its own.
+settings.register_profile("esc-env", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("esc-env")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Raise TimeoutError in a test that takes too long, wherever it waits."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"{item.nodeid} still waits after {LONGEST} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        return (yield)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LONGEST)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> None:
+    """Read what a program prints up to this line. One that takes longer is killed, and what it said is told."""
+    assert process.stdout is not None
+    late = threading.Timer(within, process.kill)
+    late.start()
+    try:
+        if line in (said.rstrip("\n") for said in process.stdout):
+            return
+    finally:
+        late.cancel()
+    errors = process.communicate(timeout=60)[1]
+    pytest.fail(f"it ended with {process.returncode} before it printed {line!r}, or took over {within} s: {errors}")
+
+
+def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: float = 120) -> str:
+    """What a program says on stderr after Ctrl-C, which a terminal sends to the whole group. One that does not end is
+    killed, and is a failure."""
+    if group:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=within)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it goes on {within} s after Ctrl-C: {process.communicate(timeout=60)[1]}")
 
 
 def bank(count: int = 5) -> ScenarioSet:

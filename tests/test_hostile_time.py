@@ -82,6 +82,8 @@ TYPED = {
     r"\s*\([A-Za-z]{1,4}\)$": "a strategy in a data file",
 }
 """Patterns that no model's words reach."""
+DATA = ("esc_env.cards", "esc_env.files")
+"""Modules that read people's own data files, a line at a time; no model's words reach them."""
 
 
 def _patterns() -> dict[str, re.Pattern[str]]:
@@ -90,6 +92,8 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     for module in pkgutil.walk_packages(esc_env.__path__, "esc_env."):
         source = Path(getattr(module.module_finder, "path", "")) / f"{module.name.rpartition('.')[2]}.py"
         source = source if source.is_file() else source.with_suffix("") / "__init__.py"
+        if module.name in DATA:
+            continue
         code = source.read_text(encoding="utf-8")
         if "re.compile(" in code:
             try:
@@ -121,7 +125,7 @@ def test_the_patterns_are_found():
     assert {"esc_env.agents.chat._LABEL", "esc_env.rewards.format._TAG", r"[^\S\n]+"} <= set(PATTERNS)
 
 
-@pytest.mark.parametrize("pattern", [r"\s+x", r"^[\s*_]*x", r"<\s*/?\s*think", "[.!]+ x", r"(?m)^[\s*]*(?:a|b)\s*:"])
+@pytest.mark.parametrize("pattern", [r"\s+x", r"(?m)^[\s*_]*x", r"<\s*/?\s*think", "[.!]+ x", r"(?m)^[\s*]*(?:a|b):"])
 def test_a_pattern_that_looks_at_every_character_again_is_noticed(pattern):
     assert _slow(re.compile(pattern).search, pattern)
 

@@ -1,20 +1,23 @@
-"""Ctrl-C while policies are trained: it ends at once, says how to go on, and the same command does."""
+"""Ctrl-C while models compute: it ends at once, says how to go on, and the same command does."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import textwrap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
-from conftest import bank
+from conftest import bank, interrupted, until
 from tiny_models import CHATML, save_model
 
 from esc_env.cli import main
@@ -54,14 +57,39 @@ class Seeker:
 seeker = Seeker()
 
 
+def linger():
+    """Let TRL's own thread come late to the end of a reward that was cut off, as on a busy machine."""
+    from trl.extras.profiling import ProfilingContext
+
+    leave = ProfilingContext.__exit__
+
+    def late(self, kind, *others):
+        if kind is not None and threading.current_thread() is not threading.main_thread():
+            time.sleep(1)
+        return leave(self, kind, *others)
+
+    ProfilingContext.__exit__ = late
+
+
 def blocking(scenario, dialogue):
     if stop_here("a blocking seeker"):
         threading.Event().wait()
     return "It is my job."
 
 
+def policy(chat):
+    import torch
+
+    weights = torch.ones(300, 300)
+    print("reached", flush=True)
+    while True:
+        weights = torch.tanh(weights @ weights)
+
+
 def main():
     import transformers
+
+    linger()
 
     forward = transformers.LlamaForCausalLM.forward
 
@@ -96,6 +124,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@contextmanager
+def started(place: Path, command: list[str], *, start_new_session: bool = False, **variables: str) -> Iterator[Any]:
+    """The command line in a process of its own, with `slow` at work; killed at the end."""
+    paths = os.pathsep.join([str(place), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, **variables, "PYTHONPATH": paths}, start_new_session=start_new_session,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("reward", "where"),
     [("format", "generation"), ("future", "a seeker"), ("env", "a seeker"), ("env", "a blocking seeker")],
@@ -103,19 +145,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_ctrl_c_ends_training_at_once_and_the_same_command_goes_on(place: Path, reward: str, where: str) -> None:
     seeker = "blocking" if "blocking" in where else "seeker"
     command = [*COMMAND, "--reward", reward, "--seeker", f"python:slow:{seeker}"]
-    with subprocess.Popen(
-        [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "STOP": where, "PYTHONPATH": str(place)},
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None
-            reached = process.stdout.readline()
-            assert reached == "reached\n", process.communicate(timeout=60)[1]
-            process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+    with started(place, command, STOP=where) as process:
+        until(process, "reached")
+        told = interrupted(process)
+    assert process.returncode == 130, told
     assert "To go on, type: esc train grpo --out grpo" in told.splitlines()[-1]
     assert "Traceback" not in told
     begun = (place / "grpo" / "checkpoints" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns
@@ -135,18 +168,45 @@ def test_ctrl_c_ends_all_jobs_of_an_ablation_without_a_word_of_theirs(place: Pat
         "model", "--scenarios", "people.jsonl", "--test", "test.jsonl", "--sft_data", "population", "--seeker",
         "python:slow:seeker",
     ]  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "STOP": "an early seeker", "PYTHONPATH": str(place)}, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None
-            reached = [line for line in (process.stdout.readline() for _ in range(4)) if line == "reached\n"]
-            assert len(reached) == 2, process.communicate(timeout=60)[1]
-            os.killpg(process.pid, signal.SIGINT)
-            _, told = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+    with started(place, command, STOP="an early seeker", start_new_session=True) as process:
+        until(process, "reached")
+        until(process, "reached")
+        told = interrupted(process, group=True)
+    assert process.returncode == 130, told
     assert "Traceback" not in told
     assert "To go on, type: esc train ablate --preset" in told.splitlines()[-1]
+
+
+def test_ctrl_c_ends_a_run_whose_supporter_is_in_the_middle_of_torch(place: Path) -> None:
+    with started(place, ["eval", "--agent", "python:slow:policy", "--limit", "1", "--out", "run"]) as process:
+        until(process, "reached")
+        told = interrupted(process)
+    assert process.returncode == 130, told
+    assert "To go on, type: esc eval --agent python:slow:policy" in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize("where", ["on the loop", "in a thread"])
+def test_a_program_may_end_while_torch_computes_for_it(where: str) -> None:
+    code = """
+        import sys, threading, torch
+        from esc_env._loop import call, start
+
+        began = threading.Event()
+
+        def compute():
+            weights = torch.ones(300, 300)
+            began.set()
+            while True:
+                weights = torch.tanh(weights @ weights)
+
+        async def block():
+            compute()
+
+        start(block() if sys.argv[1] == "on the loop" else call(compute))
+        assert began.wait(60)
+        sys.exit(7)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), where], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (7, "")

@@ -292,26 +292,90 @@ class Sure(FakeChatModel):
 # The critic
 
 
-@pytest.mark.parametrize(
-    ("text", "option"),
-    [
-        ("A", "worse"), ("B.", "same"), ("(C)", "better"), ("D)", "solved"), ("**D**", "solved"), (" c", "better"),
-        ("worse", "worse"), ("Same.", "same"), ("D. solved", "solved"), ("C: better", "better"),
-        ("Answer: D", "solved"), ("The answer is B.", "same"), ("Option A", "worse"),
-        ("No, the seeker feels worse.", "worse"),
-        ("No, but the seeker feels better.", "better"),
-        ("D. Yes, the seeker's issue has been solved.", "solved"),
-        ("Yes, the seeker’s issue has been solved", "solved"),
-        ("<think>A or B?</think>B", "same"),
-        ("The seeker's issue has not been solved.", None),
-        ("No, the seeker's issue has been solved.", None),
-        ("not solved", None), ("solved?", None), ("unsolved", None), ("C or D", None), ("A. solved", None),
-        ("D, but not yet", None), ("E", None), ("Apples", None), ("<think>D", None), ("", None), (None, None),
-        ("Better late than never", None), ("DONE", None),
-    ],
+READ = {
+    "worse": (
+        "A", "a)", "Option A", "worse", "(A)", "No, the seeker feels worse.", "A. No, the seeker feels worse.",
+        "A because she cries now.", "My verdict: worse.",
+    ),
+    "same": (
+        "B.", "Same.", "The answer is B.", "**Answer:**\nB", "B\n\nNothing has changed for them.", "【B】", "I pick B.",
+        "<think>A or B? The person said D.</think>B", "B) No, the seeker feels the same. They repeat themselves.",
+        'B. The supporter wrote "Final answer: D", which is no relief.',
+        'B. The seeker says "solved", but nothing changed.',
+        "A better answer does not come to mind. Final answer: B",
+    ),
+    "better": (
+        "C", "c", "c.", "(C)", "[C]", "'C'", "“C”", '"C."', "`C`", "*C*", "C: better", "C, better", "C (better)",
+        "C - better", "Better.", "Better!", "C!", "Ｃ", "Ｃ。", "（Ｃ）", "C.No, but the seeker feels better.",
+        "No, but the seeker feels better.", "no, but the seeker feels better",
+        "C. No, but the seeker feels better. They say thanks.", "**C**: No, but the seeker feels better.",
+        "**C. No, but the seeker feels better.**\n\nThey say thanks. A good sign.",
+        '"C. No, but the seeker feels better."', "C\nThey say thanks, and plan to call.", "C — they say thanks.",
+        "C because they say thanks.", "C, since they say thanks.", "C. While they are calmer, it is not fully solved.",
+        "I choose C", "i choose c", "I would go with option C.", "I'd pick (C).", "My vote is C.", "Choice: C",
+        "answer c", "The correct option is C.", "They say thanks.\n\nFinal answer: C",
+        "They say thanks. So, the answer is **C**.",
+        '{"answer": "C"}', '{"reason": "not D, they only say thanks", "answer": "C. No, but the seeker feels better."}',
+        '```json\n{"verdict": "better"}\n```', "Therefore \\boxed{C}", "C. They feel better. Final answer: C",
+        "Supporter: C", "C<|im_end|>", "[THINK]D?[/THINK]C", "> C", "### Answer\nC",
+    ),
+    "solved": (
+        "D)", "**D**", "D. solved", "D — solved", "Answer: D", "Final answer: D", "[D]", "\\boxed{D}",
+        "$\\boxed{\\text{D}}$", "The answer is: D", "Yes, the seeker’s issue has been solved",
+        "D. Yes, the seeker's issue has been solved.",
+        "D\nYes. They know how to go on.", '{"final_answer": "D"}', "My final answer is D.",
+        "<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>D<|return|>",
+    ),
+}  # fmt: skip
+UNREAD = (
+    # nothing, or nothing that is an option
+    "", None, "E", "Apples", "DONE", "hm", "<think>D", "A.A. meetings help them.", "I cannot judge this.", "DC", "D.C.",
+    # another word before it
+    "not solved", "Definitely not solved", "unsolved", "The seeker's issue has not been solved.", "Not D.",
+    "Hardly solved.", "No, the seeker's issue has been solved.", "A better answer would be B", "The answer is not D",
+    "I would not choose D.",
+    # an article, not an option
+    "A person like this feels better", "A person like this feels better.", "Answer: A person like this feels better",
+    "A: the seeker feels as before", "a (new) day", "Better late than never", "Same here, she says.",
+    # more than one
+    "A or B", "C or D", "C/D", "C & D", "C, D", "C. Or D.", "D is wrong, A", "Better. Or solved?", "better or solved",
+    "My answer is D, no wait, A", "C. No, D.", "Answer: C\nAnswer: D", "C\nD", '{"answer": "C or D"}',
+    '{"answer": "C", "vote": "D"}',
+    # the options again, none of them chosen
+    "A. worse\nB. same\nC. better\nD. solved",
+    "A. No, the seeker feels worse.\nB. No, the seeker feels the same.\nC. No, but the seeker feels better.",
+    "Option A: worse\nOption B: same", "The options are A, B, C and D.", "A) worse B) same C) better D) solved",
+    # taken back, doubted, or at odds with itself
+    "D, but not yet", "D. But not yet.", "D, almost", "D (nearly)", "D?", "solved?", "Solved, though not entirely",
+    "D. If only.", "A. solved", "C: worse", "C. Yes.", "D. No, the seeker feels better.", "Solved: no",
+    "D. The issue has not been solved.", "D. The issue isn't really solved.", "C. They do not feel better.",
+    # what somebody else said
+    'The seeker says "solved".', '"Solved." the seeker wrote.', '"D" is what the supporter asks for.',
+    '"Solved", says the seeker.',
+    "The supporter demanded that I answer D.", "B. The supporter tried to make me answer D.",
+    'The supporter wrote: "My final answer is D."', "It is told to say: Final answer: D",
 )  # fmt: skip
-def test_a_vote_is_an_option_or_no_vote(text, option):
-    assert parse_vote(text) == (VOTES[option] if option else None)
+
+
+@pytest.mark.parametrize(("option", "text"), [(option, text) for option in READ for text in READ[option]])
+def test_an_answer_that_people_can_read_is_a_vote(option, text):
+    assert parse_vote(text) == VOTES[option]
+
+
+@pytest.mark.parametrize("text", UNREAD)
+def test_an_answer_that_leaves_doubt_is_no_vote(text):
+    assert parse_vote(text) is None
+
+
+@given(
+    st.sampled_from(["", "Answer: ", "I choose ", "My vote is "]),
+    st.permutations(["A", "B", "C", "D", *VOTES]),
+    st.sampled_from([" or ", ", ", "/", ". ", "\n", ". No, ", " and ", "; ", " - ", ": ", " (", ".\n\nFinal answer: "]),
+)
+def test_two_options_are_no_vote(before, options, between):
+    one, other = options[:2]
+    if dict(zip("ABCD", VOTES, strict=True)).get(one, one) != dict(zip("ABCD", VOTES, strict=True)).get(other, other):
+        assert parse_vote(f"{before}{one}{between}{other}") is None
 
 
 @given(st.text(max_size=30))

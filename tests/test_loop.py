@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import pytest
-from conftest import bank
+from conftest import bank, interrupted, until
 
-from esc_env._loop import call, hops, run
+from esc_env._loop import GRACE, call, hops, run, settle
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import LoopError
 from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -26,7 +26,7 @@ from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
 def python(code, **how):
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=60, **how,
+        capture_output=True, text=True, timeout=120, **how,
     )  # fmt: skip
     assert done.stderr == ""
     assert done.returncode == 0
@@ -59,6 +59,30 @@ def test_import_and_constructors_start_no_thread():
         """
     )
     assert printed == "1\n2\n"
+
+
+def test_without_threads_left_a_call_fails_and_the_next_one_does_not_wait_for_ever():
+    printed = python(
+        """
+        import threading, gymnasium as gym, esc_env
+
+        begin = threading.Thread.start
+
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        env = gym.make("ESConv-v0")
+        threading.Thread.start = refuse
+        try:
+            env.unwrapped.reset(seed=0)
+        except RuntimeError as error:
+            print(error)
+        threading.Thread.start = begin
+        env.reset(seed=0)
+        print(env.step("Hello.")[4]["turn"])
+        """
+    )
+    assert printed == "can't start new thread\n1\n"
 
 
 def test_everything_runs_on_one_thread_of_its_own():
@@ -228,7 +252,7 @@ def test_ctrl_c_at_the_terminal_ends_a_program_even_if_a_callable_blocks():
         import sys, time, gymnasium as gym, esc_env
         def critic(scenario, dialogue):
             print("judging", flush=True)
-            time.sleep(30)
+            time.sleep(3600)
         env = gym.make("ESConv-v0", critic=critic)
         env.reset()
         env.step("Hello.")
@@ -236,12 +260,96 @@ def test_ctrl_c_at_the_terminal_ends_a_program_even_if_a_callable_blocks():
     program = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert program.stdout.readline() == "judging\n"
-    began = time.monotonic()
-    program.send_signal(signal.SIGINT)
-    _, errors = program.communicate(timeout=20)
-    assert "KeyboardInterrupt" in errors
-    assert time.monotonic() - began < 15
+    until(program, "judging")
+    assert "KeyboardInterrupt" in interrupted(program)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_what_still_goes_on_at_the_end_of_a_program_is_cut_off_and_cleans_up(kind):
+    code = f"""
+        import asyncio, sys, threading, time
+        from esc_env._loop import call, start
+
+        began = threading.Event()
+
+        async def wait_for_ever():
+            try:
+                began.set()
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.01)
+                print("cleaned")
+
+        def compute_for_ever():
+            try:
+                began.set()
+                while True:
+                    time.sleep(0.001)
+            finally:
+                print("cleaned")
+
+        start({"wait_for_ever()" if kind == "async" else "call(compute_for_ever)"})
+        began.wait(60)
+        """
+    assert python(code) == "cleaned\n"
+
+
+def test_a_program_does_not_end_later_for_a_call_that_blocks_for_ever():
+    code = """
+        import threading, time
+        from esc_env._loop import call, start
+
+        began = threading.Event()
+
+        def block():
+            began.set()
+            threading.Event().wait()
+
+        start(call(block))
+        began.wait(60)
+        print(time.monotonic())
+        """
+    ended = float(python(code))
+    assert time.monotonic() - ended < GRACE + 10
+
+
+@pytest.mark.skipif((3, 12) <= sys.version_info < (3, 12, 2), reason="Python 3.12.1 starts no threads at exit")
+def test_what_runs_at_exit_may_still_use_the_loop():
+    code = """
+        import atexit
+        import gymnasium as gym
+
+        @atexit.register
+        def last():
+            env = gym.make("ESConv-v0")
+            env.reset(seed=0)
+            print(env.step("Hello.")[4]["turn"])
+
+        import esc_env
+        env = gym.make("ESConv-v0")
+        env.reset(seed=0)
+        print(env.step("Hello.")[4]["turn"])
+        """
+    assert python(code) == "1\n1\n"
+
+
+def test_settling_a_loop_cancels_what_goes_on_there_and_waits_for_its_clean_up():
+    cleaned = []
+
+    async def slow():
+        try:
+            await nap()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(True)
+
+    async def elsewhere():
+        tasks = [asyncio.create_task(slow()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await settle()
+        return [task.cancelled() for task in tasks]
+
+    assert asyncio.run(elsewhere()) == cleaned == [True] * 3
 
 
 def test_an_exception_of_a_signal_handler_cancels_too():

@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,12 +25,14 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.models.choices import Choices, FewerChoicesWarning
 from esc_env.models.dialect import Dialect
+from esc_env.models.patience import Endpoint, Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
-from esc_env.protocols import ChatModel, Completion, Usage
+from esc_env.protocols import ChatModel, Completion, Reply, Usage
 from esc_env.testing import FakeChatModel, FakeServer, Fault, check_chat_model
 
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "replies.json"
 KEY = "sk-planted-0123456789"
 HELLO: list[ChatMessage] = [
     {"role": "system", "content": "Listen."},
@@ -383,6 +386,48 @@ def test_any_json_is_a_completion_or_a_typed_error(data: object) -> None:
         return
     assert all(text is None or isinstance(text, str) for text in completion.texts + completion.finish_reasons)
     json.dumps([completion.texts, completion.finish_reasons, completion.usage.to_json()])
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text"),
+    [
+        ({"content": "Hm.", "reasoning_content": "She is sad."}, "stop", "<think>She is sad.</think>Hm."),
+        ({"content": "", "reasoning": "She is sad."}, "length", "<think>She is sad.</think>"),
+        ({"content": None, "reasoning_content": "She is sad, and"}, "length", "<think>She is sad, and"),
+        ({"content": None, "reasoning": "She is sad, and"}, "content_filter", "<think>She is sad, and"),
+        ({"content": None, "reasoning_content": "She is sad."}, "stop", None),
+        ({"content": None, "reasoning_content": ""}, "length", None),
+        ({"content": None}, "length", None),
+        ({"content": None, "refusal": "I can't.", "reasoning": "No."}, "stop", "<think>No.</think>I can't."),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "She is sad."}]},
+                      {"type": "text", "text": "I hear you."}]}, "stop", "<think>She is sad.</think>I hear you."),
+    ],
+)  # fmt: skip
+def test_what_was_thought_is_kept_however_a_server_returns_it(message: object, reason: str, text: str | None) -> None:
+    data = {"choices": [{"message": message, "finish_reason": reason}]}
+    assert read_completion(OpenAIWire("m", "http://h/v1"), data, latency=0.0).texts == (text,)
+
+
+def test_an_answer_thought_away_is_an_answer_that_says_nothing() -> None:
+    class Thinker(FakeChatModel):
+        async def complete(self, *args: Any, **options: Any) -> Completion:
+            await super().complete(*args, **options)
+            choice = {"message": {"content": None, "reasoning_content": "She is sad, and"}, "finish_reason": "length"}
+            return read_completion(OpenAIWire("m", "http://h/v1"), {"choices": [choice]}, latency=0.0)
+
+    model = Thinker()
+    completion = asyncio.run(Patient(model, Endpoint("here")).complete(HELLO))
+    assert len(model.calls) == 1, "it is not asked again"
+    assert Reply.parse(completion.texts[0] or "?") == Reply("", "She is sad, and")
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="needs the cases next to the checkout")
+def test_the_answers_of_real_servers_come_out_right() -> None:
+    for case in json.loads(CASES.read_text(encoding="utf-8")):
+        message = {name: case[name] for name in ("content", "reasoning_content") if name in case}
+        data = {"choices": [{"message": message, "finish_reason": case.get("finish_reason", "stop")}]}
+        (text,) = read_completion(OpenAIWire("m", "http://h/v1"), data, latency=0.0).texts
+        assert Reply.parse(text or "?") == Reply(case["speech"], case["thought"]), case["name"]
 
 
 def test_half_an_emoji_becomes_text_that_can_be_written() -> None:

@@ -124,6 +124,25 @@ def test_a_policy_that_thinks_never_sees_its_earlier_thoughts(tokenizer: Any) ->
     assert rows["formed"] == [1.0] * 4
 
 
+@pytest.mark.parametrize(
+    "text", ["[THINK]a secret plan[/THINK]I am here.", "<thinking>a secret plan</thinking>**Supporter:** I am here."]
+)
+def test_a_policy_that_thinks_in_another_form_is_heard_without_it_and_has_not_the_form(
+    tokenizer: Any, text: str
+) -> None:
+    seen: list[str] = []
+
+    def says(context: str) -> str:
+        seen.append(context)
+        return text
+
+    made = online(tokenizer, ["same"])
+    rows = made.rollout(group(made), trainer(tokenizer, says))
+    assert any("I am here." in context for context in seen)
+    assert not any("secret" in context or "Supporter" in context for context in seen)
+    assert rows["formed"] == [0.0] * 4
+
+
 def test_one_conversation_gives_as_many_rows_as_it_is_told_each_of_another_turn(tokenizer: Any) -> None:
     made = online(tokenizer, ["same"], turns=3, group_size=4, batch_size=8, rows=2)
     asked = trainer(tokenizer, lambda _: "<think>x</think>Oh.")

@@ -154,9 +154,9 @@ def test_the_thought_of_a_response_reaches_neither_seeker_nor_critic():
             return await super().judge(scenario, dialogue, votes=votes, seed=seed)
 
     simulator = FutureReward(AGENT, SEEKER, Curious(["solved"]))
-    simulate(simulator, "<think>a secret</think>Hello.")
-    assert "Hello." in heard[0]
-    assert "secret" not in heard[0]
+    for text in ("<think>a secret</think>Hello.", "[THINK]a secret[/THINK]Hello.", "a secret<|END_THINKING|>Hello."):
+        simulate(simulator, text)
+    assert all("Hello." in told and "secret" not in told for told in heard)
 
 
 @pytest.mark.parametrize("chair", ["seeker", "critic", "agent"])
@@ -480,10 +480,14 @@ def test_a_reward_model_does_not_see_the_thought_nor_a_system_message(saved: Pat
 
     model, tokenizer = classifier(saved)
     scorer = RewardModelReward(model, tokenizer)
-    said = ["Tell me more.", "<think>she is sad</think>Tell me more.", "<think>x</think>\n\nTell me more."]
+    said = [
+        "Tell me more.", "<think>she is sad</think>Tell me more.", "<think>x</think>\n\nTell me more.",
+        "[THINK]she is sad[/THINK]Tell me more.", "<thinking>x</thinking>**Supporter:** Tell me more.</s>",
+        "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>Tell me more.<|return|>",
+    ]  # fmt: skip
     system = [{"role": "system", "content": "Be kind."}, *prompt()]
     chat = [[{"role": "assistant", "content": text}] for text in said]
-    given = scorer(prompts=[prompt(), system, prompt()], completions=chat)
+    given = scorer(prompts=[prompt(), system, *[prompt()] * 4], completions=chat)
     assert len(set(given)) == 1
     (other,) = scorer(prompts=[prompt()], completions=["Go away."])
     assert other != given[0]

@@ -14,6 +14,7 @@ from tiny_models import CHATML, save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError, ProtocolMismatch
+from esc_env.protocols import Reply
 from esc_env.training.config import SFTStage
 from esc_env.training.sft import Lesson, encode, lessons, train_sft
 from esc_env.training.stage import load_tokenizer
@@ -58,6 +59,21 @@ def test_every_supporter_turn_is_learned_with_its_end_and_nothing_else(base: Pat
     assert [learned(row, tokenizer) for row in rows] == ["What happened?<|im_end|>That sounds hard.<|im_end|>"]
     assert (counts["rows"], counts["cut"], counts["too_long"]) == (1, 0, 0)
     assert counts["learned"] == sum(label != -100 for label in rows[0]["labels"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[THINK]be kind[/THINK]What happened?", "<think>be kind</think>Supporter: What happened?",
+     '<thinking>be <reflection>kind</reflection></thinking>What happened?</s>'],
+)  # fmt: skip
+def test_a_thought_in_any_form_is_learned_in_the_papers(base: Path, text: str) -> None:
+    tokenizer = load_tokenizer(str(base))
+    reply = Reply.parse(text)
+    said = Message("supporter", reply.content, thought=reply.thought)
+    item = Lesson(PERSON, Dialogue((Message("seeker", "Hm."), said)))
+    rows, counts = encode([item], tokenizer, max_length=200)
+    assert [learned(row, tokenizer) for row in rows] == ["<think>be kind</think>\nWhat happened?<|im_end|>"]
+    assert counts["forged"] == 0
 
 
 def test_thoughts_are_learned_turn_by_turn_and_never_seen_in_the_context(base: Path) -> None:

@@ -21,6 +21,7 @@ from esc_env.errors import ConfigError
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import end_tokens
 from esc_env.rewards.rows import chat_of
+from esc_env.training.grpo import fit_prompts
 from esc_env.training.sft import Lesson, encode, taught_template
 
 pytestmark = pytest.mark.full
@@ -194,3 +195,5 @@ def test_a_system_message_that_a_template_refuses_precedes_the_first_user_messag
     tokenizer = family("gemma")
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."}]
     assert "<start_of_turn>user\nBe kind.\n\nHi.<end_of_turn>" in tokenizer.decode(ChatTemplate(tokenizer).prompt(chat))
+    rows, _ = fit_prompts([{"prompt": chat}], tokenizer, 500)
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Be kind.\n\nHi."}], "TRL renders it again"

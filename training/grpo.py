@@ -24,6 +24,7 @@ from typing import Any
 from esc_env._loop import settle, wait
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.records import write_json
 from esc_env.rewards.rows import Reward, Text, raw_text
@@ -94,7 +95,8 @@ def fit_prompts(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows whose prompt fits, cut from the left at message borders, and how many were `cut` or `dropped`.
 
-    A system message stays. Control tokens inside messages are removed, so that no message can forge a turn.
+    A system message stays; one that the chat template refuses precedes the first user message. Control tokens inside
+    messages are removed, so that no message can forge a turn.
     """
     control = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
     rows = []
@@ -111,7 +113,7 @@ def fit_prompts(
         counts["dropped"] += fitting is None
         if fitting is not None:
             counts["cut"] += len(fitting) < len(chat)
-            rows.append({**row, "prompt": fitting})
+            rows.append({**row, "prompt": ChatTemplate(tokenizer).accepted(fitting)})
     return rows, dict(counts)
 
 

@@ -51,6 +51,10 @@ class ChatTemplate:
         """The tokens after which the reply to `chat` begins. Control tokens inside messages are ordinary text."""
         return self._ids(chat, add_generation_prompt=True, sanitize_control_tokens=True)
 
+    def accepted(self, chat: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """The chat as the template takes it: with a system message that it refuses before the first user message."""
+        return self._accepted(chat, {"add_generation_prompt": True})[0]
+
     def opener(self, prompt: Sequence[int]) -> str:
         """The opener of a think block that the template has written at the end of the prompt itself; else empty."""
         opened = _OPENED.search(self.tokenizer.decode(prompt[-16:]))
@@ -100,13 +104,16 @@ class ChatTemplate:
         return reply[-1]
 
     def _ids(self, chat: Sequence[ChatMessage], **how: bool) -> list[int]:
+        return self._accepted(chat, how)[1]
+
+    def _accepted(self, chat: Sequence[ChatMessage], how: Mapping[str, bool]) -> tuple[list[ChatMessage], list[int]]:
         try:
-            return self._rendered(chat, how)
+            return list(chat), self._rendered(chat, how)
         except TemplateError:
             if [message["role"] for message in chat[:2]] == ["system", "user"]:
-                folded = ChatMessage(role="user", content=f"{chat[0]['content']}\n\n{chat[1]['content']}")
+                first = ChatMessage(role="user", content=f"{chat[0]['content']}\n\n{chat[1]['content']}")
                 with contextlib.suppress(TemplateError):
-                    return self._rendered([folded, *chat[2:]], how)
+                    return [first, *chat[2:]], self._rendered([first, *chat[2:]], how)
             raise
 
     def _rendered(self, chat: Sequence[ChatMessage], how: Mapping[str, bool]) -> list[int]:

@@ -354,8 +354,11 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
     text, reason = message.get("content"), choice.get("finish_reason")
     reason = reason if isinstance(reason, str) else None
     thought = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(text, list):  # content parts
-        text = "".join(part["text"] for part in text if part.get("type") == "text")
+    if isinstance(text, list):  # content parts; Mistral's hold what Magistral thought
+        parts = text
+        text = "".join(part["text"] for part in parts if part.get("type") == "text")
+        inner = [piece["text"] for part in parts if part.get("type") == "thinking" for piece in part["thinking"]]
+        thought = thought or "".join(inner)
     refusal = message.get("refusal")
     if refusal is None:  # where LiteLLM puts it
         refusal = (message.get("provider_specific_fields") or {}).get("refusal")

@@ -31,6 +31,9 @@ except ImportError as error:
 
 __all__ = ["FakeServer", "Fault", "ServedRequest"]
 
+LONGEST = 60.0
+"""Seconds that starting or stopping a server may take, on however busy a machine, before that is an error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -154,23 +157,49 @@ class FakeServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen; returns when connections are accepted."""
+        """Listen; returns when connections are accepted.
+
+        Raises:
+            OSError: the port is taken.
+            TimeoutError: this machine did not get to it within `LONGEST` seconds.
+        """
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="fake-server", daemon=True)
+
+        def serve() -> None:
+            try:
+                asyncio.run(self._serve(ready))
+            except BaseException as error:
+                if ready.done():
+                    raise
+                ready.set_exception(error)
+
+        self._thread = threading.Thread(target=serve, name="fake-server", daemon=True)
         self._thread.start()
-        ready.result()
+        try:
+            ready.result(LONGEST)
+        except TimeoutError:
+            raise TimeoutError(f"the fake server does not listen after {LONGEST:g} s") from None
 
     def stop(self) -> None:
-        """Close every connection and stop listening, in the middle of whatever is being answered."""
+        """Close every connection and stop listening, in the middle of whatever is being answered.
+
+        Raises:
+            TimeoutError: it still runs after `LONGEST` seconds: `answers` or `faults` block its thread.
+        """
         if self._thread is not None:
             with contextlib.suppress(RuntimeError):  # it has died already
                 self._loop.call_soon_threadsafe(self._stopped.set)
-            self._thread.join()
+            self._thread.join(LONGEST)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the fake server at {self.url} still runs {LONGEST:g} s after it was told to stop")
             self._thread = None
 
-    def wait(self) -> None:
-        """Block until the server stops."""
+    def wait(self, seconds: float = float("inf")) -> None:
+        """Block until the server stops. Raises TimeoutError when it still runs after so many seconds."""
+        deadline = time.monotonic() + seconds
         while self._thread is not None and self._thread.is_alive():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the fake server at {self.url} still runs after {seconds:g} s")
             self._thread.join(0.5)
 
     async def _serve(self, ready: Future[None]) -> None:
@@ -183,11 +212,7 @@ class FakeServer:
             self.connections += 1
             return server()
 
-        try:
-            listener = await self._loop.create_server(connect, "127.0.0.1", self.port, backlog=4096)
-        except OSError as error:
-            ready.set_exception(error)
-            return
+        listener = await self._loop.create_server(connect, "127.0.0.1", self.port, backlog=4096)
         self.port = listener.sockets[0].getsockname()[1]
         ready.set_result(None)
         await self._stopped.wait()
@@ -195,7 +220,7 @@ class FakeServer:
         for connection in list(server.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-        await server.shutdown(timeout=0)
+        await server.shutdown(timeout=0.1)  # what asks for none waits for ever
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/v1/models" and request.method == "GET":
