@@ -189,9 +189,11 @@ def test_public_coroutines_may_be_awaited_on_any_loop():
 
 def test_cancelling_on_another_loop_waits_for_the_clean_up_on_ours():
     cleaned = []
+    began = threading.Event()
 
     @hops
     async def slow():
+        began.set()
         try:
             await nap()
         finally:
@@ -200,7 +202,7 @@ def test_cancelling_on_another_loop_waits_for_the_clean_up_on_ours():
 
     async def elsewhere():
         task = asyncio.create_task(slow())
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(began.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -356,6 +358,7 @@ def test_an_exception_of_a_signal_handler_cancels_too():
     cleaned = []
 
     async def slow():
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
             await nap()
         finally:
@@ -366,7 +369,6 @@ def test_an_exception_of_a_signal_handler_cancels_too():
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(TimeoutError, match="alarm"):
             run(slow())
     finally:
