@@ -94,7 +94,7 @@ class LocalModel:
     that).
 
     The number format is part of who the model is. So it is float32 on every CPU, also where bfloat16 is faster:
-    otherwise the same command would run another agent on another processor.
+    otherwise the same command would run another agent on another processor. What was loaded is logged (INFO).
 
     Args:
         path: the folder of a model or of a PEFT adapter, as `save_pretrained` writes it; a GGUF file (its weights are
@@ -407,7 +407,7 @@ class _Loaded:
         size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
         hint = ""
         if spec._place == "cpu" and spec._dtype == "float32" and _fast_bfloat16():
-            hint = "; this processor computes faster with dtype=bfloat16, which is another agent"
+            hint = "; this processor reads prompts faster with dtype=bfloat16, which is another agent"
         return (
             f"{size} parameters{' unpacked' if unpacked else ''} in {spec._dtype} on {spec._place}, loaded in "
             f"{seconds:.0f} s{hint}"
