@@ -7,6 +7,7 @@ Modules that hold them import nothing heavy: a command loads its package when it
 from __future__ import annotations
 
 import codecs
+import logging
 import re
 import sys
 import warnings
@@ -64,6 +65,10 @@ def build_app() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `esc`. Errors that are ours are one line on stderr and exit code 1, never a traceback."""
     warnings.showwarning = _show_warning
+    notes = logging.getLogger("esc_env")
+    notes.setLevel(logging.INFO)  # such as which number format a local model was loaded in
+    if not any(isinstance(handler, _Notes) for handler in notes.handlers):
+        notes.addHandler(_Notes())
     _forgive(sys.stdout, "esc-env")
     _forgive(sys.stdin, "replace")
     if "" not in sys.path:
@@ -109,6 +114,14 @@ def _fail(message: str) -> None:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"esc: note: {message}", file=sys.stderr)
+
+
+class _Notes(logging.Handler):
+    """What our own loggers say, as the command line's other notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        _show_warning(record.getMessage())
 
 
 def _print_version(wanted: bool) -> None:
