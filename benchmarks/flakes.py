@@ -45,7 +45,8 @@ def once(arguments: list[str], within: float) -> tuple[list[str], str]:
     except subprocess.TimeoutExpired:
         late = [f"not done after {within:g} s"]
         process.send_signal(signal.SIGABRT)  # pytest's faulthandler says where every thread is
-        time.sleep(1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and whatever its tests have started
