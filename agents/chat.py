@@ -246,9 +246,7 @@ async def _in_form(turn: Turn, form: str) -> Reply:
     within, said = split_thought(parts.pop("response", "" if parts else text.strip()))
     notes = [inner, within, *(f"{name.capitalize()}: {part}" for name, part in parts.items())]
     thought = "\n".join(note for note in notes if note) or None
-    return Reply(
-        said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, _finish(completion)
-    )
+    return Reply(said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, _finish(completion))
 
 
 async def _self_refine(turn: Turn) -> Reply:

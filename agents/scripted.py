@@ -51,6 +51,8 @@ _DARK = re.compile(
 """Words that make a careful listener ask about suicide, beyond those that say it outright."""
 _CHECK = re.compile(r"suicide|end(?:ing)? your life|hurt(?:ing)? yourself|\bkill(?:ing)?\b")
 _YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "his", "their": "their", "the": "the"}
+
+
 @cache
 def _phrases() -> Any:
     return json.loads(PHRASES.read_text(encoding="utf-8"))

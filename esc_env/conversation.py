@@ -98,15 +98,11 @@ async def exchange(
     after = heard.then(Message("seeker", answer.content))
     try:
         async with gate:
-            ballot = await chairs.critic.judge(
-                scenario, after, votes=chairs.rules.votes, seed=seed.at(role="critic")
-            )
+            ballot = await chairs.critic.judge(scenario, after, votes=chairs.rules.votes, seed=seed.at(role="critic"))
         verdict = chairs.rules.count(ballot)
     except Exception as error:  # whatever a critic raises leaves the conversation without an outcome
         raise ChairError("critic", _said(error)) from error
-    stop = (
-        StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS if turn >= chairs.rules.max_turns else None
-    )
+    stop = StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS if turn >= chairs.rules.max_turns else None
     return Exchange(after, verdict, stop, reply.usage + answer.usage + ballot.usage)
 
 

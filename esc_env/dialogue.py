@@ -269,9 +269,7 @@ class Message:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:
         """Inverse of `to_json`."""
-        return cls(
-            data["role"], data["content"], data.get("strategy"), data.get("thought"), data.get("finish_reason")
-        )
+        return cls(data["role"], data["content"], data.get("strategy"), data.get("thought"), data.get("finish_reason"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +309,7 @@ class Dialogue:
     def turns(self) -> int:
         """Number of supporter turns (runs of supporter messages count once)."""
         roles = [message.role for message in self.messages]
-        return sum(
-            role == "supporter" and (i == 0 or roles[i - 1] != "supporter") for i, role in enumerate(roles)
-        )
+        return sum(role == "supporter" and (i == 0 or roles[i - 1] != "supporter") for i, role in enumerate(roles))
 
     def as_chat(self, me: Role = "supporter", *, opening: str = "") -> tuple[ChatMessage, ...]:
         """The dialogue as `me` would hand it to a chat model: alternating, beginning with `user`.

@@ -187,9 +187,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         rules = Rules(max_turns, threshold, votes, critic_temperature, opening, max_chars)
         self.chairs = Chairs(
             resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-            resolve_critic(
-                critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options
-            ),
+            resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
             rules,
         )
         self.scenarios = _scenario_set(scenarios, dataset, persona)

@@ -1,10 +1,10 @@
 """Files: from bytes to records, whatever they are packed in. What a file is, its content says, never its name.
 
-    gzip, bzip2, xz, zstd   unpacked, up to `MAX_BYTES`
-    Parquet                 a record a row
-    JSON                    a record an item of a list; also in `{"train": […], "test": […]}` and `{"data": […]}`
-    CSV                     a record a row below a header that names a known column; also with tabs or semicolons
-    anything else           a record a line, as JSON or as a Python literal (parsed, never run)
+gzip, bzip2, xz, zstd   unpacked, up to `MAX_BYTES`
+Parquet                 a record a row
+JSON                    a record an item of a list; also in `{"train": […], "test": […]}` and `{"data": […]}`
+CSV                     a record a row below a header that names a known column; also with tabs or semicolons
+anything else           a record a line, as JSON or as a Python literal (parsed, never run)
 """
 
 from __future__ import annotations
@@ -202,9 +202,7 @@ def _parquet(data: bytes, path: Path) -> Iterator[Record]:
         raise ScenarioError(f"{path}: a Parquet file that cannot be read ({reason[:200]})") from error
 
 
-_HEADERS = frozenset(
-    "base content description dialog instruction output player scene situation text".split()
-)
+_HEADERS = frozenset("base content description dialog instruction output player scene situation text".split())
 """Columns of which every known layout has one. A first line with none of them is no header."""
 
 

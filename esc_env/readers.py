@@ -366,9 +366,7 @@ def _imported(prefix: str, source: str, messages: Iterable[Message], *, situatio
             raise Unusable("no situation, and the seeker says nothing of substance")
         situation = opening or situation
         facts = [fact for fact in facts if fact != opening]
-    return Scenario(
-        name, situation, facts=tuple(facts), risk=risk, source=source, dialogue=dialogue, **fields
-    )
+    return Scenario(name, situation, facts=tuple(facts), risk=risk, source=source, dialogue=dialogue, **fields)
 
 
 _OPENING = 3

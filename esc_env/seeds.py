@@ -52,9 +52,7 @@ class Seed:
     @property
     def value(self) -> int:
         """The 63-bit integer of this name."""
-        return derive(
-            self.episode, self.role, self.turn, self.candidate, self.rollout, self.sample, self.attempt
-        )
+        return derive(self.episode, self.role, self.turn, self.candidate, self.rollout, self.sample, self.attempt)
 
     def uniform(self, *label: int | str) -> float:
         """A draw from [0, 1) named by this seed and `label`."""

@@ -45,7 +45,6 @@ from esc_env.trajectory import Trajectory
 __all__ = ["CompleteRunWarning", "check_models", "evaluate", "hold", "is_run", "read_run"]
 
 
-
 class CompleteRunWarning(UserWarning):
     """`evaluate` was called with a function for a run that was complete already."""
 

@@ -162,9 +162,7 @@ class RandomReward:
         """One draw per completion; the same again only for the same seed, step, call, prompt and row."""
         step = getattr(columns.get("trainer_state"), "global_step", 0)
         self._calls += 1
-        return [
-            derive(self.seed, step, self._calls, row, repr(prompt)) / 2.0**63 for row, prompt in enumerate(prompts)
-        ]
+        return [derive(self.seed, step, self._calls, row, repr(prompt)) / 2.0**63 for row, prompt in enumerate(prompts)]
 
 
 async def _scores(

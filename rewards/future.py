@@ -211,9 +211,7 @@ class FutureReward:
 
         async def one(rollout: int) -> Future:
             named = name.at(rollout=name.rollout + rollout)
-            trajectory = await converse(
-                scenario, agent, self.chairs, seed=named, history=context, gate=gate, told=told
-            )
+            trajectory = await converse(scenario, agent, self.chairs, seed=named, history=context, gate=gate, told=told)
             failure = trajectory.failure
             if trajectory.stop_reason is StopReason.ERROR and failure:
                 raise (
@@ -249,9 +247,7 @@ class FutureReward:
         names, people, pasts = [], [], []
         for row in range(count):
             people.append(scenario_of(scenarios[row]))
-            pasts.append(
-                Dialogue.from_json(contexts[row]) if contexts is not None else _dialogue(prompts[row])
-            )
+            pasts.append(Dialogue.from_json(contexts[row]) if contexts is not None else _dialogue(prompts[row]))
             episode = seeds[row] if seeds is not None else episode_seed(self.seed, people[row].id, 0)
             key = f"{people[row].id}\n{pasts[row].transcript()}"
             siblings[key] += 1

@@ -240,9 +240,7 @@ def _kind(config: Any, wanted: Kind | None) -> Kind:
         raise SpecError(f"no kind of reward model {wanted!r}. {did_you_mean(str(wanted), get_args(Kind))}")
     if labels not in (1, 2):
         raise SpecError(f"a reward model has one label (ranking, regression) or two (classification), not {labels}")
-    told: Kind = (
-        "classification" if labels == 2 else "regression" if config.problem_type == "regression" else "ranking"
-    )
+    told: Kind = "classification" if labels == 2 else "regression" if config.problem_type == "regression" else "ranking"
     if wanted is not None and (wanted == "classification") != (labels == 2):
         raise SpecError(f"kind {wanted!r} does not fit a model with {labels} label(s); this one is for {told}")
     return wanted or told

@@ -45,8 +45,6 @@ def says(model: FakeChatModel, style: str = "standard", dialogue: Dialogue = DIA
     return run(ChatAgent(model, style).respond(dialogue, seed=SEED))
 
 
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_keeps_the_contract(style):
     check_agent(ChatAgent(Sure(lambda call, choice: f"I hear {call.seed}."), style))

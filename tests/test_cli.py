@@ -229,8 +229,7 @@ def test_whatever_bytes_are_typed_the_chat_goes_on(console, encoding):
 
 def test_a_stream_that_was_told_how_to_replace_is_left_alone(here):
     script = (
-        "import sys\nfrom esc_env.cli import main\n"
-        "try: main(['doctor'])\nexcept SystemExit: print(sys.stdout.errors)"
+        "import sys\nfrom esc_env.cli import main\ntry: main(['doctor'])\nexcept SystemExit: print(sys.stdout.errors)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True,
                           env={**os.environ, "PYTHONIOENCODING": "ascii:xmlcharrefreplace"})  # fmt: skip

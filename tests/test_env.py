@@ -169,9 +169,7 @@ def test_a_scenario_may_be_handed_over_as_an_object():
 
 
 def test_a_history_is_gone_on_from_and_turns_count_from_there():
-    history = Dialogue(
-        (Message("supporter", "Hello."), Message("seeker", "Hi."), Message("seeker", "I cannot sleep."))
-    )
+    history = Dialogue((Message("supporter", "Hello."), Message("seeker", "Hi."), Message("seeker", "I cannot sleep.")))
     env = make(max_turns=2)
     observation, info = env.reset(options={"scenario": "person-1", "history": history})
     assert [message["role"] for message in observation] == ["user", "assistant", "user"]

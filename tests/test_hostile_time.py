@@ -152,7 +152,7 @@ WORDS = " ".join(name for name in PATTERNS if not name.startswith("esc_env")) + 
 READERS: dict[str, Callable[[str], Any]] = {
     "split_thought": split_thought,
     "a thought that stays open": lambda text: split_thought(f"<think>{text}"),
-    "many marks": lambda text: split_thought(re.sub(r"\s|0|a", "<think></think>\"[THINK]\"", text[:1000])),
+    "many marks": lambda text: split_thought(re.sub(r"\s|0|a", '<think></think>"[THINK]"', text[:1000])),
     "a seeker's JSON": lambda text: split_answer("seeker", f'{{"role": {text}'),
     "role_break": lambda text: role_break(text, "You play a person who looks for support. " * 40),
     "parse_vote": parse_vote,

@@ -188,8 +188,10 @@ def test_an_empty_dialogue_asks_for_an_opening():
         ("<think>he is sad</think>I am tired.", "I am tired."),
         ("[THINK]he is sad[/THINK]I am tired.", "I am tired."),
         ("<thinking>he is sad</thinking>\n**Seeker:** I am tired.", "I am tired."),
-        ('<|channel|>analysis<|message|>he is sad<|end|><|start|>assistant<|channel|>final<|message|>"I am tired."',
-         "I am tired."),
+        (
+            '<|channel|>analysis<|message|>he is sad<|end|><|start|>assistant<|channel|>final<|message|>"I am tired."',
+            "I am tired.",
+        ),
         ('{"role": "seeker", "content": "<think>he is sad</think>Seeker: I am tired."}', "I am tired."),
         ("I am tired.<|im_end|>", "I am tired."),
         ("I wrote [THINK] on my door.", "I wrote [THINK] on my door."),

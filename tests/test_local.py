@@ -188,9 +188,10 @@ def test_without_a_seed_samples_are_fresh(model):
 
 def test_more_choices_than_a_batch_holds_are_all_computed(folder):
     small = LocalModel(str(folder), device="cpu", max_batch=3)
-    assert ask(small, n=8, seed=5, temperature=1.0).texts == ask(
-        LocalModel(str(folder), device="cpu"), n=8, seed=5, temperature=1.0
-    ).texts
+    assert (
+        ask(small, n=8, seed=5, temperature=1.0).texts
+        == ask(LocalModel(str(folder), device="cpu"), n=8, seed=5, temperature=1.0).texts
+    )
 
 
 def test_samples_follow_the_distribution_that_logprobs_report(model):

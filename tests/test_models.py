@@ -366,13 +366,15 @@ def test_importing_the_package_needs_no_extra() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["choices", "message", "content", "finish_reason", "usage", "error", "code", "logprobs", "top_logprobs"]
-        ),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "content", "finish_reason", "usage", "error", "code", "logprobs", "top_logprobs"]
+            ),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=12,
 )

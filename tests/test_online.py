@@ -250,9 +250,7 @@ def test_long_conversations_are_cut_at_message_borders(tokenizer: Any) -> None:
 def test_dense_credit_prefers_early_relief() -> None:
     def held(*scores: float) -> Trajectory:
         verdicts = tuple(Verdict((score,), 1, score, score > 0.5) for score in scores)
-        return Trajectory(
-            bank(1)[0], Dialogue((Message("seeker", "Hm."),)), verdicts, StopReason.MAX_TURNS, 0
-        )
+        return Trajectory(bank(1)[0], Dialogue((Message("seeker", "Hm."),)), verdicts, StopReason.MAX_TURNS, 0)
 
     assert conversation_value(held(0.5, 0.5), credit="dense") == 1.0
     late = conversation_value(held(-0.5, 0.5), credit="dense")

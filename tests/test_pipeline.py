@@ -54,9 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A policy, a reward model, and files of scenarios with human dialogues."""
     folder = tmp_path_factory.mktemp("world")
     plain = CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
-    said = Dialogue(
-        tuple(Message("supporter" if place % 2 else "seeker", text) for place, text in enumerate(TALK))
-    )
+    said = Dialogue(tuple(Message("supporter" if place % 2 else "seeker", text) for place, text in enumerate(TALK)))
     for name in ("train", "valid", "test"):
         lines = [
             json.dumps(

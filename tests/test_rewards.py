@@ -114,9 +114,7 @@ def test_all_rollouts_of_an_episode_meet_the_same_person_under_seeds_of_their_ow
             heard.append(seed)
             return await super().respond(dialogue, seed=seed)
 
-    simulator = FutureReward(
-        Listening(["Hm."]), SEEKER, ScriptedCritic(["same"]), Rules(max_turns=3), rollouts=3
-    )
+    simulator = FutureReward(Listening(["Hm."]), SEEKER, ScriptedCritic(["same"]), Rules(max_turns=3), rollouts=3)
     for candidate in (1, 2):
         assert [done.rollout for done in simulate(simulator, seed=Seed(7, candidate=candidate))] == [0, 1, 2]
     assert {seed.episode for seed in heard} == {7}
@@ -449,8 +447,14 @@ def test_a_model_that_looks_both_ways_does_not_look_at_padding(saved: Path):
     torch.manual_seed(1)
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, initializer_range=0.3,
-            num_attention_heads=2, max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            initializer_range=0.3,
+            num_attention_heads=2,
+            max_position_embeddings=2048,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
     rows = chats(8)

@@ -306,8 +306,6 @@ def test_a_whole_conversation_ends_with_relief_in_the_persons_own_voice():
     chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
     solved = 0
     for person in bank("valid")[:10]:
-        trajectory = asyncio.run(
-            converse(person, SCRIPTED["skilled"](), chairs, seed=episode_seed(0, person.id, 0))
-        )
+        trajectory = asyncio.run(converse(person, SCRIPTED["skilled"](), chairs, seed=episode_seed(0, person.id, 0)))
         solved += trajectory.solved
     assert solved >= 6

@@ -248,9 +248,7 @@ def test_one_seed_per_env_may_be_given():
 def test_a_time_limit_truncates_as_gymnasiums_does_and_warns_below_t(mode):
     with pytest.warns(UserWarning, match="max_turns=2"):
         ours = make(2, max_turns=4, max_episode_steps=2, autoreset_mode=mode)
-    theirs = SyncVectorEnv(
-        [lambda: gym.wrappers.TimeLimit(ESCEnv(bank(), max_turns=4), 2)] * 2, autoreset_mode=mode
-    )
+    theirs = SyncVectorEnv([lambda: gym.wrappers.TimeLimit(ESCEnv(bank(), max_turns=4), 2)] * 2, autoreset_mode=mode)
     with pytest.warns(UserWarning, match="max_turns=2"):
         expected = theirs.reset(seed=0)
     assert data_equivalence(ours.reset(seed=0), expected, exact=True)

@@ -1,11 +1,11 @@
 """Which part of the method does the work? Every reward and control at identical settings, over several training seeds.
 
-    esc train ablate --preset tiny --out runs/ablation
+esc train ablate --preset tiny --out runs/ablation
 
-    OUT/seed-0/shared    sft, collect, and the policy before GRPO, evaluated at every temperature
-    OUT/seed-0/rm-KIND   a reward model
-    OUT/seed-0/ARM       grpo and evaluation of one arm; what it shares is a link
-    OUT/report.json, .md, curves.svg
+OUT/seed-0/shared    sft, collect, and the policy before GRPO, evaluated at every temperature
+OUT/seed-0/rm-KIND   a reward model
+OUT/seed-0/ARM       grpo and evaluation of one arm; what it shares is a link
+OUT/report.json, .md, curves.svg
 """
 
 from __future__ import annotations

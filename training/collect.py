@@ -495,9 +495,7 @@ def _hold(
     return [ended[scenario.id, trial] for scenario, trial in wanted]
 
 
-def _contexts(
-    chosen: ScenarioSet, held: Sequence[Trajectory], source: Source, trials: int, seed: int
-) -> list[Context]:
+def _contexts(chosen: ScenarioSet, held: Sequence[Trajectory], source: Source, trials: int, seed: int) -> list[Context]:
     found = [
         Context(scenario, dialogue, episode_seed(seed, scenario.id, trial))
         for trial in range(trials)

@@ -108,9 +108,7 @@ class Sample:
         """The later supporter turns of its futures, as samples."""
         start = self.context.then(self.response)
         return [
-            Sample(
-                self.scenario, start.then(*before), turn, (rest,), self.seed, tail=True, split=self.split
-            )
+            Sample(self.scenario, start.then(*before), turn, (rest,), self.seed, tail=True, split=self.split)
             for future in self.futures
             for before, turn, rest in future.tails()
         ]

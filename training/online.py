@@ -155,17 +155,11 @@ class Online:
                 waiting = table.wait()
                 if not _anybody(trainer, len(waiting)):
                     break
-                contexts = [
-                    self._context(scenarios[place], dialogue) for place, dialogue, _ in waiting
-                ]
-                for (place, _, answer), turn in zip(
-                    waiting, self._speak(trainer, contexts, len(prompts)), strict=True
-                ):
+                contexts = [self._context(scenarios[place], dialogue) for place, dialogue, _ in waiting]
+                for (place, _, answer), turn in zip(waiting, self._speak(trainer, contexts, len(prompts)), strict=True):
                     spoken[place].append(turn)
                     thought, said = split_thought(turn.text)
-                    answer.set_result(
-                        Reply(said.strip(), thought, finish_reason="stop" if turn.ended else "length")
-                    )
+                    answer.set_result(Reply(said.strip(), thought, finish_reason="stop" if turn.ended else "length"))
         except BaseException as error:  # Ctrl-C too: calls in flight are cut off, not waited for
             table.close(error)
             cancel()

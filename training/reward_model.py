@@ -137,9 +137,7 @@ def auc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
     return good / pairs if pairs else None
 
 
-def auc_within(
-    scores: Sequence[float], labels: Sequence[float], contexts: Sequence[Any]
-) -> tuple[float | None, int]:
+def auc_within(scores: Sequence[float], labels: Sequence[float], contexts: Sequence[Any]) -> tuple[float | None, int]:
     """(share of pairs of siblings with different labels that the scores order rightly, number of such pairs)."""
     groups: dict[Any, list[tuple[float, float]]] = defaultdict(list)
     for score, label, context in zip(scores, labels, contexts, strict=True):
@@ -160,9 +158,7 @@ def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tupl
     for probability, label in zip(probabilities, labels, strict=True):
         bins[min(_BINS - 1, int(probability * _BINS))].append((probability, label))
     bars = tuple(
-        Bin(
-            place / _BINS, (place + 1) / _BINS, fmean(p for p, _ in rows), fmean(label for _, label in rows), len(rows)
-        )
+        Bin(place / _BINS, (place + 1) / _BINS, fmean(p for p, _ in rows), fmean(label for _, label in rows), len(rows))
         for place, rows in sorted(bins.items())
     )
     return sum(abs(bar.predicted - bar.observed) * bar.count for bar in bars) / len(probabilities), bars
@@ -196,9 +192,7 @@ def _reliability_svg(bars: Sequence[Bin]) -> str:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train_reward_model(
-    config: RewardModelStage, folder: str | Path, samples: Iterable[Sample]
-) -> RewardModelReport:
+def train_reward_model(config: RewardModelStage, folder: str | Path, samples: Iterable[Sample]) -> RewardModelReport:
     """Train a reward model on collected futures; the same call resumes, and only reads its report once finished.
 
     Args:

@@ -202,9 +202,7 @@ def _held_out(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Le
     return sides[0], sides[1]
 
 
-def train_sft(
-    config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, system: str | None = None
-) -> Path:
+def train_sft(config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, system: str | None = None) -> Path:
     """Fine-tune `config.model` on what supporters said; the same call resumes, and does nothing once finished.
 
     Args:
@@ -245,9 +243,14 @@ def train_sft(
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
-                **arguments(config, folder), max_length=None, packing=False, assistant_only_loss=False, loss_type="nll",
+                **arguments(config, folder),
+                max_length=None,
+                packing=False,
+                assistant_only_loss=False,
+                loss_type="nll",
                 train_sampling_strategy="group_by_length",  # else half of a batch is padding
-                eval_strategy="steps" if valid else "no", eval_steps=config.save_steps,
+                eval_strategy="steps" if valid else "no",
+                eval_steps=config.save_steps,
                 per_device_eval_batch_size=config.batch_size,
             ),
             train_dataset=Dataset.from_list(rows),

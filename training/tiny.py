@@ -216,9 +216,7 @@ def make_policy(
         ValueError: a number that makes no sense.
     """
     if vocabulary < 300 or width < 128 or width % 128 or layers < 2:
-        raise ValueError(
-            f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}"
-        )
+        raise ValueError(f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}")
     torch, transformers = _heavy()
     folder = Path(folder)
     tokenizer = _tokenizer(transformers, texts, vocabulary)

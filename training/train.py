@@ -138,16 +138,22 @@ def _grpo(
     out: Out,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="A folder that `esc collect` wrote: whose contexts are answered. Not for "
-                     "--reward env.", show_default=False),
+        typer.Option(
+            "--data",
+            "-d",
+            help="A folder that `esc collect` wrote: whose contexts are answered. Not for --reward env.",
+            show_default=False,
+        ),
     ] = None,
     reward_model: Annotated[
         Path | None, typer.Option(help="A folder that `esc train rm` wrote, for --reward rlff.", show_default=False)
     ] = None,
     agent: Annotated[
         str | None,
-        typer.Option(help="Who goes on after a response, for --reward future. Default: the model that training begins "
-                     "with.", show_default=False),
+        typer.Option(
+            help="Who goes on after a response, for --reward future. Default: the model that training begins with.",
+            show_default=False,
+        ),
     ] = None,
     scenarios: Annotated[
         str | None, typer.Option(help="Whom conversations are held with, for --reward env.", show_default=False)
@@ -156,10 +162,12 @@ def _grpo(
     critic: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
     valid: Annotated[
         str | None,
-        typer.Option(help="Scenarios that every checkpoint is judged by: the best one becomes the result, and training "
-                     "warns when it gets worse there. none: the last checkpoint is the result. Default: the "
-                     "preset's, else builtin:valid.",
-                     show_default=False),
+        typer.Option(
+            help="Scenarios that every checkpoint is judged by: the best one becomes the result, and training "
+            "warns when it gets worse there. none: the last checkpoint is the result. Default: the "
+            "preset's, else builtin:valid.",
+            show_default=False,
+        ),
     ] = None,
     style: Style = None,
     preset: Preset = None,

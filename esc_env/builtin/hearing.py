@@ -54,9 +54,7 @@ class Memory:
     def with_seeker(self, message: str, story: str) -> Memory:
         """After the seeker's `message`, of which `story` tells something."""
         stems = _stems(story)
-        return replace(
-            self, said=self.said | stems, recent=stems or self.recent, messages=(*self.messages, message)
-        )
+        return replace(self, said=self.said | stems, recent=stems or self.recent, messages=(*self.messages, message))
 
     def with_supporter(self, text: str) -> Memory:
         """After the supporter's turn."""

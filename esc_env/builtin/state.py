@@ -41,6 +41,7 @@ WEIGHTS: Mapping[str, tuple[float, float, float]] = {
 }
 """What relief is made of for each need: having told, feeling understood, having a next step."""
 
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """How a persona meets help: initial trust, readiness to tell, and gains on comfort, plan and harm."""
@@ -134,7 +135,8 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     hurts = {
         "silence": 0.07 if silent else 0.0,
         "stung": 0.28 * dismissing,
-        "pressed": early * does["propose"] + 0.10 * ramp(heard.proposals, 1.5, 4.0)
+        "pressed": early * does["propose"]
+        + 0.10 * ramp(heard.proposals, 1.5, 4.0)
         + 0.05 * ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
         "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, garbled),
         "unheard": 0.03 * (1.0 - ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),

@@ -1,14 +1,14 @@
 """The one retry policy, and what all calls to one server share: how many at once, how fast, and when to slow down.
 
-    what happens                                    what patience does
-    no connection, 408, 409, 5xx,                   the same request again, after an exponential wait with jitter
-    a body that is no answer, no text at all
-    no answer in time                               the same, and the next wait is twice as long: a server that is slow,
-                                                    and known to be, is not asked for ever from the start
-    429, 503 with Retry-After                       the same, and everything sent to that server slows down: a pause for
-                                                    as long as asked, else time between requests until fewer are refused
-    400, 401, 403, 404 and the like                 raised at once: trying again changes nothing
-    a server that answers nobody any more           after the first call given up, the others stop waiting for it
+what happens                                    what patience does
+no connection, 408, 409, 5xx,                   the same request again, after an exponential wait with jitter
+a body that is no answer, no text at all
+no answer in time                               the same, and the next wait is twice as long: a server that is slow,
+                                                and known to be, is not asked for ever from the start
+429, 503 with Retry-After                       the same, and everything sent to that server slows down: a pause for
+                                                as long as asked, else time between requests until fewer are refused
+400, 401, 403, 404 and the like                 raised at once: trying again changes nothing
+a server that answers nobody any more           after the first call given up, the others stop waiting for it
 """
 
 from __future__ import annotations

@@ -60,9 +60,7 @@ class ChatTemplate:
         opened = _OPENED.search(self.tokenizer.decode(prompt[-16:]))
         return opened.group() if opened else ""
 
-    def reply(
-        self, chat: Sequence[ChatMessage], words: str, thought: str | None = None
-    ) -> tuple[list[int], list[int]]:
+    def reply(self, chat: Sequence[ChatMessage], words: str, thought: str | None = None) -> tuple[list[int], list[int]]:
         """(the prompt, the tokens that a model should say after it: its thought, its words, and what ends its turn).
 
         The reply is all that the template writes beyond the prompt, up to the control token that ends the turn: an
