@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import itertools
 import pickle
 import random
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -340,3 +342,12 @@ def test_a_patient_model_travels_and_works_on_any_loop(jumping: Time) -> None:
         assert asyncio.run(twin.complete(HELLO)).texts == ("x",)
         assert twin.endpoint.concurrency == 3
         assert twin.identity == {"provider": "fake", "name": "fake"}
+
+
+def test_a_fake_server_that_is_stopped_while_somebody_connects_loses_no_connection():
+    for _ in range(10):
+        with FakeServer() as server:
+            clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+        for client in clients:
+            client.close()
+        gc.collect()  # a connection that nobody closed warns now

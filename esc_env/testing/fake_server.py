@@ -216,6 +216,10 @@ class FakeServer:
         self.port = listener.sockets[0].getsockname()[1]
         ready.set_result(None)
         await self._stopped.wait()
+        for socket in listener.sockets:
+            self._loop.remove_reader(socket.fileno())
+        for _ in range(8):  # turns in which what is accepted becomes a connection: asyncio loses it once it is closed
+            await asyncio.sleep(0)
         listener.close()
         for connection in list(server.connections):
             if connection.transport is not None:
