@@ -45,9 +45,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> None:
-    """Read what a program prints up to this line. One that takes longer is killed, and what it said is told."""
+    """Read what a program prints up to this line. One that takes longer is ended, and what it said is told."""
     assert process.stdout is not None
-    late = threading.Timer(within, process.kill)
+    late = threading.Timer(within, process.send_signal, [signal.SIGABRT])  # faulthandler says where it was
     late.start()
     try:
         if line in (said.rstrip("\n") for said in process.stdout):
@@ -60,7 +60,7 @@ def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> 
 
 def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: float = 120) -> str:
     """What a program says on stderr after Ctrl-C, which a terminal sends to the whole group. One that does not end is
-    killed, and is a failure."""
+    ended, and is a failure."""
     if group:
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -68,7 +68,7 @@ def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: 
     try:
         return process.communicate(timeout=within)[1]
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.send_signal(signal.SIGABRT)
         pytest.fail(f"it goes on {within} s after Ctrl-C: {process.communicate(timeout=60)[1]}")
 
 
