@@ -18,10 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import aiohttp
 
-from esc_env.dialogue import ChatMessage
 from esc_env.models.choices import Choices
 from esc_env.models.patience import Endpoint, Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
@@ -33,10 +33,10 @@ Ask = Callable[[], Awaitable[object]]
 
 LATENCY = 0.05
 CONCURRENCY = 64
-PROMPT: list[ChatMessage] = [
+PROMPT: Any = [
     {"role": "system", "content": "You support somebody who is in distress. " * 20},
     *({"role": ("user", "assistant")[i % 2], "content": "I cannot sleep because of my job. " * 4} for i in range(15)),
-]  # type: ignore[list-item]
+]
 
 
 @contextlib.contextmanager

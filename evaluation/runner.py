@@ -382,7 +382,7 @@ def _has_outcome(trajectory: Trajectory | None) -> bool:
     return trajectory is not None and trajectory.completed
 
 
-async def check_models(*seated: object, votes: int = 1) -> None:
+async def check_models(*seated: Any, votes: int = 1) -> None:
     """Ask the chat models of chairs for a word each, just as they will be asked, so that a wrong key or name, or what a
     server refuses, is told before a run starts.
 
@@ -394,7 +394,7 @@ async def check_models(*seated: object, votes: int = 1) -> None:
         SpecError: a model does not take what it will be asked.
         ModelError: one does not answer; the message is one line that names the chair and what to set.
     """
-    checks = {id(part): check for part in seated if callable(check := getattr(part, "check", None))}
+    checks = {id(part): part.check for part in seated if hasattr(part, "check")}
     try:
         async with asyncio.TaskGroup() as group:
             for check in checks.values():

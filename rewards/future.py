@@ -22,7 +22,7 @@ from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
-from esc_env.rewards.rows import Text, raw_text, read_column, scenario_of
+from esc_env.rewards.rows import Text, awaited, raw_text, read_column, scenario_of
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, episode_seed
@@ -226,6 +226,7 @@ class FutureReward:
         done = await asyncio.gather(*(one(rollout) for rollout in range(self.rollouts)), return_exceptions=True)
         return tuple(_unwrapped(item) for item in done)
 
+    @awaited
     @hops
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import Agent, Dialogue, Message, Reply, Seed
@@ -62,7 +62,6 @@ def test_a_string_that_names_nothing_is_refused_with_what_to_type(text, told):
         resolve_agent(text)
 
 
-@settings(deadline=None)  # the first PROVIDER/NAME imports LiteLLM
 @given(st.text(max_size=40))
 def test_any_string_is_an_agent_or_a_spec_error(text):
     try:

@@ -43,7 +43,7 @@ def counting() -> FakeChatModel:
 def test_a_recorded_run_replays_bit_for_bit_without_the_model(tmp_path):
     model = counting()
     recorder = tape(tmp_path / "run.db", "record", model)
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"seed": 1},
         {"seed": 2},
         {"seed": 2, "n": 10, "temperature": 1.1},
@@ -65,7 +65,7 @@ def test_every_part_of_a_request_tells_it_from_others(tmp_path):
     recorder = tape(tmp_path / "run.db", "record", model)
     ask(recorder)
     player = tape(tmp_path / "run.db", "replay", model)
-    others = [
+    others: list[dict[str, Any]] = [
         {"seed": 2}, {"n": 2}, {"temperature": 0.1}, {"max_tokens": 9}, {"stop": ["."]}, {"logprobs": 5},
         {"chat": CHAT[:1]}, {"chat": [*CHAT, CHAT[1]]}, {"chat": [{**CHAT[0], "role": "user"}, CHAT[1]]},
     ]  # fmt: skip

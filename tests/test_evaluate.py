@@ -44,7 +44,8 @@ class OddOnes:
 
 def held(agent: Any = AGENT, scenarios: Any = None, **options: Any) -> Report:
     people = bank(4) if scenarios is None else scenarios
-    return evaluate(agent, people, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options})
+    usual: Any = {"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3)}
+    return evaluate(agent, people, **{**usual, **options})
 
 
 def lines(folder: Path) -> list[dict]:
@@ -227,7 +228,7 @@ class Endings:
     """Says a reply of its own to each person, each ended in another way."""
 
     identity: ClassVar = {"name": "endings", "max_tokens": 1024}
-    replies = (
+    replies: tuple[Reply, ...] = (
         Reply("", "She is sad, so", finish_reason="length"),
         Reply("I hear", finish_reason="length"),
         Reply("I cannot help with that.", finish_reason="refusal"),
@@ -307,7 +308,8 @@ def test_the_report_says_how_many_of_the_critics_first_answers_were_unreadable(t
 
 
 def test_a_complete_run_is_not_run_again(tmp_path):
-    calls, told = [], []
+    calls: list[Any] = []
+    told: list[Any] = []
 
     def respond(messages):
         calls.append(messages)
@@ -577,7 +579,7 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path, start):
 OUTCOMES = st.lists(st.lists(st.booleans(), max_size=4), max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(OUTCOMES)
 def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
     interval = success_interval(outcomes)
@@ -591,7 +593,7 @@ def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
     assert low < high
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(OUTCOMES.filter(any), st.randoms())
 def test_the_order_of_scenarios_hardly_matters_and_the_same_data_gives_the_same_interval(outcomes, random):
     interval = success_interval(outcomes)

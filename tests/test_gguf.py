@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra 'train'")
 pytest.importorskip("gguf", reason="needs the extra 'local'")
 
+from typing import Any
+
 from tiny_models import CHATML, save_gguf, save_model
 
 from esc_env import Dialogue, Message, Scenario
@@ -34,11 +36,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # gguf 0.19's own
 ]
 
-TINY = {
+TINY: dict[str, Any] = {
     "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "batch_size": 4, "accumulation": 1,
     "max_steps": 2, "logging_steps": 1, "learning_rate": 3e-3, "scheduler": "constant",
 }  # fmt: skip
-CHAT = [
+CHAT: Any = [
     {"role": "user", "content": "I cannot sleep because of my job."},
     {"role": "assistant", "content": "That sounds hard."},
     {"role": "user", "content": "My manager said that I would be let go."},

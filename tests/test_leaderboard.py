@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -169,10 +170,11 @@ def test_the_page_is_well_formed_static_and_escaped(tmp_path):
     def raises(messages):
         raise ValueError(EVIL)
 
-    seeker, options = ScriptedSeeker([EVIL]), {"critic": SolvesAll(), "rules": Rules(max_turns=2)}
+    seeker = ScriptedSeeker([EVIL])
+    options: Any = {"critic": SolvesAll(), "rules": Rules(max_turns=2)}
+    agents: list[Any] = [Named(EVIL, 1), raises]
     reports = [
-        evaluate(agent, people, seeker=seeker, out=tmp_path / str(i), **options)
-        for i, agent in enumerate([Named(EVIL, 1), raises])
+        evaluate(agent, people, seeker=seeker, out=tmp_path / str(i), **options) for i, agent in enumerate(agents)
     ]
     board = rank(reports)
     for text in (board.to_html(), (tmp_path / "0" / "report.html").read_text(encoding="utf-8")):

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -157,7 +158,7 @@ def test_greedy_text_is_what_transformers_itself_generates(tmp_path, family):
     assert answer.usage.requests == 1
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12))
 def test_greedy_text_does_not_depend_on_the_batch(model, others):
     alone = [ask(model, HELLO).texts, ask(model, LONGER).texts]
@@ -407,7 +408,7 @@ def reference(folder: Path, messages):
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
     @torch.no_grad()
-    def logits(said: list[int]) -> torch.Tensor:
+    def logits(said: list[int]) -> Any:
         return model(torch.tensor([prompt + said])).logits[0, -1]
 
     return tokenizer, logits
@@ -462,9 +463,9 @@ def test_greedy_text_with_a_repetition_penalty_is_what_transformers_itself_gener
 
 
 def test_with_all_options_a_text_depends_on_its_seed_and_choice_only_and_logprobs_are_the_models(folder, model):
-    options = {"top_p": 0.8, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.2, "presence_penalty": 0.5}
+    options: Any = {"top_p": 0.8, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.2, "presence_penalty": 0.5}
     full = LocalModel(str(folder), device="cpu", **options, frequency_penalty=0.5)
-    request = {"messages": HELLO, "seed": 7, "n": 3, "temperature": 1.1, "logprobs": 5}
+    request: Any = {"messages": HELLO, "seed": 7, "n": 3, "temperature": 1.1, "logprobs": 5}
     alone = together(full, request)[0]
 
     async def crowd():

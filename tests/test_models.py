@@ -39,7 +39,7 @@ HELLO: list[ChatMessage] = [
     {"role": "user", "content": 'I can\'t sleep — "again" 😔\n'},
 ]
 
-WIRES = {
+WIRES: dict[str, Any] = {
     "aiohttp": lambda url, timeout=10.0: OpenAIWire("m", url, timeout=timeout),
     "openai": lambda url, timeout=10.0: OpenAISDK("m", url, timeout=timeout),
     "litellm": lambda url, timeout=10.0: LiteLLMModel("openai/m", url, timeout=timeout),
@@ -285,7 +285,7 @@ def test_requests_go_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
 def test_a_ca_bundle_of_ones_own_is_trusted(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, secret = tmp_path / "ca.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
-    made = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", secret, "-out", certificate]
+    made: list[Any] = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", secret, "-out", certificate]
     subprocess.run(made, check=True, capture_output=True)
     body = b'{"choices": [{"message": {"content": "Safe."}}]}'
 

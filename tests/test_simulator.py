@@ -219,7 +219,7 @@ def test_more_relief_never_lowers_the_expected_vote(low: float, more: float):
     assert mean(low + more) >= mean(low) - 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=80), max_size=4))
 def test_any_text_is_heard_without_failing_and_keeps_the_state_in_range(turns: list[str]):
     state = follow(PERSON, say(*[turn.encode("utf-8", "ignore").decode() for turn in turns]), 1)
@@ -230,7 +230,6 @@ def test_any_text_is_heard_without_failing_and_keeps_the_state_in_range(turns: l
     assert len(set(state.told)) == len(state.told) <= len(PERSON.facts)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_the_move_classifier_gives_a_distribution_for_any_text(text: str):
     reading = read(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -25,7 +26,7 @@ from esc_env.testing import (
     check_seeker,
 )
 
-CHAT = [{"role": "user", "content": "I feel low."}]
+CHAT: Any = [{"role": "user", "content": "I feel low."}]
 
 
 @pytest.mark.parametrize("persona", PERSONAS)
@@ -56,6 +57,7 @@ def test_fake_models_keep_the_contract():
 
 class Part:
     identity = {"name": "part"}  # noqa: RUF012
+    deterministic = True
 
     def __init__(self, answer):
         self.answer = answer

@@ -27,7 +27,7 @@ from esc_env.errors import ConfigError, MissingExtra
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.records import write_json
-from esc_env.rewards.rows import Reward, Text, raw_text
+from esc_env.rewards.rows import Reward, Text, awaited, raw_text
 from esc_env.training.config import GRPOStage
 from esc_env.training.stage import (
     arguments,
@@ -44,7 +44,7 @@ from esc_env.training.stage import (
 
 try:
     import transformers
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 except ModuleNotFoundError as error:
@@ -191,6 +191,7 @@ class _Watched:
         self.gated = gated
         self.__name__ = "total"
 
+    @awaited
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:
@@ -350,7 +351,7 @@ def _train(
     )
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=[watched],  # type: ignore[list-item]  # TRL takes async callables too
+        reward_funcs=[watched],
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

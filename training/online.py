@@ -86,8 +86,8 @@ def conversation_value(
 class Online:
     """The data, the rollouts and the reward of GRPO on whole conversations.
 
-    >>> online = Online(load_scenarios("builtin:train"), Chairs(seeker, critic), GRPOStage(reward="env"), tokenizer)
-    >>> GRPOTrainer(model, online.reward, train_dataset=Dataset.from_list(online.rows), rollout_func=online.rollout)
+        online = Online(load_scenarios("builtin:train"), Chairs(seeker, critic), GRPOStage(reward="env"), tokenizer)
+        GRPOTrainer(model, online.reward, train_dataset=Dataset.from_list(online.rows), rollout_func=online.rollout)
 
     Args:
         scenarios: whom conversations are held with. Those that begin with the same words are one prompt; only the

@@ -90,7 +90,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
 def _together() -> None:
     """Wait for all processes, where there are several."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate import PartialState
 
         PartialState(timeout=timedelta(hours=48)).wait_for_everyone()
 

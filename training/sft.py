@@ -26,7 +26,7 @@ from esc_env.training.stage import arguments, finish, load_policy, load_tokenize
 from esc_env.trajectory import Trajectory
 
 try:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 except ModuleNotFoundError as error:

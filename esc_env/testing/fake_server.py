@@ -2,7 +2,8 @@
 
 >>> from esc_env.testing import FakeServer
 >>> with FakeServer("I hear you.") as server:
-...     print(server.url)  # http://127.0.0.1:PORT/v1
+...     print(server.url)
+http://127.0.0.1:.../v1
 
 As a program, for trying things out and for benchmarks: `python -m esc_env.testing.fake_server --port 8000`.
 Needs the extra `llm`.

@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21's own
 )
 
-CHAT = [{"role": "user", "content": "I cannot sleep because of my job."}]
+CHAT: Any = [{"role": "user", "content": "I cannot sleep because of my job."}]
 
 
 @pytest.fixture(scope="module")

@@ -122,8 +122,7 @@ def test_what_exceeds_the_context_is_told_as_too_long(server: RealServer, wire: 
 )
 def test_messages_of_any_order_are_answered(server: RealServer, roles: str) -> None:
     chat: list[ChatMessage] = [
-        {"role": role, "content": f"{number}: I lost my job."}  # type: ignore[typeddict-item]
-        for number, role in enumerate(roles.split())
+        {"role": role, "content": f"{number}: I lost my job."} for number, role in enumerate(roles.split())
     ]
     assert ask(opened(server), chat).texts[0]
 
