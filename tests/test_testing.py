@@ -8,7 +8,7 @@ import itertools
 import pytest
 from conftest import bank
 
-from esc_env import Ballot, Dialogue, Message, Reply, Seed
+from esc_env import Ballot, Dialogue, Message, Reply, Request, Seed
 from esc_env.critics import resolve_critic
 from esc_env.errors import ModelUnavailable
 from esc_env.scenarios import PERSONAS
@@ -106,7 +106,7 @@ def test_a_fake_model_answers_in_order_and_remembers_what_it_was_asked():
     model = FakeChatModel(["one", "two", "three"])
 
     async def talk():
-        return await model.complete(CHAT, n=2, temperature=1.1, seed=5), await model.complete(CHAT)
+        return await model.complete(Request(CHAT, n=2, temperature=1.1, seed=5)), await model.complete(Request(CHAT))
 
     first, second = asyncio.run(talk())
     assert (first.texts, second.texts) == (("one", "two"), ("three",))
@@ -124,10 +124,10 @@ def test_a_fake_model_can_answer_by_function_fail_and_return_fewer_choices():
     )
 
     async def talk():
-        first = await model.complete(CHAT, n=4, seed=9, logprobs=5)
+        first = await model.complete(Request(CHAT, n=4, seed=9, logprobs=5))
         with pytest.raises(ModelUnavailable):
-            await model.complete(CHAT)
-        return first, await model.complete(CHAT)
+            await model.complete(Request(CHAT))
+        return first, await model.complete(Request(CHAT))
 
     first, third = asyncio.run(talk())
     assert first.texts == ("9/0", "9/1")

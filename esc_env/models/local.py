@@ -31,11 +31,10 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ESCError, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.templates import ChatTemplate, TemplateError
 from esc_env.models.weights import end_tokens, is_gguf, load_model, load_tokenizer, no_progress_bars
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 from esc_env.seeds import derive
 
 try:
@@ -120,12 +119,7 @@ class LocalModel:
         SpecError: no such folder or file, or an impossible option.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset(
-        {
-            "device", "dtype", "max_batch", "gather", "top_p", "top_k", "min_p", "repetition_penalty",
-            "presence_penalty", "frequency_penalty", "chat_template_kwargs",
-        }
-    )  # fmt: skip
+    OPTIONS: ClassVar[frozenset[str]]
 
     path: str
     device: str | None = None
@@ -211,61 +205,37 @@ class LocalModel:
             **told,
         }
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
-        """`n` completions of `messages`, computed together with what else waits.
+    async def complete(self, request: Request) -> Completion:
+        """The completions of a chat, computed together with what else waits.
 
-        Args:
-            messages: roles and texts as the model's chat template takes them. A system message that the template
-                refuses is put before the first user message.
-            n: choices; choice i depends on (seed, i) only.
-            temperature: 0 for greedy.
-            max_tokens: per choice; None for `MAX_TOKENS`. The end of the model's context ends a choice too (`length`).
-            seed: names the draws; None for fresh ones.
-            stop: strings that end a choice; they are not part of its text.
-            logprobs: how many alternatives of the first token to return, as the model has them: before temperature,
-                penalties and filters.
+        A system message that the model's chat template refuses is put before the first user message. Choice i depends
+        on (seed, i) only, and has at most `MAX_TOKENS` where the request sets no limit; the end of the model's context
+        ends it too (`length`). Log-probabilities are the model's own: before temperature, penalties and filters.
 
         Raises:
             SpecError: the model has no chat template, or its adapter no base model.
             BadCompletion: the prompt alone fills the model's context.
             ModelUnavailable: it cannot be loaded, or computing failed.
         """
+        n, temperature, max_tokens = request.n, request.temperature, request.max_tokens
         if n < 1 or temperature < 0 or (max_tokens is not None and max_tokens < 1):
             raise ValueError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
         begun = time.perf_counter()
-        request = _Request(
-            [ChatMessage(role=message["role"], content=message["content"]) for message in messages],
-            n,
-            temperature,
-            MAX_TOKENS if max_tokens is None else max_tokens,
-            secrets.randbits(63) if seed is None else seed,
-            tuple(stop),
-            logprobs,
-            _Sampling(**{each.name: getattr(self, each.name) for each in fields(_Sampling)}),
-            self.chat_template_kwargs,
-        )
+        sampling = _Sampling(**{each.name: getattr(self, each.name) for each in fields(_Sampling)})
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        call = _Call(request, seed, sampling, self.chat_template_kwargs)
         engine = self._engine
         if engine is None or engine.process != os.getpid():
             engine = _engine_of(self)
             object.__setattr__(self, "_engine", engine)
-        engine.inbox.put(request)
-        rows = await asyncio.wrap_future(request.outcome)
+        engine.inbox.put(call)
+        rows = await asyncio.wrap_future(call.outcome)
         return Completion(
             tuple(row.text for row in rows),
             tuple(row.finish_reason for row in rows),
             Usage(1, len(rows[0].prompt), sum(len(row.tokens) for row in rows), 0.0),
             self.path.rstrip("/").rpartition("/")[2],
-            tuple(row.alternatives for row in rows) if logprobs is not None else None,
+            tuple(row.alternatives for row in rows) if request.logprobs is not None else None,
             time.perf_counter() - begun,
         )
 
@@ -308,17 +278,15 @@ class LocalModel:
             ) from error
 
 
-@dataclass(eq=False, slots=True)
-class _Request:
-    """One call of `complete` on its way to the worker."""
+LocalModel.OPTIONS = frozenset(each.name for each in fields(LocalModel) if each.init) - {"path"}
 
-    messages: list[ChatMessage]
-    n: int
-    temperature: float
-    max_tokens: int
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A request on its way to the worker."""
+
+    request: Request
     seed: int
-    stop: tuple[str, ...]
-    logprobs: int | None
     sampling: _Sampling
     variables: Mapping[str, Any] | None
     outcome: Future[list[_Row]] = field(default_factory=Future)
@@ -334,7 +302,7 @@ class _Request:
 class _Row:
     """One choice of a request: what a row of a batch computes."""
 
-    request: _Request
+    call: _Call
     choice: int
     prompt: list[int]
     limit: int
@@ -347,18 +315,18 @@ class _Row:
     @property
     def done(self) -> bool:
         """Whether nobody waits for further tokens of it."""
-        return self.finish_reason is not None or self.request.outcome.done()
+        return self.finish_reason is not None or self.call.outcome.done()
 
     def draw(self) -> float:
         """The draw from [0, 1) of its next token."""
-        return derive(self.request.seed, self.choice, len(self.tokens)) / 2.0**63
+        return derive(self.call.seed, self.choice, len(self.tokens)) / 2.0**63
 
     def finish(self, text: str, reason: str) -> None:
         """Its text is complete; the request's last row answers the caller at once, whatever else the batch does."""
         self.text, self.finish_reason = text, reason
-        self.request.unfinished -= 1
-        outcome = self.request.outcome
-        if self.request.unfinished == 0 and not outcome.done() and outcome.set_running_or_notify_cancel():
+        self.call.unfinished -= 1
+        outcome = self.call.outcome
+        if self.call.unfinished == 0 and not outcome.done() and outcome.set_running_or_notify_cancel():
             outcome.set_result(self.siblings)
 
 
@@ -413,9 +381,9 @@ class _Loaded:
             f"{seconds:.0f} s{hint}"
         )
 
-    def rows(self, request: _Request) -> list[_Row]:
-        """The request's choices, ready to be computed. Raises BadCompletion when its prompt leaves no room."""
-        prompt = self._prompt(request)
+    def rows(self, call: _Call) -> list[_Row]:
+        """A call's choices, ready to be computed. Raises BadCompletion when its prompt leaves no room."""
+        prompt = self._prompt(call)
         room = self.context - len(prompt)
         if room < 1:
             raise BadCompletion(
@@ -423,9 +391,9 @@ class _Loaded:
                 "fewer turns, or a model with a longer context"
             )
         rows: list[_Row] = []
-        limit = min(request.max_tokens, room)
-        rows.extend(_Row(request, choice, prompt, limit, rows) for choice in range(request.n))
-        request.unfinished = request.n
+        limit = min(call.request.max_tokens or MAX_TOKENS, room)
+        rows.extend(_Row(call, choice, prompt, limit, rows) for choice in range(call.request.n))
+        call.unfinished = call.request.n
         return rows
 
     def generate(self, rows: Sequence[_Row], closing: threading.Event) -> None:
@@ -461,11 +429,11 @@ class _Loaded:
         opener = ChatTemplate(self.tokenizer).opener(row.prompt)
         return opener + str(self.tokenizer.decode(row.tokens, skip_special_tokens=True))
 
-    def _prompt(self, request: _Request) -> list[int]:
+    def _prompt(self, call: _Call) -> list[int]:
         try:
-            return ChatTemplate(self.tokenizer, request.variables).prompt(request.messages)
+            return ChatTemplate(self.tokenizer, call.variables).prompt(call.request.messages)
         except TemplateError as error:
-            roles = ", ".join(message["role"] for message in request.messages)
+            roles = ", ".join(message["role"] for message in call.request.messages)
             raise ModelUnavailable(f"{self.name}: its chat template refuses a chat of {roles}: {error}") from error
 
 
@@ -478,18 +446,18 @@ class _Draw(transformers.LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         for i, row in enumerate(self.rows):
-            if row.request.logprobs is not None and not row.tokens and not row.done:
-                row.alternatives = self._alternatives(scores[i], row.request.logprobs)
-            if row.request.sampling.penalises and not row.done:
+            if row.call.request.logprobs is not None and not row.tokens and not row.done:
+                row.alternatives = self._alternatives(scores[i], row.call.request.logprobs)
+            if row.call.sampling.penalises and not row.done:
                 _penalise(scores[i], row)
-        sampled = [i for i, row in enumerate(self.rows) if row.request.temperature > 0 and not row.done]
+        sampled = [i for i, row in enumerate(self.rows) if row.call.request.temperature > 0 and not row.done]
         if sampled:
-            heat = [[self.rows[i].request.temperature] for i in sampled]
+            heat = [[self.rows[i].call.request.temperature] for i in sampled]
             draws = [[self.rows[i].draw()] for i in sampled]
             chances = (scores[sampled].double() / scores.new_tensor(heat, dtype=torch.float64)).softmax(-1)
             for chance, i in zip(chances, sampled, strict=True):
-                if self.rows[i].request.sampling.filters:
-                    _filter(chance, self.rows[i].request.sampling)
+                if self.rows[i].call.sampling.filters:
+                    _filter(chance, self.rows[i].call.sampling)
             mass = chances.cumsum(-1)
             marks = scores.new_tensor(draws, dtype=torch.float64) * mass[:, -1:]
             tokens = torch.searchsorted(mass, marks, right=True)
@@ -509,7 +477,7 @@ class _Draw(transformers.LogitsProcessor):
 
 def _penalise(scores: torch.Tensor, row: _Row) -> None:
     """Change a row's logits, in place, by what it has said."""
-    how = row.request.sampling
+    how = row.call.sampling
     if how.repetition_penalty != 1:
         known = torch.tensor(sorted({*row.prompt, *row.tokens}), device=scores.device)
         logits = scores[known]
@@ -550,8 +518,8 @@ class _Ended(transformers.StoppingCriteria):
         if token in self.loaded.ends:
             row.finish(self.loaded.text(row), "stop")
             return
-        text = self.loaded.text(row) if row.request.stop or len(row.tokens) == row.limit else ""
-        cuts = [at for at in map(text.find, row.request.stop) if at >= 0]
+        text = self.loaded.text(row) if row.call.request.stop or len(row.tokens) == row.limit else ""
+        cuts = [at for at in map(text.find, row.call.request.stop) if at >= 0]
         if cuts:
             row.finish(text[: min(cuts)], "stop")
         elif len(row.tokens) == row.limit:
@@ -563,7 +531,7 @@ class _Engine:
 
     def __init__(self, spec: LocalModel) -> None:
         self.process = os.getpid()
-        self.inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         closing = threading.Event()
         thread = threading.Thread(
             target=_work, args=(spec, self.inbox, closing), name=f"local:{spec.path}", daemon=True
@@ -606,24 +574,24 @@ def _close(process: int, inbox: queue.SimpleQueue[Any], closing: threading.Event
             thread.join(timeout=10)
 
 
-def _work(spec: LocalModel, inbox: queue.SimpleQueue[_Request | None], closing: threading.Event) -> None:
+def _work(spec: LocalModel, inbox: queue.SimpleQueue[_Call | None], closing: threading.Event) -> None:
     """The worker: gather what waits, compute it, again. An error is its requests' error, never the worker's end."""
     loaded: _Loaded | None = None
     rows: deque[_Row] = deque()
     while not closing.is_set():
         with contextlib.suppress(queue.Empty):
             while len(rows) < spec.max_batch:
-                request = inbox.get(timeout=spec.gather if rows else None)
-                if request is None:
+                call = inbox.get(timeout=spec.gather if rows else None)
+                if call is None:
                     return
                 try:
                     loaded = loaded or _Loaded(spec)
-                    rows.extend(loaded.rows(request))
+                    rows.extend(loaded.rows(call))
                 except ESCError as error:
-                    request.fail(error)
+                    call.fail(error)
                 except Exception as error:
-                    request.fail(_broken(f"local:{spec.path} cannot be loaded", error))
-                del request
+                    call.fail(_broken(f"local:{spec.path} cannot be loaded", error))
+                del call
         if loaded is not None:
             _compute(loaded, [rows.popleft() for _ in range(min(len(rows), spec.max_batch))], closing)
 
@@ -638,11 +606,11 @@ def _compute(loaded: _Loaded, rows: Sequence[_Row], closing: threading.Event) ->
         return
     except torch.OutOfMemoryError as error:
         if len(rows) == 1:
-            rows[0].request.fail(_broken(f"{loaded.name}: one conversation does not fit into the GPU's memory", error))
+            rows[0].call.fail(_broken(f"{loaded.name}: one conversation does not fit into the GPU's memory", error))
             return
     except Exception as error:
         for row in rows:
-            row.request.fail(_broken(f"{loaded.name} failed while computing", error))
+            row.call.fail(_broken(f"{loaded.name} failed while computing", error))
         return
     torch.cuda.empty_cache()
     for row in rows:
