@@ -501,7 +501,7 @@ def test_a_hub_model_that_cannot_be_fetched_is_one_line_that_says_so(monkeypatch
     def offline(*_, **__):
         raise OSError("cannot reach the Hub\nand much more")
 
-    monkeypatch.setattr("esc_env.models.local.snapshot_download", offline)
+    monkeypatch.setattr("esc_env.models.weights.snapshot_download", offline)
     with pytest.raises(ModelUnavailable, match=r"Hub did not give it.*HF_TOKEN") as caught:
         ask(LocalModel("nobody/no-such-model", device="cpu"))
     assert "\n" not in str(caught.value)

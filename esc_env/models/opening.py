@@ -8,21 +8,22 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
 from esc_env.models.capabilities import Capabilities, capabilities_of, check_provider
 from esc_env.models.cassette import Cassette
+from esc_env.models.choices import Choices
 from esc_env.models.dialect import Adapting, Dialect, Spoken
+from esc_env.models.endpoint import Endpoint
 from esc_env.models.layer import Layer
 from esc_env.models.options import Options, check_names
+from esc_env.models.patience import Patient
+from esc_env.models.retries import CALL_DEADLINE
 from esc_env.models.settings import ModelSettings, Wire
 from esc_env.protocols import ChatModel, Completion, Request
 from esc_env.specs import Spec, import_object, parse_spec
-
-if TYPE_CHECKING:
-    from esc_env.models.endpoint import Endpoint
 
 __all__ = ["Opened", "open_model"]
 
@@ -128,10 +129,6 @@ def _remote(
     price = None if own and "//api.openai.com" not in own else price_of(provider, name)
     if budget and budget.unit == "USD" and price is None:
         raise SpecError(f"{who}: {unpriced(budget)}")
-    from esc_env.models.choices import Choices
-    from esc_env.models.patience import Patient
-    from esc_env.models.retries import CALL_DEADLINE
-
     wire = Adapting(_wire(way, spec, settings.deadline or CALL_DEADLINE, options), spoken, who)
     endpoint = _endpoint(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
@@ -180,8 +177,6 @@ def _spoken(name: str, url: str | None, token_limit: str, seed: bool) -> Spoken:
 
 @cache
 def _endpoint(key: str, concurrency: int, requests: int | None, tokens: int | None) -> Endpoint:
-    from esc_env.models.endpoint import Endpoint
-
     return Endpoint(key, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
 
 
