@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 from conftest import bank
@@ -47,6 +48,16 @@ def test_scripted_and_callable_critics_keep_the_contract(critic):
 
 def test_scripted_agents_keep_the_contract():
     check_agent(ScriptedAgent(["<think>hm</think>What happened?", "I see."]))
+
+
+def test_a_request_stays_what_it_was_when_it_was_made():
+    chat, stop = [{"role": "user", "content": "Hello"}], ["x"]
+    request = Request(chat, stop=stop)
+    chat[0]["content"] = "Bye"
+    chat.append({"role": "assistant", "content": "So soon?"})
+    stop.clear()
+    assert request == Request(({"role": "user", "content": "Hello"},), stop=("x",))
+    assert replace(request, seed=7).messages == request.messages
 
 
 def test_fake_models_keep_the_contract():

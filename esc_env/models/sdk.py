@@ -1,6 +1,6 @@
 """The two packages that others call models with: OpenAI's own, and LiteLLM, which knows every provider.
 
-Both only carry the exchange. Their retries are off (`patience.py` has the one policy), their prints and downloads too.
+Both only carry the exchange. Their retries are off (`retries.py` has the one policy), their prints and downloads too.
 They are slow to import, so that happens at the first call.
 """
 
