@@ -23,10 +23,11 @@ from typing import Any
 import aiohttp
 
 from esc_env.models.choices import Choices
-from esc_env.models.patience import Endpoint, Patient
+from esc_env.models.endpoint import Endpoint
+from esc_env.models.patience import Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.wire import OpenAIWire
-from esc_env.protocols import ChatModel
+from esc_env.protocols import ChatModel, Request
 
 Ask = Callable[[], Awaitable[object]]
 """One request."""
@@ -81,7 +82,7 @@ async def bare(url: str, measured: Callable[[Ask], Awaitable[tuple[float, float]
 
 def through(model: ChatModel, requests: int) -> tuple[float, float]:
     """What a chat model costs."""
-    return asyncio.run(cost(lambda: model.complete(PROMPT), requests))
+    return asyncio.run(cost(lambda: model.complete(Request(PROMPT)), requests))
 
 
 def stacked(url: str) -> ChatModel:

@@ -23,7 +23,7 @@ from esc_env.cli import main
 from esc_env.errors import ConfigError, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.local import LocalModel
 from esc_env.models.weights import load_model, load_tokenizer
-from esc_env.protocols import Completion
+from esc_env.protocols import Completion, Request
 from esc_env.rewards import RewardModelReward, grpo_row
 from esc_env.training.config import GRPOStage, RewardModelStage, SFTStage
 from esc_env.training.grpo import train_grpo
@@ -63,7 +63,7 @@ def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(place: Path, **options) -> Completion:
     model = LocalModel(str(place), device="cpu")
-    return asyncio.run(model.complete(CHAT, **{"max_tokens": 24, "logprobs": 5, **options}))
+    return asyncio.run(model.complete(Request(CHAT, **{"max_tokens": 24, "logprobs": 5, **options})))
 
 
 def test_a_gguf_file_says_what_the_model_that_it_was_made_of_says(folder: Path, file: Path) -> None:

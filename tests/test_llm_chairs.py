@@ -243,8 +243,8 @@ def test_a_seeker_that_breaks_its_role_is_asked_again_and_then_an_error(raw, fau
 )
 def test_a_seeker_that_is_cut_off_or_refuses_is_asked_again(reason, fault):
     class Ending(FakeChatModel):
-        async def complete(self, *args, **options):
-            return replace(await super().complete(*args, **options), finish_reasons=(reason,))
+        async def complete(self, request):
+            return replace(await super().complete(request), finish_reasons=(reason,))
 
     model = Ending("I was going to say")
     with pytest.raises(BadCompletion, match=fault):
@@ -414,8 +414,8 @@ def test_unreadable_votes_are_asked_again_under_another_seed():
 @pytest.mark.parametrize("reason", ["length", "refusal", "content_filter"])
 def test_a_vote_that_was_cut_off_refused_or_withheld_is_asked_again(reason):
     class Unfinished(FakeChatModel):
-        async def complete(self, messages, **options):
-            said = await super().complete(messages, **options)
+        async def complete(self, request):
+            said = await super().complete(request)
             first = len(self.calls) == 1
             return replace(said, finish_reasons=(reason, *said.finish_reasons[1:])) if first else said
 
