@@ -46,6 +46,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, what tests run is a short run, which says nothing of how far it is."""
+    monkeypatch.setattr("esc_env.progress.QUIET", 3600.0)
+
+
 def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> None:
     """Read what a program prints up to this line. One that takes longer is ended, and what it said is told."""
     assert process.stdout is not None

@@ -24,7 +24,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("ESC_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("esc_env.progress.QUIET", 3600.0)  # however slow the machine is, these runs are short
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(PEOPLE)))
     (tmp_path / "cli_agents.py").write_text(

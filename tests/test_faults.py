@@ -312,7 +312,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, faultless, moment):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
 def test_a_full_disk_loses_nothing_and_repeats_nothing(tmp_path, faultless):
     with FakeServer(answer) as server:
-        command = esc(tmp_path, chairs(server), "--concurrency", "2")
+        command = esc(tmp_path, chairs(server), "--concurrency", "2", "--no-progress")
         full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))"
         stopped = process(tmp_path, command, full)
         _, told = stopped.communicate(timeout=120)
