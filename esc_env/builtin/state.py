@@ -148,13 +148,13 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     asked = state.asked or does["check"] > TELLING.safety
     referred = state.referred or does["refer"] > TELLING.safety
 
-    hurts, pain, kind = _harm(turn)
-    comfort, gain = _comfort(turn, kind)
-    plan, step, against = _plan(turn, kind)
-    told, offered, reveals = _telling(turn, kind, against, first_asked=asked and not state.asked)
+    hurts, pain, openness = _harm(turn)
+    comfort, gain = _comfort(turn, openness)
+    plan, step, against = _plan(turn, openness)
+    told, offered, reveals = _telling(turn, openness, against, first_asked=asked and not state.asked)
 
-    trust = state.trust + TRUST.met * taken_up * kind + TRUST.asked * does["invite"] * kind - TRUST.pain * pain
-    harm = min(1.0, max(0.0, state.harm * (1.0 - HARM.healing * taken_up * kind) + pain))
+    trust = state.trust + TRUST.met * taken_up * openness + TRUST.asked * does["invite"] * openness - TRUST.pain * pain
+    harm = min(1.0, max(0.0, state.harm * (1.0 - HARM.healing * taken_up * openness) + pain))
     enough = min(TELLING.enough, len(scenario.facts))
     explored = 1.0 if len(told) >= enough else len(told) / enough
     weights = WEIGHTS[scenario.need]
@@ -201,21 +201,20 @@ def _harm(turn: _Turn) -> tuple[dict[str, float], float, float]:
     return hurts, pain, 1.0 - ramp(hurts["stung"] + hurts["pressed"], HARM.closing)
 
 
-def _comfort(turn: _Turn, kind: float) -> tuple[float, float]:
+def _comfort(turn: _Turn, openness: float) -> tuple[float, float]:
     """Comfort after a turn, and what being met in one's own story has added to it."""
     state, traits = turn.state, turn.traits
     trusting = COMFORT.distrusting + COMFORT.trusting * state.trust
-    gain = (
-        COMFORT.gain * turn.taken_up * turn.stage.comfort * trusting * traits.comfort * turn.temper * kind * turn.focus
-    )
+    met = COMFORT.gain * turn.taken_up * turn.stage.comfort * trusting
+    gain = met * traits.comfort * turn.temper * openness * turn.focus
     comfort = min(1.0, state.comfort + gain)
     if comfort < COMFORT.warmth_limit:
-        warmth = COMFORT.warmth * turn.heard.does["warmth"] * kind * traits.comfort
+        warmth = COMFORT.warmth * turn.heard.does["warmth"] * openness * traits.comfort
         comfort = min(COMFORT.warmth_limit, comfort + warmth)
     return comfort, gain
 
 
-def _plan(turn: _Turn, kind: float) -> tuple[float, float, bool]:
+def _plan(turn: _Turn, openness: float) -> tuple[float, float, bool]:
     """Plan after a turn, what it would have added, and whether what it proposes goes against this person."""
     heard, state, helps = turn.heard, turn.state, turn.scenario.helps
     proposing, ready = heard.does["propose"], turn.stage.plan
@@ -223,21 +222,21 @@ def _plan(turn: _Turn, kind: float) -> tuple[float, float, bool]:
     step = PLAN.tied * heard.built + PLAN.fitting * proposing * fits
     if state.offered < len(helps):
         step += PLAN.coping * heard.does["coping"] * ramp(heard.grounding, PLAN.coping_grounded)
-    step *= ready * turn.traits.plan * turn.temper * kind * turn.focus / max(1.0, heard.proposals - 1.0)
+    step *= ready * turn.traits.plan * turn.temper * openness * turn.focus / max(1.0, heard.proposals - 1.0)
     against = _hits(turn.text, turn.scenario.hurts) > PLAN.hurting and proposing > PLAN.proposed
     plan = min(1.0, state.plan + (PLAN.against * step if against else step))
     if plan < PLAN.advice_limit:
-        plan = min(PLAN.advice_limit, plan + PLAN.advice * proposing * ready * kind)
+        plan = min(PLAN.advice_limit, plan + PLAN.advice * proposing * ready * openness)
     return plan, step, against
 
 
-def _telling(turn: _Turn, kind: float, against: bool, *, first_asked: bool) -> tuple[tuple[int, ...], int, str]:
+def _telling(turn: _Turn, openness: float, against: bool, *, first_asked: bool) -> tuple[tuple[int, ...], int, str]:
     """Facts told and helps mentioned after a turn, and what it brings out: a fact, a help, a hurt, or nothing.
 
     The first question about risk (`first_asked`) brings out what there is of it, and needs no trust.
     """
     heard, state, scenario = turn.heard, turn.state, turn.scenario
-    drawn = max(heard.does["invite"], TELLING.met * heard.met) * kind
+    drawn = max(heard.does["invite"], TELLING.met * heard.met) * openness
     ready = drawn * (TELLING.distrusting + TELLING.trusting * state.trust) * turn.traits.telling
     willing = ready > TELLING.reserve + TELLING.reserve_range * turn.luck
     told, offered, reveals = state.told, state.offered, ""
@@ -258,7 +257,7 @@ def _shown(
 ) -> str:
     """The reaction: the worst hurt, if it is one; else what a proposal, being met or being asked has done."""
     does = turn.heard.does
-    hurt = max(hurts, key=lambda kind: hurts[kind])
+    hurt = max(hurts, key=lambda name: hurts[name])
     if pain >= REACTION.pain and hurts[hurt] >= REACTION.hurt:
         return hurt
     if does["propose"] * turn.stage.plan > REACTION.proposed and turn.state.stage == "action":
