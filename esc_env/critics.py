@@ -14,13 +14,14 @@ from typing import Any, Literal
 from esc_env._loop import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.identity import code_digest, name_of
 from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript
 from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Request, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, import_object, parse_spec
 
 __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
 

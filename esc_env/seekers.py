@@ -12,13 +12,14 @@ from typing import Any
 from esc_env._loop import call
 from esc_env.dialogue import CONTROL, NAMES, ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.identity import code_digest, name_of
 from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
 from esc_env.protocols import ChatModel, Reply, Request, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, import_object, parse_spec
 
 __all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
 
