@@ -86,7 +86,7 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
         yield home.finished
         return
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
-    about = {"stage": stage, "class": type(config).__name__, **asdict(config), "data": digest}
+    about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
     with home.claim(about, free=FREE, usual=asdict(type(config)())):
         yield home.finished
 
