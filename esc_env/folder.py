@@ -95,16 +95,15 @@ class RunFolder:
         make: Callable[[Mapping[str, Any], Scenario], T],
         scenarios: Mapping[str, Scenario] | None = None,
     ) -> Iterator[T]:
-        """What `make` makes of each line of a record file and the scenario it names. Nothing where there is no file.
+        """What `make` makes of each line of a file and the scenario it names. Nothing where there is no file.
 
         Args:
-            name: of the file.
-            kind: of its records.
+            name, kind: of the file, and of its records.
             make: raises ValueError, KeyError or TypeError where a line makes no sense.
             scenarios: by id; None for those that the folder keeps.
 
         Raises:
-            RecordError: a line cannot be read, or is about nobody of this run, naming file and line.
+            RecordError: a line cannot be read, or names nobody of this run.
         """
         known = self.scenarios() if scenarios is None else scenarios
 
@@ -181,9 +180,12 @@ class RunFolder:
     def _set_aside(self) -> None:
         """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
         aside = next(place for number in count(1) if not (place := Path(f"{self.path.resolve()}~{number}")).exists())
-        for entry in sorted(self._entries(), key=lambda entry: entry.name == _ABOUT):
-            aside.mkdir(exist_ok=True)
-            entry.rename(aside / entry.name)
+        try:
+            for entry in sorted(self._entries(), key=lambda entry: entry.name == _ABOUT):
+                aside.mkdir(exist_ok=True)
+                entry.rename(aside / entry.name)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be moved to {aside} ({error.strerror}). {_ELSEWHERE}") from error
 
     def _entries(self) -> list[Path]:
         return [path for path in self.path.glob("*") if path.name != ".lock"]

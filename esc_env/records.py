@@ -94,13 +94,13 @@ class RecordWriter:
     def _mend(self) -> None:
         self._file.seek(0)
         data = self._file.read()
-        keep = data.rfind(b"\n") + 1
+        keep, lines = data.rfind(b"\n") + 1, data.count(b"\n")
         if keep < len(data):
             try:
                 json.loads(data[keep:])
                 self._file.write(b"\n")
             except ValueError:
-                _warn_torn(f"{self.path}:{data.count(bytes([10])) + 1}")
+                _warn_torn(f"{self.path}:{lines + 1}")
                 self._file.truncate(keep)
 
     def write(self, data: Mapping[str, Any]) -> None:

@@ -19,10 +19,7 @@ PROTOCOL_VERSION = 2
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an agent faces, in named parts. Results are comparable only if their fingerprints are equal.
-
-    Attributes:
-        parts: as JSON gives them back, so that what is read later compares equal.
+    """What an agent faces, in named parts, as JSON gives them back. Results are comparable only if these are equal.
 
     Raises:
         SpecError: the `identity` of an agent, seeker or critic is no mapping of plain JSON values.

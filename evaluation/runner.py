@@ -26,7 +26,7 @@ from esc_env._loop import run
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.errors import ScenarioError, SpecError
+from esc_env.errors import RecordError, ScenarioError, SpecError
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
 from esc_env.evaluation.page import run_page
@@ -189,8 +189,11 @@ def read_run(folder: str | Path) -> Report:
     """
     kept = _folder(folder)
     about, people = kept.about(), kept.scenarios()
-    known = ended(kept, TRAJECTORIES, _episodes(people, about["identity"]["trials"]), people)
-    return summarise_run(about, known.values(), kept.path)
+    try:
+        known = ended(kept, TRAJECTORIES, _episodes(people, about["identity"]["trials"]), people)
+        return summarise_run(about, known.values(), kept.path)
+    except KeyError as error:
+        raise RecordError(f"{kept.path}: run.json does not say {error}. Was it edited?") from error
 
 
 def _folder(path: str | Path) -> RunFolder:

@@ -135,11 +135,10 @@ def collect(
         RecordError: the folder cannot be used, or another process writes there.
         ValueError: a number that makes no sense.
     """
-    numbers = {
-        "limit": limit, "contexts": contexts, "candidates": candidates, "rollouts": rollouts, "horizon": horizon,
-        "trials": trials,
-    }  # fmt: skip
-    for name, number in numbers.items():
+    for name, number in (
+        ("limit", limit), ("contexts", contexts), ("candidates", candidates), ("rollouts", rollouts),
+        ("horizon", horizon), ("trials", trials),
+    ):  # fmt: skip
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
     if not 0 <= valid < 1:
@@ -148,7 +147,6 @@ def collect(
         raise ValueError(f"source must be auto, human or simulated, not {source!r}")
     arguments = inspect.getfullargspec(collect)
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
-    concurrency = settings.concurrency
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     reward = FutureReward(
@@ -156,7 +154,8 @@ def collect(
         resolve_critic(
             critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
         ),
-        replace(rules, max_turns=horizon or rules.max_turns), rollouts=rollouts, concurrency=concurrency,
+        replace(rules, max_turns=horizon or rules.max_turns), rollouts=rollouts,
+        concurrency=settings.concurrency,
     )  # fmt: skip
     chairs = replace(reward.chairs, rules=rules)
     chosen = _choose(scenarios, limit, source)
@@ -178,7 +177,7 @@ def collect(
                 known = ended(folder, CONVERSATIONS, episodes, people)
                 if (now := reached(known)).done < now.total:
                     told(now)
-                    hold_missing(writer, known, people, supporter, chairs, seed, concurrency, told)
+                    hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told)
             held = list(filter(None, known.values()))
             stop_if_spent(held)
         asked = drawn(found(chosen, held, source, trials, seed), contexts, seed)
