@@ -24,12 +24,12 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["GRACE", "call", "hops", "run", "settle", "start", "wait"]
+__all__ = ["GRACE", "call", "hops", "run", "settle", "start", "together", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,3 +246,13 @@ async def _in_thread(function: Callable[[], T]) -> T:
     outcome.set_running_or_notify_cancel()
     _Thread("esc-env-call", work).start()
     return await asyncio.wrap_future(outcome)
+
+
+async def together(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do them all at the same time; the first that fails cancels the others, and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(job)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None

@@ -91,7 +91,7 @@ def test_the_default_folder_is_named_by_the_run_key(tmp_path, monkeypatch):
     report = held()
     assert report.folder == Path("runs") / report.run_key
     assert sorted(path.name for path in report.folder.iterdir()) == [
-        ".lock", "report.html", "report.json", "run.json", "trajectories.jsonl",
+        ".lock", "report.html", "report.json", "run.json", "scenarios.jsonl", "trajectories.jsonl",
     ]  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_errors_are_tried_again_and_the_last_line_counts(tmp_path):
     assert first.success_rate_if_errors_failed == 0.5
     second = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (second.completed, second.errors, second.success_rate) == (4, 0, 0.5)
-    kept = [(line["scenario"]["id"], line["stop_reason"]) for line in lines(tmp_path / "run")]
+    kept = [(line["scenario"], line["stop_reason"]) for line in lines(tmp_path / "run")]
     assert kept.count(("person-0", "error")) == 1
     assert len(kept) == 5
 
@@ -368,7 +368,7 @@ def test_a_torn_last_line_costs_one_conversation_and_a_warning(tmp_path):
         ("run.json", "[]", "damaged"),
         ("run.json", '{"kind": "run", "version": 99}', "newer esc-env"),
         ("trajectories.jsonl", "x\n", "not a JSON record"),
-        ("trajectories.jsonl", '{"kind": "trajectory", "version": 1}\n', "not a conversation"),
+        ("trajectories.jsonl", '{"kind": "trajectory", "version": 2}\n', "not a trajectory"),
     ],
 )
 def test_a_damaged_folder_is_told_and_left_as_it_is(tmp_path, name, text, told):
@@ -552,7 +552,7 @@ def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, start,
     whole.communicate(timeout=60)
     kept = lines(tmp_path / "run")
     assert kept[: len(before)] == before
-    assert len(kept) == len({(line["scenario"]["id"], line["trial"]) for line in kept}) == 8
+    assert len(kept) == len({(line["scenario"], line["trial"]) for line in kept}) == 8
     ordered = [sorted(map(json.dumps, rows)) for rows in (kept, lines(tmp_path / "whole"))]
     assert ordered[0] == ordered[1]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "whole")]

@@ -94,7 +94,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def held(folder: Path) -> dict[str, Any]:
     """What was said and voted, by scenario: all that must not depend on faults."""
     return {
-        line["scenario"]["id"]: (line["dialogue"], [verdict["votes"] for verdict in line["verdicts"]])
+        line["scenario"]: (line["dialogue"], [verdict["votes"] for verdict in line["verdicts"]])
         for line in lines(folder)
     }
 

@@ -16,7 +16,7 @@ from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.errors import RecordError, ScenarioError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
-from esc_env.evaluation.runner import hold
+from esc_env.evaluation.holding import hold
 from esc_env.evaluation.validity import auc, validate_critic
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

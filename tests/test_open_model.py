@@ -404,7 +404,7 @@ def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_ar
     for same in ({"concurrency": 3}, {"budget": "1M tokens"}, {"timeout": 5.0}, {"cache": "c.db"}, {"record": "r.db"}):
         keys.append(key(**same))
     assert len(set(keys)) == 1
-    faced = json.loads((tmp_path / "0" / "run.json").read_text())["fingerprint"]["parts"]
+    faced = json.loads((tmp_path / "0" / "run.json").read_text())["identity"]
     assert faced["critic"]["mode"] == "votes"
     assert faced["critic"]["temperature"] == 1.1
     assert faced["seeker"]["temperature"] == 0.7
@@ -438,9 +438,9 @@ def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
     assert "0.00 USD at list prices" in out
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     faced = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert faced["fingerprint"]["parts"]["seeker"]["temperature"] == 0.2
-    assert faced["fingerprint"]["parts"]["critic"]["temperature"] == 0.3
-    assert faced["agent_identity"]["temperature"] == 0.1
+    assert faced["identity"]["seeker"]["temperature"] == 0.2
+    assert faced["identity"]["critic"]["temperature"] == 0.3
+    assert faced["identity"]["agent"]["temperature"] == 0.1
     with pytest.raises(SystemExit) as third:
         main([*run, "--budget", "plenty"])
     assert third.value.code == 1

@@ -240,8 +240,8 @@ def test_a_whole_benchmark_stands_in_one_file_and_the_command_line_counts_before
     found = runs(tmp_path / "runs")
     assert sorted(run["agent"] for run in found.values()) == ["builtin:silent", "builtin:skilled"]
     for run in found.values():
-        assert (run["seed"], len(run["scenario_ids"])) == (7, 2)
-        parts = run["fingerprint"]["parts"]
+        parts = run["identity"]
+        assert (parts["seed"], parts["scenarios"].partition(",")[0]) == (7, "2")
         assert (parts["max_turns"], parts["votes"]) == (2, 4)
     assert esc("eval", "--config", file, "--agent", "builtin:template", "--out", tmp_path / "one") == 0
     assert [run["agent"] for run in runs(tmp_path / "one").values()] == ["builtin:template"]
@@ -281,7 +281,7 @@ def test_agents_of_one_file_each_have_their_own_options(server, tmp_path):
         "agent_options: {top_p: 0.5}\nlimit: 1\nmax_turns: 1\n"
     )
     assert esc("eval", "--config", file, "-M", "top_k=3", "--out", tmp_path / "runs") == 0
-    said = [run["agent_identity"] for run in runs(tmp_path / "runs").values()]
+    said = [run["identity"]["agent"] for run in runs(tmp_path / "runs").values()]
     assert sorted((each["max_tokens"], each["temperature"]) for each in said) == [(5, 0.0), (6, 0.5)]
     assert all(each["model"]["options"] == {"top_p": 0.5, "top_k": 3} for each in said)
 

@@ -23,7 +23,8 @@ from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
 from esc_env.training.collect import collect
-from esc_env.training.pipeline import gain, run_pipeline, texture
+from esc_env.training.outcome import gain, texture
+from esc_env.training.pipeline import run_pipeline
 from esc_env.training.reading import presets, read_pipeline
 
 pytestmark = [
@@ -186,7 +187,7 @@ def test_a_skipped_stage_that_is_needed_is_named(world: dict[str, Path], tmp_pat
 def test_another_configuration_is_refused_in_the_same_folder(world: dict[str, Path], tmp_path: Path) -> None:
     skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
     run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *skip)), tmp_path, told=lambda line: None)
-    with pytest.raises(ProtocolMismatch, match=r"grpo.beta: 0.04 there, 0.5 now"):
+    with pytest.raises(ProtocolMismatch, match=r"grpo\.beta: 0\.04 / 0\.5"):
         run_pipeline(
             read_pipeline("qwen2.5-0.5b", arguments(world, "--grpo.beta=0.5", *skip)), tmp_path, told=lambda line: None
         )
@@ -195,16 +196,17 @@ def test_another_configuration_is_refused_in_the_same_folder(world: dict[str, Pa
 def test_what_only_says_how_it_is_computed_is_no_other_run(world: dict[str, Path], tmp_path: Path) -> None:
     skip = ["--skip", "sft", "collect", "rm", "grpo", "evaluate"]
     run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *skip)), tmp_path, told=lambda line: None)
-    path = tmp_path / "config.json"
-    known = json.loads(path.read_text(encoding="utf-8"))
+    path = tmp_path / "run.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    known = about["identity"]
     del known["models"], known["grpo"]["concurrency"], known["grpo"]["top_p"]  # as a version without them wrote it
-    path.write_text(json.dumps(known), encoding="utf-8")
+    path.write_text(json.dumps(about), encoding="utf-8")
     other = [
         "--budget=5 USD", "--rpm=60", "--timeout=9", "--collect.concurrency=3", "--grpo.concurrency=3",
         "--evaluate.concurrency=3", "--grpo.save_limit=1",
     ]  # fmt: skip
     run_pipeline(read_pipeline("qwen2.5-0.5b", arguments(world, *other, *skip)), tmp_path, told=lambda line: None)
-    with pytest.raises(ProtocolMismatch, match=r"grpo.top_p: 1.0 there, 0.9 now"):
+    with pytest.raises(ProtocolMismatch, match=r"grpo\.top_p: 1\.0 / 0\.9"):
         run_pipeline(
             read_pipeline("qwen2.5-0.5b", arguments(world, "--grpo.top_p=0.9", *skip)), tmp_path, told=lambda line: None
         )

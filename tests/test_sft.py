@@ -183,7 +183,7 @@ def test_the_loss_on_scenarios_that_are_not_learned_is_logged(base: Path, tmp_pa
     assert losses[5] < losses[2]
     counts = json.loads((folder / "run.json").read_text(encoding="utf-8"))["counts"]
     assert (counts["lessons"], counts["valid"]) == (6, 4), "both dialogues of a person are on one side"
-    with pytest.raises(ProtocolMismatch, match=r"valid: 0\.4 there, 0\.2 now"):
+    with pytest.raises(ProtocolMismatch, match=r"valid: 0\.4 / 0\.2"):
         train_sft(replace(config, valid=0.2), folder, items)
 
 

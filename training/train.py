@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from dataclasses import MISSING, Field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from esc_env.progress import again
 from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, Setting, SFTStage, Stage
 
 __all__ = ["app"]
@@ -61,14 +59,8 @@ class _Resumable(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {_again()}", err=True)
+            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {again()}", err=True)
             raise typer.Exit(130) from None
-
-
-def _again() -> str:
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        return "To go on, type the same `accelerate launch` line"
-    return f"To go on, type: {shlex.join(['esc', *sys.argv[1:]])}"
 
 
 app = typer.Typer(
@@ -105,8 +97,8 @@ def _sft(
 ) -> None:
     """Fine-tune a policy on what supporters said. The result: local:OUT."""
     setting, config = _stage(preset, "sft", SFTStage, ctx.args)
-    from esc_env.training.pipeline import asked, lessons_from
-    from esc_env.training.sft import train_sft
+    from esc_env.training.sft import lessons_from, train_sft
+    from esc_env.training.stage import asked
 
     items = lessons_from(data)
     typer.echo(str(train_sft(config, out, items, system=asked(style.value if style else setting.style, items))))
@@ -183,7 +175,8 @@ def _grpo(
     models = parse(Models, read_sections(preset)["models"] if preset else {}, calls)
     setting, config = _stage(preset, "grpo", GRPOStage, others)
     from esc_env.training.data import read_samples
-    from esc_env.training.pipeline import on_valid, optimise
+    from esc_env.training.grpo import optimise
+    from esc_env.training.pipeline import on_valid
 
     given: dict[str, Any] = {
         "scenarios": scenarios, "seeker": seeker, "critic": critic, "valid": valid, "style": style and style.value,
