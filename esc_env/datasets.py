@@ -26,12 +26,10 @@ from esc_env import membership
 from esc_env.builtin.bank import bank
 from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.files import SPLITS
-from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
+from esc_env.readers import Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
-__all__ = [
-    "STRATEGIES", "Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise",
-]  # fmt: skip
+__all__ = ["Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise"]
 
 _SPLITS = {
     "builtin": ("train", "valid", "test"),

@@ -13,12 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["CONTROL", "NAMES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
+__all__ = ["CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
 
 Role = Literal["seeker", "supporter"]
 """Who speaks: the *seeker* of support, or the *supporter* (the policy)."""
 
 _ROLES = get_args(Role)
+
+STRATEGIES = (
+    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
+    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
+)  # fmt: skip
+"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
 
 NAMES: Mapping[Role, str] = {
     "seeker": r"help-seeker|seeker|person|patient|client|me|求助者|来访者",
