@@ -13,6 +13,7 @@ import typer
 
 from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
+from esc_env.escaping import safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,8 +164,6 @@ def _support(
 def _show_state(console: Console, state: Mapping[str, Any]) -> None:
     from rich.padding import Padding
     from rich.text import Text
-
-    from esc_env.rendering import safe
 
     for name, value in state.items():
         console.print(Padding(Text(safe(f"{name}: {value}"), style="dim"), (0, 0, 0, 11)))

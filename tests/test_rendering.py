@@ -15,7 +15,8 @@ from rich.console import Console
 from esc_env import Dialogue, Message
 from esc_env.env import ESCEnv
 from esc_env.errors import ModelUnavailable
-from esc_env.rendering import safe, show, transcript
+from esc_env.escaping import safe
+from esc_env.rendering import show, transcript
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 
 TALK = Dialogue((Message("seeker", "I am low."), Message("supporter", "Since when?"), Message("seeker", "May.")))

@@ -21,10 +21,11 @@ from statistics import fmean
 from typing import Any
 
 from esc_env.errors import ConfigError, did_you_mean
+from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.records import write_json
 from esc_env.training.config import PipelineConfig
-from esc_env.training.pipeline import best_start, evaluations, gain, run_pipeline, texture
+from esc_env.training.pipeline import TEXTURE, best_start, evaluations, gain, run_pipeline, texture, texture_cells
 
 __all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
 
@@ -220,7 +221,6 @@ def _run(config: PipelineConfig, place: Path) -> None:
 # --- what came of it ------------------------------------------------------------------------------
 
 _Runs = Mapping[str, Report]
-_TEXTURE = ("distinct_2", "words", "top_reply", "repeated")
 
 
 def _facts(starts: Sequence[_Runs], made: Mapping[str, Sequence[_Runs]], personas: Sequence[str]) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
         "average_turns": fmean(run.average_turns or 0.0 for run in runs),
         "conversations": sum(run.completed for run in runs),
         "errors": sum(run.errors for run in runs),
-        **{name: fmean(look[name] or 0.0 for look in looks) for name in _TEXTURE},
+        **{name: fmean(look[name] or 0.0 for look in looks) for name, _ in TEXTURE.values()},
         "gain": gain(zip(before, runs, strict=True)),
     }
 
@@ -272,44 +272,35 @@ def _points(change: Mapping[str, Any] | None) -> str:
 
 
 def _markdown(facts: Mapping[str, Any]) -> str:
+    titles = ("policy", "SR", "each seed", "AT", "gain", "conversations", "errors", *TEXTURE)
+    rows = [
+        (
+            name, f"{row['success_rate']:.1%}", ", ".join(f"{rate:.1%}" for rate in row["each"]),
+            f"{row['average_turns']:.2f}", _points(row["gain"]), row["conversations"], row["errors"],
+            *texture_cells(row),
+        )
+        for name, row in facts["rows"].items()
+    ]  # fmt: skip
     lines = [
         f"Gains are in points of SR over the policy {START} at its best temperature, in the same episodes; in brackets "
         "the 95 % interval, clustered by scenario.",
         "",
-        "| policy | SR | each seed | AT | gain | conversations | errors | distinct-2 | words | most frequent reply | "
-        "repeated |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *markdown.table(titles, rows),
     ]
-    for name, row in facts["rows"].items():
-        each = ", ".join(f"{rate:.1%}" for rate in row["each"])
-        lines.append(
-            f"| {name} | {row['success_rate']:.1%} | {each} | {row['average_turns']:.2f} | {_points(row['gain'])} | "
-            f"{row['conversations']} | {row['errors']} | {row['distinct_2']:.3f} | {row['words']:.1f} | "
-            f"{row['top_reply']:.1%} | {row['repeated']:.1%} |"
-        )
     if facts["claims"]:
-        lines += ["", "| claim | measured | |", "|---|---|---|"]
-        lines += [
-            f"| {item['claim']} | {_points(item)} | {'holds' if item['met'] else '**does not hold**'} |"
-            for item in facts["claims"]
-        ]
+        held = {True: "holds", False: "**does not hold**"}
+        claims = [(item["claim"], _points(item), held[item["met"]]) for item in facts["claims"]]
+        lines += ["", *markdown.table(("claim", "measured", ""), claims)]
     if facts["personas"]:
-        names = list(next(iter(facts["personas"].values())))
-        lines += [
-            "",
-            f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them.",
-            "",
-            f"| policy | {' | '.join(facts['personas'])} |",
-            f"|---|{'---|' * len(facts['personas'])}",
-        ]
-        for name in names:
-            cells = [rows[name] for rows in facts["personas"].values()]
-            shown = [
-                f"{cell['success_rate']:.1%}" + ("" if name == START else f", {_points(cell['gain'])}")
-                for cell in cells
-            ]
-            lines.append(f"| {name} | {' | '.join(shown)} |")
+        told = f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them."
+        names = next(iter(facts["personas"].values()))
+        others = [(name, *(_with_gain(name, rows[name]) for rows in facts["personas"].values())) for name in names]
+        lines += ["", told, "", *markdown.table(("policy", *facts["personas"]), others)]
     return "\n".join(lines) + "\n"
+
+
+def _with_gain(name: str, row: Mapping[str, Any]) -> str:
+    return f"{row['success_rate']:.1%}" + ("" if name == START else f", {_points(row['gain'])}")
 
 
 # --- learning curves ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
+from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import check_models, evaluate, is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
@@ -54,8 +55,8 @@ from esc_env.training.stage import FREE, is_finished, is_main, load_tokenizer, p
 from esc_env.trajectory import Trajectory
 
 __all__ = [
-    "asked", "best_start", "evaluations", "gain", "lessons_from", "on_valid", "optimise", "prompts_from",
-    "run_pipeline", "texture",
+    "TEXTURE", "asked", "best_start", "evaluations", "gain", "lessons_from", "on_valid", "optimise", "prompts_from",
+    "run_pipeline", "texture", "texture_cells",
 ]  # fmt: skip
 
 TINY = "tiny"
@@ -518,6 +519,18 @@ def texture(run: Report) -> dict[str, float | None]:
     }
 
 
+TEXTURE = {
+    "distinct-2": ("distinct_2", ".3f"), "words": ("words", ".1f"), "most frequent reply": ("top_reply", ".1%"),
+    "repeated": ("repeated", ".1%"),
+}  # fmt: skip
+"""What tables show of `texture`, and in which number format, by the title of the column."""
+
+
+def texture_cells(look: Mapping[str, Any]) -> list[str]:
+    """One text for each column of `TEXTURE`."""
+    return [_shown(look[name], form) for name, form in TEXTURE.values()]
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -528,24 +541,22 @@ def _shown(number: float | None, form: str = ".3f") -> str:
 
 def _markdown(report: Mapping[str, Any]) -> str:
     setting = report["setting"]
+    rows = [
+        (
+            name, _shown(run["success_rate"], ".1%"),
+            " – ".join(_shown(end, ".1%") for end in run["interval"] or (None, None)),
+            _shown(run["average_turns"], ".2f"), run["conversations"], run["errors"], *texture_cells(run),
+        )
+        for name, run in report["evaluation"].items()
+    ]  # fmt: skip
     lines = [
         f"# {setting['model']}: RLFF-ESC with reward `{report['reward']}`",
         "",
         f"Trained on {setting['scenarios']}, evaluated on {setting['test']}; T = {setting['max_turns']}, seed "
         f"{setting['seed']}.",
         "",
-        "| policy | SR | 95 % interval | AT | conversations | errors | distinct-2 | words | most frequent reply | "
-        "repeated |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *markdown.table(("policy", "SR", "95 % interval", "AT", "conversations", "errors", *TEXTURE), rows),
     ]
-    for name, run in report["evaluation"].items():
-        low, high = run["interval"] or (None, None)
-        lines.append(
-            f"| {name} | {_shown(run['success_rate'], '.1%')} | {_shown(low, '.1%')} – {_shown(high, '.1%')} | "
-            f"{_shown(run['average_turns'], '.2f')} | {run['conversations']} | {run['errors']} | "
-            f"{_shown(run['distinct_2'])} | {_shown(run['words'], '.1f')} | {_shown(run['top_reply'], '.1%')} | "
-            f"{_shown(run['repeated'], '.1%')} |"
-        )
     if change := report["gain"]:
         low, high = change["interval"]
         lines += [
