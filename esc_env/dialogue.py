@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
+__all__ = [
+    "CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought", "think_block",
+]  # fmt: skip
 
 Role = Literal["seeker", "supporter"]
 """Who speaks: the *seeker* of support, or the *supporter* (the policy)."""
@@ -103,6 +105,11 @@ class ChatMessage(TypedDict):
 
     role: str
     content: str
+
+
+def think_block(thought: str) -> str:
+    """A thought as it stands before what is said, in the form that most models write and `split_thought` reads."""
+    return f"<think>{thought}</think>"
 
 
 def split_thought(text: str, role: Role = "supporter") -> tuple[str | None, str]:

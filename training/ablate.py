@@ -24,6 +24,7 @@ from esc_env.errors import ConfigError, did_you_mean
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.records import write_json
+from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
 from esc_env.training.pipeline import TEXTURE, best_start, evaluations, gain, run_pipeline, texture, texture_cells
 
@@ -329,35 +330,28 @@ def _curves_svg(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> st
         values = [value for line in lines.values() for _, value in line] or [0.0]
         floor, ceiling = min(0.0, *values), max(values) or 1.0
         last = max((step for line in lines.values() for step, _ in line), default=0) or 1
-        parts.append(
-            f'<text x="{left}" y="{top - 8}" font-weight="bold">{title}</text><rect x="{left}" y="{top}" '
-            f'width="{wide}" height="{high}" fill="none" stroke="#999"/>'
-            f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{ceiling:.2g}</text>'
-            f'<text x="{left - 6}" y="{top + high}" text-anchor="end">{floor:.2g}</text>'
-            f'<text x="{left + wide}" y="{top + high + 16}" text-anchor="end">step {last}</text>'
-        )
+        parts += [
+            svg.text(title, left, top - 8, font_weight="bold"),
+            svg.element("rect", x=left, y=top, width=wide, height=high, fill="none", stroke="#999"),
+            svg.text(f"{ceiling:.2g}", left - 6, top + 10, "end"),
+            svg.text(f"{floor:.2g}", left - 6, top + high, "end"),
+            svg.text(f"step {last}", left + wide, top + high + 16, "end"),
+        ]
         for ink, (name, line) in enumerate(lines.items()):
             points = " ".join(
                 f"{left + wide * step / last:.1f},{top + high - high * (value - floor) / (ceiling - floor or 1):.1f}"
                 for step, value in line
             )
+            stroke = _INKS[ink % len(_INKS)]
             parts.append(
-                f'<polyline points="{points}" fill="none" stroke="{_INKS[ink % len(_INKS)]}" stroke-width="1.6">'
-                f"<title>{name}</title></polyline>"
+                svg.element("polyline", svg.title(name), points=points, fill="none", stroke=stroke, stroke_width=1.6)
             )
     below = 30 + 2 * (high + 60)
     for ink, name in enumerate(logs):
         x, y = 50 + ink % 5 * 140, below + ink // 5 * 18
-        parts.append(
-            f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{_INKS[ink % len(_INKS)]}"/>'
-            f'<text x="{x + 14}" y="{y}">{name}</text>'
-        )
-    size = (2 * wide + 140, below + 18 * ((len(logs) + 4) // 5))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" '
-        f'height="{size[1]}" role="img" font-family="sans-serif" font-size="11"><title>Learning curves</title>'
-        f'<rect width="{size[0]}" height="{size[1]}" fill="white"/>{"".join(parts)}</svg>\n'
-    )
+        parts.append(svg.element("rect", x=x, y=y - 9, width=10, height=10, fill=_INKS[ink % len(_INKS)]))
+        parts.append(svg.text(name, x + 14, y))
+    return svg.figure("Learning curves", 2 * wide + 140, below + 18 * ((len(logs) + 4) // 5), *parts)
 
 
 def _mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], column: str) -> list[tuple[int, float]]:

@@ -27,6 +27,7 @@ from esc_env.models.weights import load_model
 from esc_env.records import write_json
 from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
+from esc_env.training import svg
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
 from esc_env.training.stage import (
@@ -146,26 +147,28 @@ def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tupl
 def _reliability_svg(bars: Sequence[Bin]) -> str:
     """The reliability plot: predicted probability against the share that was solved; areas are counts."""
     most = max(bar.count for bar in bars)
-    dots = "".join(
-        f'<circle cx="{40 + 300 * bar.predicted:.1f}" cy="{320 - 300 * bar.observed:.1f}" '
-        f'r="{3 + 9 * (bar.count / most) ** 0.5:.1f}"><title>{bar.count} rows: predicted {bar.predicted:.2f}, '
-        f"observed {bar.observed:.2f}</title></circle>"
+    dots = [
+        svg.element(
+            "circle",
+            svg.title(f"{bar.count} rows: predicted {bar.predicted:.2f}, observed {bar.observed:.2f}"),
+            cx=40 + 300 * bar.predicted, cy=320 - 300 * bar.observed, r=3 + 9 * (bar.count / most) ** 0.5,
+        )
         for bar in bars
-    )
-    ticks = "".join(
-        f'<text x="{40 + 300 * tick / 4:.0f}" y="336" text-anchor="middle">{tick / 4:g}</text>'
-        f'<text x="34" y="{324 - 300 * tick / 4:.0f}" text-anchor="end">{tick / 4:g}</text>'
-        for tick in range(5)
-    )
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 360" width="360" height="360" role="img" '
-        'font-family="sans-serif" font-size="11"><title>Reliability of the reward model</title>'
-        '<rect width="360" height="360" fill="white"/><rect x="40" y="20" width="300" height="300" fill="none" '
-        'stroke="#999"/><line x1="40" y1="320" x2="340" y2="20" stroke="#999" stroke-dasharray="4 4"/>'
-        f'<g fill="#2563eb" fill-opacity="0.7">{dots}</g><g fill="#333">{ticks}'
-        '<text x="190" y="354" text-anchor="middle">predicted P(1)</text>'
-        '<text x="12" y="170" text-anchor="middle" transform="rotate(-90 12 170)">share with label 1</text></g></svg>\n'
-    )
+    ]  # fmt: skip
+    ticks = [
+        (svg.text(f"{i / 4:g}", 40 + 75 * i, 336, "middle"), svg.text(f"{i / 4:g}", 34, 324 - 75 * i, "end"))
+        for i in range(5)
+    ]
+    return svg.figure(
+        "Reliability of the reward model", 360, 360,
+        svg.element("rect", x=40, y=20, width=300, height=300, fill="none", stroke="#999"),
+        svg.element("line", x1=40, y1=320, x2=340, y2=20, stroke="#999", stroke_dasharray="4 4"),
+        svg.element("g", *dots, fill="#2563eb", fill_opacity=0.7),
+        svg.element(
+            "g", *(tick for pair in ticks for tick in pair), svg.text("predicted P(1)", 190, 354, "middle"),
+            svg.text("share with label 1", 12, 170, "middle", transform="rotate(-90 12 170)"), fill="#333",
+        ),
+    )  # fmt: skip
 
 
 # --- training -------------------------------------------------------------------------------------
