@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from esc_env._loop import hops
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, SupporterFailure
+from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, SpecError, SupporterFailure
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
@@ -168,7 +168,7 @@ async def converse(
 
 
 def as_message(reply: Reply) -> Message:
-    """What a supporter's reply is in a dialogue. Raises ValueError where it is no UTF-8 text."""
+    """What a supporter's reply is in a dialogue. Raises SpecError where it is no UTF-8 text."""
     return Message("supporter", reply.content, reply.strategy, reply.thought, reply.finish_reason)
 
 
@@ -195,7 +195,7 @@ async def _supporter_speaks(agent: Agent, dialogue: Dialogue, rules: Rules, seed
         )
     try:
         as_message(reply)
-    except ValueError as error:
+    except SpecError as error:
         raise SupporterFailure(f"turn {seed.turn}: {error}") from error
     return reply
 

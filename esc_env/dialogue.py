@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
+from esc_env.errors import SpecError
+
 __all__ = [
     "CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought", "think_block",
 ]  # fmt: skip
@@ -245,7 +247,7 @@ class Message:
             Kept in the record; reaches nobody.
 
     Raises:
-        ValueError: on an unknown role, or text that is no UTF-8 text.
+        SpecError: on an unknown role, or text that is no UTF-8 text.
     """
 
     role: Role
@@ -256,17 +258,17 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
-            raise ValueError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
+            raise SpecError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
         if not isinstance(self.content, str):
-            raise ValueError(f"content must be a str, not {type(self.content).__name__}")
+            raise SpecError(f"content must be a str, not {type(self.content).__name__}")
         for name in ("thought", "strategy", "finish_reason"):
             if not isinstance(getattr(self, name), (str, type(None))):
-                raise ValueError(f"{name} must be a str or None, not {type(getattr(self, name)).__name__}")
+                raise SpecError(f"{name} must be a str or None, not {type(getattr(self, name)).__name__}")
         for text in (self.content, self.thought, self.strategy, self.finish_reason):
             try:
                 (text or "").encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"message text does not encode to UTF-8 at position {error.start}") from error
+                raise SpecError(f"message text does not encode to UTF-8 at position {error.start}") from error
 
     def to_json(self) -> dict[str, str]:
         """A JSON object; fields that are None are left out."""

@@ -35,7 +35,7 @@ from esc_env.conversation import Chairs, begin, check_history, exchange
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
-from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, did_you_mean
+from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, did_you_mean, one_of
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rendering import Console, show, transcript
@@ -146,10 +146,10 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             of `esc_env.models.ModelSettings`.
 
     Raises:
-        SpecError: a seeker or critic that names nothing, or a model that is known not to take what it would be asked.
-        MissingExtra: the packages that a model needs are not installed.
+        SpecError: an argument that there is none of or that cannot be used, such as a seeker or critic that names
+            nothing, or a model that is known not to take what it would be asked.
         ScenarioError: no scenarios, an unknown persona, or a file that cannot be used.
-        ValueError: any other argument out of range.
+        MissingExtra: the packages that a model needs are not installed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "ansi"], "render_fps": 4}  # noqa: RUF012  # as gymnasium declares it
@@ -179,11 +179,11 @@ class ESCEnv(gymnasium.Env[Observation, str]):
     ) -> None:
         arguments = inspect.getfullargspec(ESCEnv.__init__)
         settings = ModelSettings.of(models, *arguments.args[1:], *arguments.kwonlyargs)
-        _one_of("dataset", dataset, ("esconv", "extes"))
-        _one_of("reward", reward, ("terminal", "dense"))
-        _one_of("on_error", on_error, ("raise", "truncate"))
+        one_of("dataset", dataset, ("esconv", "extes"))
+        one_of("reward", reward, ("terminal", "dense"))
+        one_of("on_error", on_error, ("raise", "truncate"))
         if render_mode is not None:
-            _one_of("render_mode", render_mode, self.metadata["render_modes"])
+            one_of("render_mode", render_mode, self.metadata["render_modes"])
         rules = Rules(max_turns, threshold, votes, critic_temperature, opening, max_chars)
         self.chairs = Chairs(
             resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
@@ -419,11 +419,6 @@ def _outer_limit(env: ESCEnv) -> int | None:
         if isinstance(wrapper, TimeLimit) and wrapper.unwrapped is env:
             limits.append(wrapper._max_episode_steps)
     return min(limits, default=None)
-
-
-def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is not known. {did_you_mean(str(value), known)}")
 
 
 def _known(data: dict[str, Any]) -> dict[str, Any]:

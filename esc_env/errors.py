@@ -1,10 +1,11 @@
 """Everything that esc-env raises on purpose.
 
     ESCError
-    ├── ActionError          an action is not a supporter utterance (also ValueError)
-    ├── ScenarioError        a scenario, or a file of them, cannot be used (also ValueError)
-    ├── SpecError            a string such as "builtin:skiled" names nothing (also ValueError)
-    ├── ConfigError          a training configuration makes no sense, or does not fit its data (also ValueError)
+    ├── SpecError            what we were given cannot be used: a string that names nothing, a number out of range, an
+    │   │                    argument that there is none of (also ValueError)
+    │   ├── ActionError          an action is not a supporter utterance
+    │   ├── ScenarioError        a scenario, or a file of them, cannot be used
+    │   └── ConfigError          a training configuration makes no sense, or does not fit its data
     ├── RecordError          a run folder or record file cannot be read or written as asked
     ├── ProtocolMismatch     two results that may not be compared, or a folder of another run
     ├── MissingExtra         an optional dependency is not installed (also ImportError)
@@ -25,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "ActionError",
@@ -45,6 +46,8 @@ __all__ = [
     "SupporterFailure",
     "VectorStepError",
     "did_you_mean",
+    "one_of",
+    "whole",
 ]
 
 
@@ -63,19 +66,19 @@ class ESCError(Exception):
     """Base of every error that esc-env raises on purpose."""
 
 
-class ActionError(ESCError, ValueError):
+class SpecError(ESCError, ValueError):
+    """What we were given cannot be used, such as a string that names no agent; the message names it, and what can."""
+
+
+class ActionError(SpecError):
     """The action is not an utterance: not a str, not UTF-8 encodable, or longer than `max_chars`."""
 
 
-class ScenarioError(ESCError, ValueError):
+class ScenarioError(SpecError):
     """A scenario or a scenario file cannot be used; the message names file, line and reason."""
 
 
-class SpecError(ESCError, ValueError):
-    """A string typed by a person names no agent, seeker, critic or scenario set."""
-
-
-class ConfigError(ESCError, ValueError):
+class ConfigError(SpecError):
     """A training configuration makes no sense, or does not fit its model or data; the message names field and value."""
 
 
@@ -203,3 +206,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "Known: " + ", ".join(names) + "."
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise SpecError for an argument that is none of the known words."""
+    words = tuple(known)
+    if value not in words:
+        raise SpecError(f"{name}={value!r} is not known. {did_you_mean(str(value), words)}")
+
+
+def whole(**counts: Any) -> None:
+    """Raise SpecError for an argument that is no whole number of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SpecError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 from esc_env._loop import run
 from esc_env.env import Draw, Episode, ESCEnv, Observation, warn_of_limit, with_determinism
-from esc_env.errors import ActionError, ESCError, VectorStepError, did_you_mean
+from esc_env.errors import ActionError, ESCError, SpecError, VectorStepError, did_you_mean, whole
 from esc_env.protocols import Reply
 
 __all__ = ["ESCVectorEnv"]
@@ -48,7 +48,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         options: as for `esc_env.env.ESCEnv`; chairs are made once and shared, since they hold no conversation.
 
     Raises:
-        ValueError: an argument out of range.
+        SpecError: an argument that cannot be used.
     """
 
     envs: tuple[ESCEnv, ...] = ()
@@ -61,9 +61,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         max_episode_steps: int | None = None,
         **options: Any,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        whole(num_envs=num_envs, max_episode_steps=1 if max_episode_steps is None else max_episode_steps)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
@@ -112,7 +110,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
             options: as for the single env, for all of them; and `reset_mask`, a bool array of shape (num_envs,).
 
         Raises:
-            ScenarioError, ValueError, TypeError: options that cannot be used.
+            SpecError: seeds or options that cannot be used.
             VectorStepError: some seekers failed to open; nothing has changed.
         """
         options = dict(options or {})
@@ -278,7 +276,7 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
         if mode in (known.value, known.name):
             return known
     hint = did_you_mean(str(mode), [known.value for known in AutoresetMode])
-    raise ValueError(f"autoreset_mode={mode!r} is not known. {hint}")
+    raise SpecError(f"autoreset_mode={mode!r} is not known. {hint}")
 
 
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> Sequence[int | None]:
@@ -287,7 +285,7 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> Sequence[int 
     if isinstance(seed, (int, np.integer)):
         return [int(seed) + i for i in range(count)]
     if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} envs; give one for each, or a single int")
+        raise SpecError(f"{len(seed)} seeds for {count} envs; give one for each, or a single int")
     return seed
 
 
@@ -295,7 +293,7 @@ def _mask(mask: Any, count: int) -> Flags:
     if mask is None:
         return np.ones(count, dtype=np.bool_)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] must be a numpy array of bools, not {mask!r}")
+        raise SpecError(f"options['reset_mask'] must be a numpy array of bools, not {mask!r}")
     if mask.shape != (count,) or not mask.any():
-        raise ValueError(f"options['reset_mask'] must have shape ({count},) and at least one True, not {mask!r}")
+        raise SpecError(f"options['reset_mask'] must have shape ({count},) and at least one True, not {mask!r}")
     return mask

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esc_env.errors import SpecError
+
 __all__ = ["RESAMPLES", "auc", "auc_estimate", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
 
 RESAMPLES = 4000
@@ -48,10 +50,10 @@ def wilson(solved: int, tried: int) -> tuple[float, float]:
     """Wilson's 95 % score interval for `solved` of `tried` independent trials.
 
     Raises:
-        ValueError: unless 0 <= solved <= tried and tried >= 1.
+        SpecError: unless 0 <= solved <= tried and tried >= 1.
     """
     if not 0 <= solved <= tried or tried < 1:
-        raise ValueError(f"cannot have {solved} successes in {tried} trials")
+        raise SpecError(f"cannot have {solved} successes in {tried} trials")
     return _wilson(solved / tried, tried)
 
 
@@ -75,12 +77,12 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
         seed: of the resampling; the same counts and seed give the same interval.
 
     Raises:
-        ValueError: without any scenario, or for counts that cannot be.
+        SpecError: without any scenario, or for counts that cannot be.
     """
     table = np.array(list(counts), dtype=np.float64).reshape(-1, 2)
     solved, tried = table[:, 0], table[:, 1]
     if not len(table) or (tried < 1).any() or (solved < 0).any() or (solved > tried).any():
-        raise ValueError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
+        raise SpecError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
     rate = float(solved.sum() / tried.sum())
     if rate in (0.0, 1.0):
         edge = 1 - 0.05 ** (1 / len(table))
@@ -99,11 +101,11 @@ def clustered_mean(values: Iterable[Sequence[float]], *, seed: int = 0) -> tuple
         seed: of the resampling.
 
     Raises:
-        ValueError: without any value.
+        SpecError: without any value.
     """
     clusters = [cluster for cluster in values if cluster]
     if not clusters:
-        raise ValueError("there is no value to take a mean of")
+        raise SpecError("there is no value to take a mean of")
     totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
     tried = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
     return float(totals.sum() / tried.sum()), _resampled(totals, tried, seed)
@@ -146,11 +148,11 @@ def auc_estimate(
     """An AUC and its 95 % percentile interval, resampling the values of either side with replacement.
 
     Raises:
-        ValueError: when there is no pair.
+        SpecError: when there is no pair.
     """
     measured, _ = auc(better, worse, *strata)
     if measured is None:
-        raise ValueError("there is no pair to compare")
+        raise SpecError("there is no pair to compare")
     draw = np.random.default_rng(seed)
     values = []
     for _ in range(AUC_RESAMPLES):

@@ -347,12 +347,12 @@ def test_on_error_truncate_does_not_swallow_a_wrong_action():
 @pytest.mark.parametrize(
     ("options", "error", "complaint"),
     [
-        ({"reward": "dens"}, ValueError, "'dense'"),
-        ({"on_error": "ignore"}, ValueError, "truncate"),
-        ({"dataset": "exte"}, ValueError, "'extes'"),
-        ({"max_turns": 0}, ValueError, "max_turns"),
-        ({"threshold": 1.0}, ValueError, "threshold"),
-        ({"opening": "critic"}, ValueError, "opening"),
+        ({"reward": "dens"}, SpecError, "'dense'"),
+        ({"on_error": "ignore"}, SpecError, "truncate"),
+        ({"dataset": "exte"}, SpecError, "'extes'"),
+        ({"max_turns": 0}, SpecError, "max_turns"),
+        ({"threshold": 1.0}, SpecError, "threshold"),
+        ({"opening": "critic"}, SpecError, "opening"),
         ({"persona": "grumpy"}, ScenarioError, "persona"),
         ({"scenarios": []}, ScenarioError, "no scenario"),
         ({"scenarios": "builtin:tset"}, ScenarioError, "builtin:test"),

@@ -394,9 +394,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         (SpecError, {"seeker": "builtin:nobody"}),
         (ScenarioError, {"scenarios": []}),
         (ScenarioError, {"persona": "grumpy"}),
-        (ValueError, {"trials": 0}),
-        (ValueError, {"limit": 0}),
-        (ValueError, {"concurrency": 0}),
+        (SpecError, {"trials": 0}),
+        (SpecError, {"limit": 0}),
+        (SpecError, {"concurrency": 0}),
     ):
         with pytest.raises(error):
             held(**{"scenarios": bank(2), "out": out, **options})
@@ -650,13 +650,13 @@ def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
     assert low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
     assert clustered_mean([[0.5], [], [0.5]]) == (0.5, (0.5, 0.5))
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(SpecError, match="no value"):
         clustered_mean([[], []])
 
 
 @pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
 def test_counts_that_cannot_be_are_refused(counts):
-    with pytest.raises(ValueError, match="counts"):
+    with pytest.raises(SpecError, match="counts"):
         clustered_bootstrap(counts)
 
 

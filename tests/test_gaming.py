@@ -14,7 +14,7 @@ from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
-from esc_env.errors import RecordError, ScenarioError
+from esc_env.errors import RecordError, ScenarioError, SpecError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
 from esc_env.evaluation.runner import hold
 from esc_env.evaluation.statistics import auc_estimate
@@ -105,7 +105,7 @@ def test_conversations_that_cannot_be_compared_are_refused():
 def test_auc_counts_ties_as_half_and_agrees_with_a_count_of_pairs():
     one = np.ones(2)
     assert auc_estimate(np.array([1.0, 2.0]), np.array([1.0, 0.0]), (one, one))[0] == (1 + 0.5 + 1 + 1) / 4
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(SpecError, match="no pair"):
         auc_estimate(np.array([1.0]), np.array([1.0]), (np.array([True]), np.array([False])))
 
 

@@ -301,12 +301,12 @@ def test_a_refused_parameter_stops_env_and_evaluation_before_they_start(tmp_path
 
 
 def test_a_misspelt_argument_is_told_with_the_right_one():
-    with pytest.raises(TypeError, match=r"no argument 'budgett'. Did you mean 'budget'\?"):
+    with pytest.raises(SpecError, match=r"no argument 'budgett'. Did you mean 'budget'\?"):
         gym.make("ESConv-v0", budgett="5 USD")
-    with pytest.raises(TypeError, match=r"Did you mean 'max_turns'"):
+    with pytest.raises(SpecError, match=r"Did you mean 'max_turns'"):
         gym.make("ESConv-v0", max_turn=3)
     misspelt: Any = {"concurency": 3}
-    with pytest.raises(TypeError, match=r"Did you mean 'concurrency'\?"):
+    with pytest.raises(SpecError, match=r"Did you mean 'concurrency'\?"):
         evaluate("builtin:skilled", bank(1), **misspelt)
 
 

@@ -17,7 +17,7 @@ from tiny_models import CHATML, save_model
 
 from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
-from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
+from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
 from esc_env.evaluation.runner import evaluate
 from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
@@ -163,7 +163,7 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
     assert home / "random" / "grpo" / "model.safetensors" in now
-    with pytest.raises(ConfigError, match="Did you mean 'ranking'"):
+    with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 

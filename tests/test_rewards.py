@@ -342,7 +342,7 @@ def test_combinations_that_make_no_sense_are_refused():
         combine(part, future=0.0)
     with pytest.raises(SpecError, match="max_failed"):
         combine(part, future=1.0, max_failed=2)
-    with pytest.raises(ValueError, match="returned 1 values for 2"):
+    with pytest.raises(SpecError, match="returned 1 values for 2"):
         call(combine(part, future=1.0), 2)
 
 

@@ -11,6 +11,7 @@ import pytest
 from esc_env.agents import resolve_agent
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import Dialogue, Message
+from esc_env.errors import SpecError
 from esc_env.evaluation import evaluate
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
@@ -95,7 +96,7 @@ def test_renamed_words_are_replaced_in_what_was_told_and_in_what_is_answered(peo
 
 def test_a_size_that_makes_no_sense_is_refused(tmp_path: Path, spoken: list[Trajectory]) -> None:
     for options in ({"vocabulary": 10}, {"width": 100}, {"layers": 1}):
-        with pytest.raises(ValueError, match="multiple of 128"):
+        with pytest.raises(SpecError, match="multiple of 128"):
             make_policy(tmp_path, spoken, **options)
 
 

@@ -19,7 +19,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from esc_env import Ballot
 from esc_env.env import ESCEnv
-from esc_env.errors import ActionError, ChairError, ModelUnavailable, VectorStepError
+from esc_env.errors import ActionError, ChairError, ModelUnavailable, SpecError, VectorStepError
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 
 MODES = ("NextStep", "SameStep", "Disabled")
@@ -220,15 +220,11 @@ def test_in_disabled_mode_an_ended_conversation_must_be_reset():
         envs.step(("Hello.", "Hello."))
 
 
-@pytest.mark.parametrize(
-    ("mask", "error"),
-    [([True, False], TypeError), (np.array([1, 0]), TypeError), (np.array([True]), ValueError),
-     (np.array([False, False]), ValueError)],
-)  # fmt: skip
-def test_a_wrong_mask_is_refused(mask, error):
+@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([True]), np.array([False, False])], ids=str)
+def test_a_wrong_mask_is_refused(mask):
     envs = make(2)
     envs.reset()
-    with pytest.raises(error, match="reset_mask"):
+    with pytest.raises(SpecError, match="reset_mask"):
         envs.reset(options={"reset_mask": mask})
 
 
@@ -240,7 +236,7 @@ def test_a_mask_cannot_leave_out_what_was_never_reset():
 def test_one_seed_per_env_may_be_given():
     envs = make(2)
     assert envs.reset(seed=[5, None])[0][0] == gym.make("ESConv-v0", scenarios=bank()).reset(seed=5)[0]
-    with pytest.raises(ValueError, match="3 seeds for 2 envs"):
+    with pytest.raises(SpecError, match="3 seeds for 2 envs"):
         envs.reset(seed=[1, 2, 3])
 
 
@@ -273,7 +269,7 @@ def test_a_time_limit_truncates_as_gymnasiums_does_and_warns_below_t(mode):
     ],
 )
 def test_a_wrong_argument_is_named(options, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(SpecError, match=complaint):
         make(**options)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env.errors import ConfigError, did_you_mean
+from esc_env.errors import one_of, whole
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.records import write_json
@@ -115,15 +115,12 @@ def ablate(
         told: told one line about what happens; with several jobs each process prints its own lines.
 
     Raises:
-        ConfigError: an unknown arm, no seed, or no job.
+        SpecError: an unknown arm, no seed, or no job.
     """
     chosen = list(arms or ARMS)
     for name in chosen:
-        if name not in ARMS:
-            raise ConfigError(f"there is no arm {name!r}. {did_you_mean(name, ARMS)}")
-    for number, what in ((seeds, "seeds"), (jobs, "jobs")):
-        if number < 1:
-            raise ConfigError(f"{what} = {number} must be at least 1")
+        one_of("arm", name, ARMS)
+    whole(seeds=seeds, jobs=jobs)
     folder = Path(folder)
     every = [replace(config, setting=replace(config.setting, seed=config.setting.seed + i)) for i in range(seeds)]
     homes = [folder / f"seed-{each.setting.seed}" for each in every]

@@ -31,7 +31,7 @@ from esc_env.agents.scripted import PHRASES, ScriptedAgent, key_phrases, skilled
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message
-from esc_env.errors import MissingExtra
+from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation.runner import hold
 from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rules import Rules
@@ -213,10 +213,10 @@ def make_policy(
 
     Raises:
         MissingExtra: PyTorch or Transformers is not installed.
-        ValueError: a number that makes no sense.
+        SpecError: a number that makes no sense.
     """
     if vocabulary < 300 or width < 128 or width % 128 or layers < 2:
-        raise ValueError(f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}")
+        raise SpecError(f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}")
     torch, transformers = _heavy()
     folder = Path(folder)
     tokenizer = _tokenizer(transformers, texts, vocabulary)

@@ -241,7 +241,7 @@ class LocalModel:
             ModelUnavailable: it cannot be loaded, or computing failed.
         """
         if n < 1 or temperature < 0 or (max_tokens is not None and max_tokens < 1):
-            raise ValueError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
+            raise SpecError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
         begun = time.perf_counter()
         request = _Request(
             [ChatMessage(role=message["role"], content=message["content"]) for message in messages],

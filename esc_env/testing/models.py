@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esc_env.dialogue import ChatMessage
+from esc_env.errors import SpecError
 from esc_env.protocols import Completion, Usage
 
 __all__ = ["FakeChatModel", "ModelCall"]
@@ -54,7 +55,7 @@ class FakeChatModel:
         name: str = "fake",
     ) -> None:
         if not callable(answers) and not answers and answers != "":
-            raise ValueError("FakeChatModel needs at least one answer")
+            raise SpecError("FakeChatModel needs at least one answer")
         self.answers = answers
         self.failures = dict(failures or {})
         self.latency = latency
