@@ -6,14 +6,11 @@ The imagined seeker is the supporter's own model: a planner knows no more than t
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from esc_env.agents.turn import Turn
 from esc_env.critics import parse_vote
 from esc_env.dialogue import STRATEGIES
 from esc_env.protocols import Reply
-
-if TYPE_CHECKING:
-    from esc_env.agents.chat import Turn
 
 __all__ = ["icl_aif", "lookahead", "strategy_in"]
 

@@ -19,7 +19,7 @@ from esc_env.protocols import Agent, Reply
 from esc_env.scenarios import mentions_self_harm
 from esc_env.seeds import Seed
 
-__all__ = ["SCRIPTED", "ScriptedAgent", "key_phrases", "skilled"]
+__all__ = ["SCRIPTED", "RuleBasedAgent", "key_phrases", "skilled"]
 
 PHRASES = Path(__file__).with_name("phrases.json")
 
@@ -193,7 +193,7 @@ def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
 
 
 @dataclass(frozen=True)
-class ScriptedAgent:
+class RuleBasedAgent:
     """A function of (observation, seed) as an Agent.
 
     Attributes:
@@ -225,6 +225,6 @@ _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] =
 }
 
 SCRIPTED: Mapping[str, Callable[[], Agent]] = {
-    name: partial(ScriptedAgent, f"builtin:{name}", function) for name, function in _FUNCTIONS.items()
+    name: partial(RuleBasedAgent, f"builtin:{name}", function) for name, function in _FUNCTIONS.items()
 }
 """The built-in supporters, by name."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env._loop import run
-from esc_env.agents.scripted import SCRIPTED, ScriptedAgent, key_phrases, skilled
+from esc_env.agents.scripted import SCRIPTED, RuleBasedAgent, key_phrases, skilled
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
@@ -132,7 +132,7 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
 
     def score(order: Sequence[int]) -> float:
         found: list[float] = []
-        agent = ScriptedAgent("order", in_order(order))
+        agent = RuleBasedAgent("order", in_order(order))
         run(hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score)))
         return sum(found) / len(found)
 
@@ -154,13 +154,13 @@ def _climbed() -> tuple[int, ...]:
 
 
 def _scripted(name: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Callable[[], Agent]:
-    return partial(ScriptedAgent, name, function)
+    return partial(RuleBasedAgent, name, function)
 
 
 def _paraphrased(writer: str) -> Agent:
     """The skilled agent in the words of somebody who has seen the moves' descriptions, but none of its lines."""
     lines = json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))[writer]
-    return ScriptedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
+    return RuleBasedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
 
 
 def _attack(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
@@ -186,7 +186,7 @@ def _probes() -> Iterator[Probe]:
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
-        lambda: ScriptedAgent("hill climbed", in_order(_climbed())),
+        lambda: RuleBasedAgent("hill climbed", in_order(_climbed())),
         high=0.15,
     )
     yield _adaptive("keyword salad", "cue words and this seeker's key words", _keyword_salad)

@@ -18,6 +18,7 @@ from esc_env._loop import run
 from esc_env.agents import resolve_agent
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.agents.planners import strategy_in
+from esc_env.agents.turn import PROMPTS
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import STRATEGIES
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError
@@ -267,7 +268,7 @@ def test_a_line_names_one_strategy_or_none():
 
 @pytest.mark.parametrize("prompt", ["format-chain-of-strategy", "format-procot", "lookahead-plan"])
 def test_a_prompt_that_lists_strategies_lists_all_eight(prompt):
-    assert f"strategies: {'; '.join(STRATEGIES)}.\n" in chat_module._PROMPTS.text(prompt)
+    assert f"strategies: {'; '.join(STRATEGIES)}.\n" in PROMPTS.text(prompt)
 
 
 # Strings

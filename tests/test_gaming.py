@@ -9,7 +9,7 @@ import pytest
 
 from esc_env import Ballot, Dialogue, Message, Scenario
 from esc_env._loop import run
-from esc_env.agents.scripted import ScriptedAgent
+from esc_env.agents.scripted import RuleBasedAgent
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
@@ -43,7 +43,7 @@ def test_an_order_found_by_hill_climbing_stays_below_15_percent():
     order = climb(24, bank("train")[:40])
     solved: list[bool] = []
     chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
-    agent = ScriptedAgent("climbed", in_order(order))
+    agent = RuleBasedAgent("climbed", in_order(order))
     run(hold([(person, 0) for person in bank("test")], agent, chairs, 0, 16, lambda t: solved.append(t.solved)))
     assert sum(solved) <= 0.15 * len(solved)
 

@@ -31,8 +31,9 @@ from statistics import fmean
 from typing import Any
 
 from esc_env import _loop
-from esc_env.agents.chat import ChatAgent, system_prompt
+from esc_env.agents.chat import ChatAgent
 from esc_env.agents.spec import resolve_agent
+from esc_env.agents.turn import system_prompt
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios

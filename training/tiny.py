@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env._loop import run
-from esc_env.agents.scripted import PHRASES, ScriptedAgent, key_phrases, skilled
+from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, skilled
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message
@@ -70,7 +70,7 @@ _HASTY = {3: 0.65, 4: 0.65}
 # --- who it learns to speak from ------------------------------------------------------------------
 
 
-def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
+def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
@@ -87,7 +87,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
         reply = _well(chat, seed) if well else _badly(chat, seed)
         return reply if seed.uniform("think") < thoughts else replace(reply, thought=None)
 
-    return ScriptedAgent(f"tiny:{skill:g}", speak)
+    return RuleBasedAgent(f"tiny:{skill:g}", speak)
 
 
 def _well(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
