@@ -125,7 +125,7 @@ def _support(
     seed: int,
     reveal: bool,
 ) -> tuple[Scenario, Dialogue]:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import begin, exchange
     from esc_env.datasets import load_scenarios
     from esc_env.protocols import Reply, Verdict
@@ -170,7 +170,7 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
 
 
 def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import as_message
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply

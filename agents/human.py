@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from esc_env._loop import call
+from esc_env.background import call
 from esc_env.dialogue import Dialogue
 from esc_env.escaping import safe
 from esc_env.protocols import Reply

@@ -7,8 +7,8 @@ characters, which is about right for English; the dialogue's own length decides 
 
 from __future__ import annotations
 
-from esc_env._loop import run
 from esc_env.agents.chat import STYLES, ChatAgent
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import CriticMode, LLMCritic
 from esc_env.datasets import load_scenarios

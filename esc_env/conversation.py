@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from esc_env._loop import hops
+from esc_env.background import hops
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, SpecError, SupporterFailure
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage, Verdict

@@ -30,7 +30,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.conversation import Chairs, begin, check_history, exchange
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios

@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.env import Draw, Episode, ESCEnv, Observation, warn_of_limit, with_determinism
 from esc_env.errors import ActionError, ESCError, SpecError, VectorStepError, did_you_mean, whole
 from esc_env.protocols import Reply

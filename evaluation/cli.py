@@ -226,8 +226,8 @@ def _eval(
     errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
     again that ended in an error.
     """
-    from esc_env._loop import run
     from esc_env.agents.spec import builtin_names, resolve_agent
+    from esc_env.background import run
     from esc_env.evaluation.config import AgentConfig, Benchmark
     from esc_env.evaluation.runner import check_models, evaluate
     from esc_env.models import ModelOptions, ModelSettings, read_options

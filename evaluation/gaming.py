@@ -14,8 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from esc_env._loop import run
 from esc_env.agents.scripted import SCRIPTED, RuleBasedAgent, key_phrases, skilled
+from esc_env.background import run
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker

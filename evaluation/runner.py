@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import esc_env
-from esc_env._loop import run
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
+from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError, whole

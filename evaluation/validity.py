@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.critics import resolve_critic
 from esc_env.errors import RecordError, ScenarioError
 from esc_env.evaluation.statistics import auc, auc_estimate

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import hops
+from esc_env.background import hops
 from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import esc_env.agents.chat as chat_module
 from esc_env import Dialogue, Message, Reply, Scenario, Seed
-from esc_env._loop import run
 from esc_env.agents import resolve_agent
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.agents.planners import strategy_in
 from esc_env.agents.turn import PROMPTS
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import STRATEGIES
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError

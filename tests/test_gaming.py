@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from esc_env import Ballot, Dialogue, Message, Scenario
-from esc_env._loop import run
 from esc_env.agents.scripted import RuleBasedAgent
+from esc_env.background import run
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import esc_env
-from esc_env._loop import run
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.agents.planners import strategy_in
+from esc_env.background import run
 from esc_env.builtin import hearing, language, moves
 from esc_env.critics import parse_vote
 from esc_env.dialogue import Dialogue, Message, split_thought

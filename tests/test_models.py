@@ -348,9 +348,9 @@ def test_a_process_that_used_models_ends_without_a_word() -> None:
     with FakeServer() as server:
         made = f"wire.OpenAIWire('m', {server.url!r}), sdk.LiteLLMModel('openai/m', {server.url!r})"
         program = (
-            "from esc_env import _loop\nfrom esc_env.models import wire, sdk\n"
+            "from esc_env import background\nfrom esc_env.models import wire, sdk\n"
             f"for model in ({made}):\n"
-            "    print(_loop.run(model.complete([{'role': 'user', 'content': 'Hi'}])).texts[0])"
+            "    print(background.run(model.complete([{'role': 'user', 'content': 'Hi'}])).texts[0])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("I hear you.\n" * 2, "", 0)

@@ -151,7 +151,7 @@ def test_what_supporters_say_becomes_rows_of_their_last_words_alone(policy: Path
 
 @pytest.mark.full
 def test_a_tiny_policy_sits_in_the_supporters_chair(policy: Path, people: list[Scenario]) -> None:
-    from esc_env._loop import run
+    from esc_env.background import run
 
     agent = resolve_agent(f"local:{policy}#think")
     reply = run(agent.respond(Dialogue((Message("seeker", people[0].situation),)), seed=Seed(1)))

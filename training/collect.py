@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 import esc_env
-from esc_env._loop import run
 from esc_env.agents import identity_of, resolve_agent
+from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.dialogue import Dialogue

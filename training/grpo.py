@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import settle, wait
+from esc_env.background import settle, wait
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.models.templates import ChatTemplate

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env import _loop
+from esc_env import background
 from esc_env.agents.chat import ChatAgent
 from esc_env.agents.spec import resolve_agent
 from esc_env.agents.turn import system_prompt
@@ -461,7 +461,7 @@ def optimise(
 def _check(folder: str | Path, rules: Rules, *seated: object) -> None:
     """Ask the chairs' models for a word before any weights are loaded, if there is anything left to train."""
     if is_main() and not is_finished(Path(folder)):
-        _loop.run(check_models(*seated, votes=rules.votes))
+        background.run(check_models(*seated, votes=rules.votes))
 
 
 # --- reporting ------------------------------------------------------------------------------------

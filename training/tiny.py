@@ -26,8 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esc_env._loop import run
 from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, skilled
+from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message

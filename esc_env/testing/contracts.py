@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ESCError
 from esc_env.protocols import Agent, Ballot, ChatModel, Completion, Critic, Reply, Seeker
