@@ -19,7 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from esc_env.background import run
-from esc_env.env import Draw, Episode, ESCEnv, Observation, warn_of_limit, with_determinism
+from esc_env.env import ESCEnv, warn_of_limit, with_determinism
+from esc_env.episode import Draw, Episode, Observation
 from esc_env.errors import ActionError, ESCError, SpecError, VectorStepError, did_you_mean, whole
 from esc_env.protocols import Reply
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 Observations = tuple[Observation, ...]
 Flags = npt.NDArray[np.bool_]
 
-_Done = tuple[Episode | None, tuple[Draw, Episode] | None]
+_Done = tuple[Episode | None, tuple[Episode, Draw] | None]
 """What one env's part of a step came to: the episode after the action, and the next one where it was reset."""
 
 
@@ -66,10 +67,11 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         first = ESCEnv(**options)
-        shared = {"scenarios": first.scenarios, "seeker": first.chairs.seeker, "critic": first.chairs.critic}
+        self.task = task = first.task
+        shared = {"scenarios": task.scenarios, "seeker": task.chairs.seeker, "critic": task.chairs.critic}
         others = (ESCEnv(**{**options, **shared}) for _ in range(num_envs - 1))
         self.envs = (first, *others)
-        warn_of_limit(max_episode_steps, first.chairs.rules)
+        warn_of_limit(max_episode_steps, task.chairs.rules)
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
         self.single_observation_space = first.observation_space
@@ -88,7 +90,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = with_determinism(spec, self.envs[0].chairs)
+        self._spec = with_determinism(spec, self.task.chairs)
 
     @property  # type: ignore[misc]  # as in SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -116,17 +118,17 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         options = dict(options or {})
         mask = _mask(options.pop("reset_mask", None), self.num_envs)
         seeds = _seeds(seed, self.num_envs)
-        draws = {i: self.envs[i]._draw(seeds[i], options) for i in range(self.num_envs) if mask[i]}
+        draws = {i: self.task.draw(self.envs[i], seeds[i], options) for i in range(self.num_envs) if mask[i]}
         idle = [i for i, env in enumerate(self.envs) if i not in draws and env.episode is None]
         if idle:
             raise ResetNeeded(f"reset_mask leaves out env {idle[0]}, which has no conversation yet; reset all first")
-        opened, failed = _gather({i: partial(self.envs[i]._open, draw) for i, draw in draws.items()})
+        opened, failed = _gather({i: partial(self.task.begin, draw) for i, draw in draws.items()})
         if failed:
             raise VectorStepError(tuple(failed), tuple(failed.values()))
         self._pending.clear()
         infos: dict[str, Any] = {}
         for i, draw in draws.items():
-            infos = self._add_info(infos, self.envs[i]._commit_reset(draw, opened[i])[1], i)
+            infos = self._add_info(infos, self.envs[i].put(opened[i], draw)[-1], i)
             self._over[i] = False
             self._steps[i] = 0
         return self._observations(), infos
@@ -191,7 +193,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
                 replies.append(None)
                 continue
             try:
-                replies.append(env._hear(action))
+                replies.append(self.task.hear(env.episode, action))
             except ActionError as error:
                 raise ActionError(f"env {i}: {error}") from error
             if i in self._pending and self._pending[i][0] != action:
@@ -201,15 +203,17 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         return replies
 
     async def _one(self, i: int, reply: Reply | None) -> _Done:
-        env = self.envs[i]
-        if reply is None:
-            draw = env._draw(None, None)
-            return None, (draw, await env._open(draw))
-        episode = await env._advance(reply)
+        before = self.envs[i].episode
+        if reply is None or before is None:
+            return None, await self._next(i)
+        episode = await self.task.go_on(before, reply)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and (episode.stop is not None or self._limited(i)):
-            draw = env._draw(None, None)
-            return episode, (draw, await env._open(draw))
+            return episode, await self._next(i)
         return episode, None
+
+    async def _next(self, i: int) -> tuple[Episode, Draw]:
+        draw = self.task.draw(self.envs[i])
+        return await self.task.begin(draw), draw
 
     def _limited(self, i: int) -> bool:
         """Whether the step that is being made is the last that `max_episode_steps` allows."""
@@ -224,20 +228,20 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         infos: dict[str, Any] = {}
         for i, (env, (episode, following)) in enumerate(zip(self.envs, results, strict=True)):
             if episode is not None:
-                observation, rewards[i], terminations[i], truncated, info = env._commit_step(episode)
+                observation, rewards[i], terminations[i], truncated, info = env.put(episode)
                 truncations[i] = truncated or self._limited(i)
                 self._steps[i] += 1
                 if following is not None:
                     infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, i)
             if following is not None:
-                info = env._commit_reset(*following)[1]
+                info = env.put(*following)[-1]
                 self._steps[i] = 0
             infos = self._add_info(infos, info, i)
         self._over = (terminations | truncations) & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
         return self._observations(), rewards, terminations, truncations, infos
 
     def _observations(self) -> Observations:
-        return tuple(env._observation(env.episode) for env in self.envs if env.episode is not None)
+        return tuple(env.episode.observation for env in self.envs if env.episode is not None)
 
 
 def _gather(jobs: Mapping[int, Callable[[], Coroutine[Any, Any, T]]]) -> tuple[dict[int, T], dict[int, Exception]]:

@@ -315,7 +315,9 @@ def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
     env: Any = gym.make("ESConv-v0", **options)
     env.reset(seed=0)
     env.step("What happened?")
-    assert env.unwrapped.chairs.critic.model is open_model("python:my_models:judge", ModelSettings(budget="1M tokens"))
+    assert env.unwrapped.task.chairs.critic.model is open_model(
+        "python:my_models:judge", ModelSettings(budget="1M tokens")
+    )
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env.unwrapped)), gym.make(env.spec)):
         other.reset(seed=0)
     assert json.loads(env.spec.to_json())["kwargs"]["budget"] == "1M tokens"

@@ -275,7 +275,7 @@ def test_a_wrong_argument_is_named(options, complaint):
 
 def test_scenarios_may_be_any_iterable():
     envs = make(2, scenarios=iter(bank()))
-    assert len(envs.envs[1].scenarios) == 5
+    assert len(envs.envs[1].task.scenarios) == 5
 
 
 def test_the_spec_stays_whole():
@@ -298,7 +298,7 @@ def test_a_copy_goes_on_on_its_own():
 def test_attributes_of_all_envs_can_be_read_and_called():
     envs = make(2, render_mode="ansi")
     envs.reset(seed=0)
-    assert envs.get_attr("reward") == ("terminal", "terminal")
+    assert envs.get_attr("task") == (envs.task, envs.task)
     assert envs.call("render") == envs.render()
     assert "Seeker" in envs.render()[0]
     envs.close()
