@@ -18,7 +18,15 @@
     ├── ChairError           a seeker, critic or supporter model failed: carries the chair's role
     └── VectorStepError      some conversations of a vector step failed: carries indices and causes
 
-Each message says what was wrong, where, and what to do next.
+Each message says what was wrong, where, and what to do next. What goes on all the same is told by a warning:
+
+    ESCWarning (a UserWarning)
+    ├── AdaptedWarning       a server is asked in another way than was said
+    ├── FewerChoicesWarning  a server gives fewer choices a request, so that one call is several
+    ├── CompleteRunWarning   a run was complete already: the function that was given was not called
+    ├── TornLineWarning      the last line of a record file was cut off, and dropped
+    ├── FailedRowsWarning    completions got no reward
+    └── TrainingWarning      training shows a known sign of failure
 """
 
 from __future__ import annotations
@@ -30,11 +38,16 @@ from typing import Any, Literal
 
 __all__ = [
     "ActionError",
+    "AdaptedWarning",
     "BadCompletion",
     "BudgetExceeded",
     "ChairError",
+    "CompleteRunWarning",
     "ConfigError",
     "ESCError",
+    "ESCWarning",
+    "FailedRowsWarning",
+    "FewerChoicesWarning",
     "LoopError",
     "MissingExtra",
     "ModelError",
@@ -44,6 +57,8 @@ __all__ = [
     "ScenarioError",
     "SpecError",
     "SupporterFailure",
+    "TornLineWarning",
+    "TrainingWarning",
     "VectorStepError",
     "did_you_mean",
     "one_of",
@@ -197,6 +212,34 @@ class VectorStepError(ESCError):
 
     def __reduce__(self) -> tuple[type[VectorStepError], tuple[tuple[int, ...], tuple[Exception, ...]]]:
         return type(self), (self.indices, self.causes)
+
+
+class ESCWarning(UserWarning):
+    """Base of every warning of ours."""
+
+
+class AdaptedWarning(ESCWarning):
+    """A server did not take a request as it was, and is asked in another way from then on."""
+
+
+class FewerChoicesWarning(ESCWarning):
+    """A server gives fewer choices a request than were asked for, so that one call is several requests."""
+
+
+class CompleteRunWarning(ESCWarning):
+    """`evaluate` was called with a function for a run that was complete already."""
+
+
+class TornLineWarning(ESCWarning):
+    """The last line of a record file was cut off by a crash, and was dropped."""
+
+
+class FailedRowsWarning(ESCWarning):
+    """Some completions got no reward, because a part of it failed; they do not move the policy."""
+
+
+class TrainingWarning(ESCWarning):
+    """Training goes on, but shows a known sign of failure."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,16 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, TornLineWarning
 
-__all__ = ["RECORD_VERSION", "FolderLock", "RecordWriter", "TornLineWarning", "read_records", "write_json"]
+__all__ = ["RECORD_VERSION", "FolderLock", "RecordWriter", "read_records", "write_json"]
 
 RECORD_VERSION = 1
 """Version of every record written by this release."""
-
-
-class TornLineWarning(UserWarning):
-    """The last line of a record file was cut off by a crash, and was dropped."""
 
 
 def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,10 @@ from typing import Any, Literal
 from esc_env.errors import ModelError, SpecError, one_of, whole
 from esc_env.protocols import Ballot, Verdict
 
-__all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules"]
+__all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules", "__version__"]
+
+__version__ = "0.1.0"
+"""Of esc-env; recorded with every run."""
 
 PROTOCOL_VERSION = 2
 """Raised whenever the behaviour of the protocol changes; part of every fingerprint."""

@@ -24,29 +24,32 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack
 
-import esc_env
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.errors import BudgetExceeded, ProtocolMismatch, RecordError, ScenarioError, SpecError, whole
+from esc_env.errors import (
+    BudgetExceeded,
+    CompleteRunWarning,
+    ProtocolMismatch,
+    RecordError,
+    ScenarioError,
+    SpecError,
+    whole,
+)
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.report import Report, summarise_run
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Seeker
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
-from esc_env.rules import Fingerprint, Rules
+from esc_env.rules import Fingerprint, Rules, __version__
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import episode_seed
 from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory
 
-__all__ = ["CompleteRunWarning", "check_models", "evaluate", "hold", "is_run", "read_run"]
-
-
-class CompleteRunWarning(UserWarning):
-    """`evaluate` was called with a function for a run that was complete already."""
+__all__ = ["check_models", "evaluate", "hold", "is_run", "read_run"]
 
 
 Episode = tuple[str, int]
@@ -239,7 +242,7 @@ class _Plan:
                 "trials": self.trials,
                 "seed": self.seed,
                 "fingerprint": {"digest": self.fingerprint.digest, "parts": self.fingerprint.parts},
-                "versions": {"esc-env": esc_env.__version__, "python": platform.python_version()},
+                "versions": {"esc-env": __version__, "python": platform.python_version()},
                 "config": self.config,
                 "effective": effective or {},
                 "scenario_ids": self.scenario_ids,

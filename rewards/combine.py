@@ -15,15 +15,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from esc_env.errors import ModelUnavailable, SpecError, did_you_mean
+from esc_env.errors import FailedRowsWarning, ModelUnavailable, SpecError, did_you_mean
 from esc_env.rewards.rows import Reward, Text
 from esc_env.seeds import derive
 
-__all__ = ["CombinedReward", "FailedRowsWarning", "RandomReward", "combine"]
-
-
-class FailedRowsWarning(UserWarning):
-    """Some completions got no reward, because a part of it failed; they do not move the policy."""
+__all__ = ["CombinedReward", "RandomReward", "combine"]
 
 
 def combine(

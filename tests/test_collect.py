@@ -22,10 +22,17 @@ from esc_env import Dialogue, Message, Scenario, ScenarioSet
 from esc_env.cli import build_app
 from esc_env.conversation import Chairs, converse
 from esc_env.datasets import load_scenarios
-from esc_env.errors import BudgetExceeded, ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.errors import (
+    BudgetExceeded,
+    ModelUnavailable,
+    ProtocolMismatch,
+    RecordError,
+    ScenarioError,
+    SpecError,
+    TornLineWarning,
+)
 from esc_env.progress import Progress
 from esc_env.protocols import Reply, Usage
-from esc_env.records import TornLineWarning
 from esc_env.rules import Rules
 from esc_env.seeds import Seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker

@@ -19,13 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
-from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.errors import (
+    CompleteRunWarning,
+    ModelError,
+    ProtocolMismatch,
+    RecordError,
+    ScenarioError,
+    SpecError,
+    TornLineWarning,
+)
 from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
-from esc_env.evaluation.runner import CompleteRunWarning
 from esc_env.evaluation.statistics import clustered_bootstrap, clustered_mean, wilson
 from esc_env.progress import Progress
 from esc_env.protocols import Reply
-from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
+from esc_env.records import FolderLock, RecordWriter, read_records
 from esc_env.testing import FakeChatModel, Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 AGENT = ScriptedAgent(["What happened?", "And then?"])
@@ -414,7 +421,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         ("critic", "'same'", "'better'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::esc_env.evaluation.runner.CompleteRunWarning")
+@pytest.mark.filterwarnings("ignore::esc_env.errors.CompleteRunWarning")
 def test_an_edited_function_in_any_chair_is_another_run(tmp_path, chair, before, edited):
     def with_function(says: str) -> Report:
         module: dict[str, Any] = {"__name__": "mine"}

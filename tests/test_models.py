@@ -22,8 +22,8 @@ pytest.importorskip("aiohttp", reason="needs the extra llm")
 pytest.importorskip("litellm", reason="needs the extra llm")
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelUnavailable, SpecError
-from esc_env.models.choices import Choices, FewerChoicesWarning
+from esc_env.errors import FewerChoicesWarning, ModelUnavailable, SpecError
+from esc_env.models.choices import Choices
 from esc_env.models.dialect import Dialect
 from esc_env.models.patience import Endpoint, Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
@@ -468,7 +468,7 @@ def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
-@pytest.mark.filterwarnings("ignore::esc_env.models.choices.FewerChoicesWarning")
+@pytest.mark.filterwarnings("ignore::esc_env.errors.FewerChoicesWarning")
 def test_as_many_choices_come_back_as_were_asked_for(n: int, most: int) -> None:
     fake = FakeChatModel("x", max_choices=most, logprobs={"x": 0.0})
     completion = asyncio.run(Choices(fake).complete(HELLO, n=n, seed=1, logprobs=1))

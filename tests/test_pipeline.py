@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.full,
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),  # TRL's own
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
-    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),  # untrained models support nobody
+    pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),  # untrained models support nobody
 ]
 
 TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message
-from esc_env.errors import BudgetExceeded, ChairError, ModelUnavailable, ScenarioError, SpecError
+from esc_env.errors import BudgetExceeded, ChairError, FailedRowsWarning, ModelUnavailable, ScenarioError, SpecError
 from esc_env.protocols import Reply
 from esc_env.rewards import (
     CombinedReward,
@@ -31,7 +31,6 @@ from esc_env.rewards import (
     grpo_row,
     value,
 )
-from esc_env.rewards.combine import FailedRowsWarning
 from esc_env.rules import Rules
 from esc_env.seeds import Seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker

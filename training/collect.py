@@ -23,7 +23,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
-import esc_env
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, as_message
@@ -45,7 +44,7 @@ from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 from esc_env.rewards import FutureReward
-from esc_env.rules import Fingerprint, Rules
+from esc_env.rules import Fingerprint, Rules, __version__
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive, episode_seed
 from esc_env.seekers import resolve_seeker
@@ -421,7 +420,7 @@ def _claim(folder: Path, plan: Fingerprint) -> None:
     if not path.exists():
         if (folder / CANDIDATES).exists() or (folder / CONVERSATIONS).exists():
             raise RecordError(f"{folder}: holds records without run.json. Give another folder with --out")
-        versions = {"esc-env": esc_env.__version__, "python": platform.python_version()}
+        versions = {"esc-env": __version__, "python": platform.python_version()}
         write_json(
             path,
             {

@@ -23,7 +23,7 @@ from typing import Any
 
 from esc_env.background import settle, wait
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ConfigError, MissingExtra
+from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.records import write_json
@@ -50,16 +50,12 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["TrainingWarning", "failure_signs", "fit_prompts", "grpo_arguments", "train_grpo"]
+__all__ = ["failure_signs", "fit_prompts", "grpo_arguments", "train_grpo"]
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[str], float]
 """Given a policy's folder or Hub id: its success rate on valid scenarios, in [0, 1]."""
-
-
-class TrainingWarning(UserWarning):
-    """Training goes on, but shows a known sign of failure."""
 
 
 def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:

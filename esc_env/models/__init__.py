@@ -24,7 +24,7 @@ from esc_env.errors import BadCompletion, MissingExtra, ModelError, SpecError, d
 from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
 from esc_env.models.capabilities import Capabilities, capabilities_of, check_parameters, check_provider
 from esc_env.models.cassette import Cassette, Mode
-from esc_env.models.dialect import AdaptedWarning, Adapting, Dialect, Spoken
+from esc_env.models.dialect import Adapting, Dialect, Spoken
 from esc_env.models.options import Options, check_names, read_options
 from esc_env.protocols import ChatModel, Completion
 from esc_env.specs import Spec, import_object, parse_spec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from esc_env.models.patience import Endpoint
 
 __all__ = [
-    "AdaptedWarning", "Budget", "ModelOptions", "ModelSettings", "Options", "Wire", "check_model", "check_parameters",
+    "Budget", "ModelOptions", "ModelSettings", "Options", "Wire", "check_model", "check_parameters",
     "effective", "open_model", "read_options",
 ]  # fmt: skip
 
