@@ -37,33 +37,12 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 __all__ = [
-    "ActionError",
-    "AdaptedWarning",
-    "BadCompletion",
-    "BudgetExceeded",
-    "ChairError",
-    "CompleteRunWarning",
-    "ConfigError",
-    "ESCError",
-    "ESCWarning",
-    "FailedRowsWarning",
-    "FewerChoicesWarning",
-    "LoopError",
-    "MissingExtra",
-    "ModelError",
-    "ModelUnavailable",
-    "ProtocolMismatch",
-    "RecordError",
-    "ScenarioError",
-    "SpecError",
-    "SupporterFailure",
-    "TornLineWarning",
-    "TrainingWarning",
-    "VectorStepError",
-    "did_you_mean",
-    "one_of",
-    "whole",
-]
+    "ActionError", "AdaptedWarning", "BadCompletion", "BudgetExceeded", "ChairError", "CompleteRunWarning",
+    "ConfigError", "ESCError", "ESCWarning", "FailedRowsWarning", "FewerChoicesWarning", "LoopError", "MissingExtra",
+    "ModelError", "ModelUnavailable", "ProtocolMismatch", "RecordError", "ScenarioError", "SpecError",
+    "SupporterFailure", "TornLineWarning", "TrainingWarning", "VectorStepError",
+]  # fmt: skip
+"""What one catches, and what `esc_env` gives; the functions below are for those who raise."""
 
 
 _TOO_LONG = re.compile(

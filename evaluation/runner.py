@@ -28,6 +28,7 @@ from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
+from esc_env.datasets import load_scenarios
 from esc_env.errors import (
     BudgetExceeded,
     CompleteRunWarning,
@@ -279,15 +280,7 @@ class _Plan:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
-    if isinstance(scenarios, (str, Path)):
-        from esc_env.datasets import load_scenarios
-
-        chosen = load_scenarios(scenarios)
-    elif isinstance(scenarios, ScenarioSet):
-        chosen = scenarios
-    else:
-        chosen = ScenarioSet.of("scenarios", scenarios)
-    chosen = replace(chosen, scenarios=chosen.scenarios[:limit])
+    chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")
     return chosen.with_persona(persona) if persona is not None else chosen

@@ -27,6 +27,7 @@ from esc_env.agents import identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
+from esc_env.datasets import load_scenarios
 from esc_env.dialogue import Dialogue
 from esc_env.errors import (
     BudgetExceeded,
@@ -366,14 +367,7 @@ def _reason(role: str, message: str) -> str:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, source: Source) -> ScenarioSet:
-    if isinstance(scenarios, (str, Path)):
-        from esc_env.datasets import load_scenarios
-
-        chosen = load_scenarios(scenarios)
-    elif isinstance(scenarios, ScenarioSet):
-        chosen = scenarios
-    else:
-        chosen = ScenarioSet.of("scenarios", scenarios)
+    chosen = load_scenarios(scenarios)
     if source == "human":
         chosen = chosen.filter(lambda scenario: scenario.dialogue is not None)
     chosen = replace(chosen, scenarios=chosen.scenarios[:limit])

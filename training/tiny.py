@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, skilled
+from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, said_by, skilled
 from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
@@ -82,7 +82,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
     """
 
     def speak(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
-        turn = 1 + sum(message["role"] == "assistant" for message in chat)
+        turn = 1 + len(said_by(chat, "assistant"))
         well = seed.uniform("skill") < skill * _HASTY.get(turn, 1.0)
         reply = _well(chat, seed) if well else _badly(chat, seed)
         return reply if seed.uniform("think") < thoughts else replace(reply, thought=None)
@@ -106,8 +106,8 @@ def _badly(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     if kind == "random-strategy":
         kind = _pick(sorted(lines), seed.at(attempt=2))
         lines = lines[kind]
-    heard = [message["content"] for message in chat if message["role"] == "user"]
-    return _filled(_pick(lines, seed), kind.lower().split()[0], {"topic": (key_phrases(heard[-1]) or ["this"])[0]})
+    topic = (key_phrases(said_by(chat, "user")[-1]) or ["this"])[0]
+    return _filled(_pick(lines, seed), kind.lower().split()[0], {"topic": topic})
 
 
 @cache
