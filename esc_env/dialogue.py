@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from esc_env.errors import SpecError
@@ -261,10 +261,10 @@ class Message:
             raise SpecError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
         if not isinstance(self.content, str):
             raise SpecError(f"content must be a str, not {type(self.content).__name__}")
-        for name in ("thought", "strategy", "finish_reason"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise SpecError(f"{name} must be a str or None, not {type(getattr(self, name)).__name__}")
-        for text in (self.content, self.thought, self.strategy, self.finish_reason):
+        for name in ("content", "thought", "strategy", "finish_reason"):
+            text = getattr(self, name)
+            if not isinstance(text, (str, type(None))):
+                raise SpecError(f"{name} must be a str or None, not {type(text).__name__}")
             try:
                 (text or "").encode()
             except UnicodeEncodeError as error:
@@ -272,14 +272,7 @@ class Message:
 
     def to_json(self) -> dict[str, str]:
         """A JSON object; fields that are None are left out."""
-        data = {"role": self.role, "content": self.content}
-        if self.strategy is not None:
-            data["strategy"] = self.strategy
-        if self.thought is not None:
-            data["thought"] = self.thought
-        if self.finish_reason is not None:
-            data["finish_reason"] = self.finish_reason
-        return data
+        return {spec.name: value for spec in fields(self) if (value := getattr(self, spec.name)) is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:
