@@ -13,6 +13,7 @@ import typer
 
 from esc_env.cli import AgentOption, CriticOption, SeekerOption
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
+from esc_env.escaping import safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +125,7 @@ def _support(
     seed: int,
     reveal: bool,
 ) -> tuple[Scenario, Dialogue]:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import begin, exchange
     from esc_env.datasets import load_scenarios
     from esc_env.protocols import Reply, Verdict
@@ -164,14 +165,12 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from esc_env.rendering import safe
-
     for name, value in state.items():
         console.print(Padding(Text(safe(f"{name}: {value}"), style="dim"), (0, 0, 0, 11)))
 
 
 def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import as_message
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply

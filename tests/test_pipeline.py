@@ -17,7 +17,7 @@ from tiny_models import CHATML, save_model
 
 from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
-from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
+from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
 from esc_env.evaluation.runner import evaluate
 from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.full,
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),  # TRL's own
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
-    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),  # untrained models support nobody
+    pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),  # untrained models support nobody
 ]
 
 TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")
@@ -164,7 +164,7 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
     assert home / "random" / "grpo" / "model.safetensors" in now
-    with pytest.raises(ConfigError, match="Did you mean 'ranking'"):
+    with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 
