@@ -176,14 +176,6 @@ def _advice(chat: Sequence[ChatMessage], seed: Seed) -> str:
     return str(lines[len(said_by(chat, "assistant")) % len(lines)])
 
 
-def _parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    return said_by(chat, "user")[-1]
-
-
-def _silent(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    return ""
-
-
 def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     strategies = _phrases()["random-strategy"]
     strategy = sorted(strategies)[int(seed.uniform("strategy") * len(strategies))]
@@ -217,10 +209,10 @@ class RuleBasedAgent:
 
 
 _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] = {
-    "silent": _silent,
+    "silent": lambda chat, seed: "",
     "template": _template,
     "advice": _advice,
-    "parrot": _parrot,
+    "parrot": lambda chat, seed: said_by(chat, "user")[-1],
     "skilled": skilled,
     "random-strategy": _random_strategy,
 }

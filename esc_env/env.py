@@ -12,7 +12,6 @@ What both this env and `esc_env.vector` step is in `esc_env.episode`.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 import warnings
@@ -123,8 +122,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         render_mode: Literal["human", "ansi"] | None = None,
         **models: Unpack[ModelOptions],
     ) -> None:
-        arguments = inspect.getfullargspec(ESCEnv.__init__)
-        settings = ModelSettings.of(models, *arguments.args[1:], *arguments.kwonlyargs)
+        settings = ModelSettings.of(models, ESCEnv.__init__)
         one_of("dataset", dataset, ("esconv", "extes"))
         one_of("reward", reward, ("terminal", "dense"))
         one_of("on_error", on_error, ("raise", "truncate"))

@@ -182,10 +182,7 @@ class Report:
             spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in _KEPT_OUT_OF_JSON
         }
         for name in ("by_emotion", "by_problem", "by_persona"):
-            data[name] = {
-                value: {spec.name: getattr(group, spec.name) for spec in fields(group)}
-                for value, group in data[name].items()
-            }
+            data[name] = {value: asdict(group) for value, group in data[name].items()}
         data["replies"] = asdict(self.replies)
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest

@@ -13,7 +13,6 @@ The same call resumes: conversations with an outcome are never held again, error
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import platform
 import warnings
@@ -28,7 +27,6 @@ from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.datasets import load_scenarios
 from esc_env.errors import (
     BudgetExceeded,
     CompleteRunWarning,
@@ -120,8 +118,7 @@ def evaluate(
     whole(trials=trials, limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
-    arguments = inspect.getfullargspec(evaluate)
-    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    settings = ModelSettings.of(models, evaluate)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
@@ -280,6 +277,8 @@ class _Plan:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
+    from esc_env.datasets import load_scenarios  # `esc --help` does without
+
     chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")

@@ -13,7 +13,6 @@ A collection is a folder:
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import platform
 from collections import Counter
@@ -182,8 +181,7 @@ def collect(
     if not 0 <= valid < 1:
         raise SpecError(f"valid must lie in [0, 1), not {valid}")
     one_of("source", source, get_args(Source))
-    arguments = inspect.getfullargspec(collect)
-    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    settings = ModelSettings.of(models, collect)
     concurrency = settings.concurrency
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
