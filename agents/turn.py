@@ -20,14 +20,7 @@ PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 
 @dataclass
 class Turn:
-    """One reply in the making: asks the model, names every request by its own seed, adds up the usage.
-
-    Attributes:
-        model: who is asked.
-        dialogue: what was said so far.
-        seed: of the reply.
-        temperature, max_tokens, stop, system: of every request, as in `ChatAgent`.
-    """
+    """One reply in the making: asks the model as its `ChatAgent` says, names every request by its own seed, adds up."""
 
     model: ChatModel
     dialogue: Dialogue
@@ -44,10 +37,7 @@ class Turn:
         return sum((self._usage[number] for number in sorted(self._usage)), Usage())
 
     async def speak(self, form: str) -> tuple[str, str | None]:
-        """(what the supporter writes on the chat itself, in the form of `format-{form}.txt`; why it ended).
-
-        The turn's one request.
-        """
+        """(what is written on the chat itself, in the form of `format-{form}.txt`; why it ended). The one request."""
         system = system_prompt(form, self.system)
         chat: list[ChatMessage] = [
             {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}

@@ -202,12 +202,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         return None
 
     def put(self, episode: Episode, draw: Draw | None = None) -> Outcome:
-        """Let `episode` be the conversation that is held, as `reset` and `step` do once they have computed it.
-
-        Args:
-            episode: of this env's `task`.
-            draw: what began it, where it is a new one.
-        """
+        """Let an episode of this env's task be the one that is held; `draw` is what a new one began with."""
         if draw is not None:
             self._np_random, self._np_random_seed = draw.generator, draw.generator_seed
             self._shown = 0

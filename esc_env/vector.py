@@ -274,10 +274,8 @@ def _gather(jobs: Mapping[int, Callable[[], Coroutine[Any, Any, T]]]) -> tuple[d
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    if isinstance(mode, AutoresetMode):
-        return mode
     for known in AutoresetMode:
-        if mode in (known.value, known.name):
+        if mode in (known, known.value, known.name):
             return known
     hint = did_you_mean(str(mode), [known.value for known in AutoresetMode])
     raise SpecError(f"autoreset_mode={mode!r} is not known. {hint}")
