@@ -171,8 +171,7 @@ def _template(chat: Sequence[ChatMessage], seed: Seed) -> str:
 
 
 def _advice(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    lines = wordings("advice")
-    return str(lines[len(said_by(chat, "assistant")) % len(lines)])
+    return str(wordings("advice")[len(said_by(chat, "assistant")) % len(wordings("advice"))])
 
 
 def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:

@@ -41,8 +41,6 @@ from esc_env.spaces import Chat, Utterance
 
 __all__ = ["ESCEnv"]
 
-_SPLITS = ("train", "valid", "test")
-
 
 class ESCEnv(gymnasium.Env[Observation, str]):
     """Talk with a person who has a problem, one utterance a step, until a critic says it is solved or T turns are over.
@@ -252,7 +250,7 @@ def _outer_limit(env: ESCEnv) -> int | None:
 def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> ScenarioSet:
     if isinstance(scenarios, (str, os.PathLike)):
         name = os.fspath(scenarios)
-        if name in _SPLITS:
+        if name in ("train", "valid", "test"):
             name = f"{dataset}:{name}"
         changed = Path(name).stat().st_mtime_ns if Path(name).is_file() else None
         return _loaded(name, persona, changed, os.environ.get("ESC_DATA"))

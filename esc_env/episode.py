@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -207,8 +207,7 @@ class Task:
             "usage": _known(replace(episode.usage, models=()).to_json()),
         }
         if episode.failure is not None:
-            failure = episode.failure
-            info["error"] = {"role": failure.role, "kind": failure.kind, "message": failure.message}
+            info["error"] = asdict(episode.failure)
         elif episode.verdicts:
             info["verdict"] = _known(episode.verdicts[-1].to_json())
         return info
