@@ -30,7 +30,7 @@ from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.episode import Draw, Episode, Observation, Outcome, Task
-from esc_env.errors import ScenarioError, one_of
+from esc_env.errors import ESCWarning, ScenarioError, one_of
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Seeker
 from esc_env.rendering import Console, show, transcript
@@ -231,6 +231,7 @@ def warn_of_limit(limit: int | None, rules: Rules) -> None:
         warnings.warn(
             f"max_episode_steps={limit} is less than max_turns={rules.max_turns}: such an episode is cut off before "
             f"its final reward is paid. Pass max_turns={limit} instead, which ends it with that reward",
+            ESCWarning,
             stacklevel=3,
         )
 
