@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from esc_env.background import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.errors import BadCompletion, SpecError, did_you_mean, one_of
 from esc_env.identity import code_digest, name_of
 from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
@@ -132,8 +132,7 @@ class LLMCritic:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mode not in ("votes", "logprobs"):
-            raise SpecError(f"no critic mode {self.mode!r}. {did_you_mean(str(self.mode), ['votes', 'logprobs'])}")
+        one_of("critic_mode", self.mode, get_args(CriticMode))
         if self.mode == "logprobs" and not self.temperature > 0:
             raise SpecError("the temperature of a critic with mode 'logprobs' must be above 0; or use mode 'votes'")
 

@@ -293,6 +293,8 @@ def _slug(text: str) -> str:
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
+    from esc_env.evaluation.page import percent
+
     _print_results(source, reports)
     for report in reports:
         if resumed[report.run_key] == report.episodes:
@@ -312,7 +314,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         if missing:
             typer.echo(
                 f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome. "
-                f"Counting errors as failures, SR is {_percent(report.success_rate_if_errors_failed)}. "
+                f"Counting errors as failures, SR is {percent(report.success_rate_if_errors_failed)}. "
                 "The same command tries them again"
             )
     for report in reports:
@@ -366,12 +368,6 @@ def _print_results(source: str, reports: Sequence[Report]) -> None:
     columns = [("agent", False), *((name, True) for name in (*FIGURES, "episodes", "errors"))]
     rows = [(report.agent, *figures(report), f"{report.completed:,}", f"{report.errors:,}") for report in reports]
     print_table(source, columns, rows)
-
-
-def _percent(rate: float | None) -> str:
-    from esc_env.evaluation.page import percent
-
-    return percent(rate)
 
 
 def _leaderboard(

@@ -108,14 +108,8 @@ def _critic(
     from esc_env.readers import read_file
 
     with shown(wanted=progress, kept=out is not None) as told:
-        validity = validate_critic(
-            critic,
-            read_file(helped).scenarios,
-            read_file(failed).scenarios,
-            seed=seed,
-            out=out,
-            progress=told,
-        )
+        sides = (read_file(side).scenarios for side in (helped, failed))
+        validity = validate_critic(critic, *sides, seed=seed, out=out, progress=told)
     typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
     for name, estimate in (
         ("AUC, raw", validity.raw),
