@@ -22,7 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack
 
-from esc_env._loop import run, together
+from esc_env._loop import each, run
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.conversation import Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
@@ -247,12 +247,8 @@ class _Job:
 
     async def _all(self, waiting: Iterator[tuple[Context, list[int]]], workers: int, writer: RecordWriter) -> None:
         gate = asyncio.Semaphore(self.reward.concurrency)
-
-        async def work() -> None:
-            while not self.spent and (item := next(waiting, None)) is not None:
-                await self._answer(*item, gate, writer)
-
-        await together(work() for _ in range(workers))
+        left = (item for item in waiting if not self.spent)
+        await each(left, lambda item: self._answer(*item, gate, writer), workers)
 
     async def _answer(
         self, context: Context, missing: Sequence[int], gate: asyncio.Semaphore, writer: RecordWriter
