@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from esc_env.background import run, together
+from esc_env.background import each, run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.errors import RecordError
 from esc_env.folder import RunFolder
@@ -37,7 +37,7 @@ async def check_models(*seated: Any, votes: int = 1) -> None:
         ModelError: one does not answer; the message is one line that names the chair and what to set.
     """
     checks = {id(part): part.check for part in seated if hasattr(part, "check")}
-    await together(check(votes) for check in checks.values())
+    await each(checks.values(), lambda check: check(votes), len(checks))
 
 
 async def hold(
@@ -55,22 +55,20 @@ async def hold(
     Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are dropped.
     `keep` gets every conversation as it ends, `told` every exchange as it is done.
     """
-    waiting = iter(pending)
     spent = False
     timeout = asyncio.timeout(time_limit)
 
-    async def work() -> None:
+    async def one(item: tuple[Scenario, int]) -> None:
         nonlocal spent
-        while not spent and (item := next(waiting, None)) is not None:
-            scenario, trial = item
-            named = episode_seed(seed, scenario.id, trial)
-            trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
-            spent = spent or trajectory.spent
-            keep(trajectory)
+        scenario, trial = item
+        named = episode_seed(seed, scenario.id, trial)
+        trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
+        spent = spent or trajectory.spent
+        keep(trajectory)
 
     try:
         async with timeout:
-            await together(work() for _ in range(min(concurrency, len(pending))))
+            await each((item for item in pending if not spent), one, min(concurrency, len(pending)))
     except TimeoutError:
         if not timeout.expired():
             raise

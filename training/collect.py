@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Unpack, get_args
 
 from esc_env.agents import identity_of, resolve_agent
-from esc_env.background import run, together
+from esc_env.background import each, run
 from esc_env.conversation import Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
@@ -240,12 +240,8 @@ class _Job:
 
     async def _all(self, waiting: Iterator[tuple[Context, list[int]]], workers: int, writer: RecordWriter) -> None:
         gate = asyncio.Semaphore(self.reward.concurrency)
-
-        async def work() -> None:
-            while not self.spent and (item := next(waiting, None)) is not None:
-                await self._answer(*item, gate, writer)
-
-        await together(work() for _ in range(workers))
+        left = (item for item in waiting if not self.spent)
+        await each(left, lambda item: self._answer(*item, gate, writer), workers)
 
     async def _answer(
         self, context: Context, missing: Sequence[int], gate: asyncio.Semaphore, writer: RecordWriter
