@@ -24,7 +24,6 @@ from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.datasets import load_scenarios
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
@@ -194,6 +193,8 @@ def _folder(path: str | Path) -> RunFolder:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
+    from esc_env.datasets import load_scenarios  # `esc --help` does without
+
     chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")
