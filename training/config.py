@@ -1,8 +1,7 @@
 """What each training stage is told: frozen, complete, and refused when it makes no sense, before anything is loaded.
 
 Every number that the method names stands here as a default, with its source in the docstring of its field; nothing of
-it is left to a trainer's own defaults. The classes hold plain fields only, so that TRL's parser reads them from YAML
-and from the command line.
+it is left to a trainer's own defaults. The fields' type hints say what YAML and the command line may give them.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ __all__ = [
 STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
 """The stages of the method, in their order."""
 
-# `X | None` and Literal only: what TRL's parser (transformers.HfArgumentParser) understands.
-
 
 class _Checked:
     """How a configuration says which of its fields makes no sense."""
@@ -38,11 +35,6 @@ class _Checked:
     def _at_least(self, name: str, bound: float) -> None:
         if not getattr(self, name) >= bound:
             raise self._wrong(name, f"must be at least {bound}")
-
-    def _none_as_empty(self, name: str) -> None:
-        """A list of only `none` is empty: how the command line takes back what a preset lists."""
-        if getattr(self, name) == ["none"]:
-            object.__setattr__(self, name, [])
 
     def _at_least_or_none(self, name: str, bound: float) -> None:
         if getattr(self, name) is not None:
@@ -356,7 +348,6 @@ class EvaluateStage(_Checked):
         self._at_least("temperature", 0)
         self._at_least("persona_trials", 1)
         self._at_least("concurrency", 1)
-        self._none_as_empty("personas")
         if any(not temperature >= 0 for temperature in self.sweep):
             raise self._wrong("sweep", "holds a temperature below 0")
 
@@ -458,7 +449,6 @@ class Setting(_Checked):
                 raise self._wrong(name, "is empty")
         self._at_least("max_turns", 1)
         self._at_least("valid_limit", 1)
-        self._none_as_empty("skip")
         for stage in self.skip:
             if stage not in STAGES:
                 raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")

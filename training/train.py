@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from esc_env.training.config import GRPOStage, Models, PipelineConfig, RewardModelStage, Setting, SFTStage, Stage
+from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
+from esc_env.training.reading import ACCELERATE, PRESETS, read_pipeline
 
 __all__ = ["app"]
 
@@ -47,7 +48,7 @@ def _options(*kinds: type[Any]) -> str:
     """The fields of configurations as options with their defaults, for --help."""
 
     def shown(field: Field[Any]) -> str:
-        value = field.default if field.default is not MISSING else "[]"
+        value = field.default if field.default is not MISSING else "none"
         return f"--{field.name.replace('_', '-')} ({'none' if value in (None, '') else value})"
 
     return "Also, as --name value: " + ", ".join(shown(field) for kind in kinds for field in fields(kind)) + "."
@@ -76,17 +77,6 @@ app = typer.Typer(
 )
 
 
-def _stage(preset: str | None, section: str, kind: type[Stage], arguments: list[str]) -> tuple[Setting, Any]:
-    """(the setting of a preset, one of its stages with overrides from the command line)."""
-    from esc_env.training.reading import parse, read_pipeline, read_sections
-
-    if preset is None:
-        return Setting(), parse(kind, {}, arguments)
-    setting = read_pipeline(preset).setting
-    model = setting.reward_model if section == "rm" else setting.model
-    return setting, parse(kind, {"model": model, "seed": setting.seed, **read_sections(preset)[section]}, arguments)
-
-
 @app.command("sft", context_settings=_OPEN, epilog=_options(SFTStage))
 def _sft(
     ctx: typer.Context,
@@ -104,12 +94,13 @@ def _sft(
     preset: Preset = None,
 ) -> None:
     """Fine-tune a policy on what supporters said. The result: local:OUT."""
-    setting, config = _stage(preset, "sft", SFTStage, ctx.args)
+    whole = read_pipeline(preset, ctx.args, stage="sft")
     from esc_env.training.pipeline import asked, lessons_from
     from esc_env.training.sft import train_sft
 
     items = lessons_from(data)
-    typer.echo(str(train_sft(config, out, items, system=asked(style.value if style else setting.style, items))))
+    system = asked(style.value if style else whole.setting.style, items)
+    typer.echo(str(train_sft(whole.sft, out, items, system=system)))
 
 
 @app.command("rm", context_settings=_OPEN, epilog=_options(RewardModelStage))
@@ -120,7 +111,7 @@ def _rm(
     preset: Preset = None,
 ) -> None:
     """Train a reward model on collected futures, and measure it on scenarios it has not seen."""
-    _, config = _stage(preset, "rm", RewardModelStage, ctx.args)
+    config = read_pipeline(preset, ctx.args, stage="rm").rm
     from esc_env.training.data import read_samples
     from esc_env.training.reward_model import train_reward_model
 
@@ -177,29 +168,22 @@ def _grpo(
     --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
     and format (the think format alone).
     """
-    from esc_env.training.reading import apart, parse, read_pipeline, read_sections
-
-    calls, others = apart(ctx.args, Models)
-    models = parse(Models, read_sections(preset)["models"] if preset else {}, calls)
-    setting, config = _stage(preset, "grpo", GRPOStage, others)
+    whole = read_pipeline(preset, ctx.args, stage="grpo")
     from esc_env.training.data import read_samples
     from esc_env.training.pipeline import on_valid, optimise
 
     given: dict[str, Any] = {
         "scenarios": scenarios, "seeker": seeker, "critic": critic, "valid": valid, "style": style and style.value,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    setting = replace(setting, max_turns=config.max_turns, seed=config.seed, **given)
-    known = read_pipeline(preset) if preset else PipelineConfig()
-    judging = replace(known.evaluate, concurrency=config.concurrency)
-    whole = replace(known, setting=setting, models=models, grpo=config, evaluate=judging)
+    setting = replace(whole.setting, **{name: value for name, value in given.items() if value is not None})
+    judged = replace(whole, setting=setting, evaluate=replace(whole.evaluate, concurrency=whole.grpo.concurrency))
     made = optimise(
-        config, setting, out,
+        whole.grpo, setting, out,
         samples=read_samples(data, tails=False) if data is not None else (),
         reward_model=reward_model,
-        continuing=agent or f"local:{config.model}#{setting.style}",
-        success=None if valid == "none" else on_valid(whole, out, told=typer.echo),
-        models=models,
+        continuing=agent or f"local:{whole.grpo.model}#{setting.style}",
+        success=None if valid == "none" else on_valid(judged, out, told=typer.echo),
+        models=whole.models,
     )  # fmt: skip
     typer.echo(str(made))
 
@@ -218,9 +202,7 @@ def _pipeline(
     chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire);
     those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
     """
-    from esc_env.training.reading import read_pipeline
-
-    config: PipelineConfig = read_pipeline(preset, ctx.args)
+    config = read_pipeline(preset, ctx.args)
     from esc_env.training.pipeline import run_pipeline
     from esc_env.training.stage import is_main
 
@@ -255,9 +237,7 @@ def _ablate(
     What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
     Fields of the configuration are options, as in `esc train pipeline`.
     """
-    from esc_env.training.reading import read_pipeline
-
-    config: PipelineConfig = read_pipeline(preset, ctx.args)
+    config = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
 
     typer.echo(ablate(config, out, seeds=seeds, arms=arm, jobs=jobs, told=typer.echo))
@@ -266,7 +246,5 @@ def _ablate(
 @app.command("presets")
 def _presets() -> None:
     """Name the presets, and the files of them and of the configurations for `accelerate launch`."""
-    from esc_env.training.reading import ACCELERATE, PRESETS
-
     for path in (*sorted(PRESETS.glob("*.yaml")), *sorted(ACCELERATE.glob("*.yaml"))):
         typer.echo(f"{path.stem:14} {path}")

@@ -1,0 +1,180 @@
+"""Configurations: files that know where their names stand, and typed values for the fields of a dataclass.
+
+A file is YAML or JSON. What stands there, or is typed on a command line as text, is read by the field's type hint:
+`int`, `float`, `str`, `bool`, `Literal`, a mapping, `X | None`, and lists and tuples of these.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from esc_env.errors import ConfigError, did_you_mean
+
+__all__ = ["Given", "Section", "build", "read_file"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What somebody wrote for a field.
+
+    Attributes:
+        value: of a file, or as text; `()` for a name without a value, which stands for true.
+        place: where, and what for: `mine.yaml, line 2: grpo.beta`, or `--grpo.beta`.
+    """
+
+    value: Any
+    place: str
+
+
+class Section(dict[Any, Any]):
+    """A mapping of a file.
+
+    Attributes:
+        places: where each of its names stands: `mine.yaml, line 2`.
+    """
+
+    places: Mapping[Any, str]
+
+    def given(self, prefix: str = "") -> dict[str, Given]:
+        """Its values with their places; in messages `prefix` stands before each name."""
+        return {str(name): Given(value, f"{self.places[name]}: {prefix}{name}") for name, value in self.items()}
+
+
+def read_file(path: Path) -> Any:
+    """What a YAML or JSON file holds, each mapping of it as a `Section`; None if it is empty.
+
+    Raises:
+        ConfigError: it cannot be read, or is neither; the message names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8") from error
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text, object_hook=lambda found: _section(found, dict.fromkeys(found, str(path))))
+        except ValueError as error:
+            if path.suffix == ".json":
+                raise ConfigError(f"{path}: not JSON ({error})") from error
+    import yaml
+
+    try:
+        loader = _yaml_loader()(text)
+        loader.name = str(path)  # for messages
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _section(found: Mapping[Any, Any], places: Mapping[Any, str]) -> Section:
+    made = Section(found)
+    made.places = places
+    return made
+
+
+@cache
+def _yaml_loader() -> Any:
+    """A safe loader of sections that takes 2e-5 for a number, as YAML 1.2 does, and no name twice."""
+    import yaml
+
+    def section(loader: Any, node: Any) -> Section:
+        names = set()
+        for name in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if name.value in names:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name.value!r} stands here twice", name.start_mark
+                )
+            names.add(name.value)
+        found = loader.construct_mapping(node, deep=True)
+        marks = {loader.construct_object(key): key.start_mark for key, _ in node.value}
+        return _section(found, {name: f"{mark.name}, line {mark.line + 1}" for name, mark in marks.items()})
+
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_constructor("tag:yaml.org,2002:map", section)
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return loader
+
+
+def build(kind: type[T], given: Mapping[str, Given]) -> T:
+    """A dataclass from what was given for its fields; what was not is at its default.
+
+    Raises:
+        ConfigError: a name that is no field, or a value of another type; the message says where, what is allowed, and
+            the nearest name.
+    """
+    hints = get_type_hints(kind)
+    for name, each in given.items():
+        if name not in hints:
+            raise ConfigError(f"{each.place} is no field. {did_you_mean(name, hints)}")
+    return kind(**{name: _read(hints[name], each) for name, each in given.items()})
+
+
+def _read(hint: Any, given: Given) -> Any:
+    try:
+        return _typed(hint, given.value)
+    except (KeyError, TypeError, ValueError) as error:
+        allowed, choices = _allowed(hint)
+        if given.value in (None, ()):
+            raise ConfigError(f"{given.place} has no value. Write {allowed}, or leave it out") from error
+        near = get_close_matches(str(given.value), choices, n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{given.place} must be {allowed}, not {given.value!r}{hint}") from error
+
+
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
+}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Mapping: "names and values"}
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value as a field of this type holds it. KeyError, TypeError or ValueError if it cannot."""
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        return None if value in (None, "none", "null") else _typed(_without_none(parts), value)
+    if origin is Literal:
+        word = ("off", "on")[value] if isinstance(value, bool) else str(value)  # as YAML 1.1 takes these words
+        return {str(each): each for each in parts}[word]
+    if origin in (list, tuple):
+        several = [] if value in ("none", ["none"]) else value if isinstance(value, list) else [value]
+        return origin(_typed(parts[0], each) for each in several)
+    if origin is bool:
+        return value == () or _WORDS[str(value).lower()]
+    if origin in (int, float) and not (isinstance(value, bool) or (origin is int and isinstance(value, float))):
+        return origin(value)
+    if origin in (str, Mapping) and isinstance(value, origin):
+        return value
+    raise TypeError(f"{value!r} is no {hint}")
+
+
+def _allowed(hint: Any) -> tuple[str, tuple[str, ...]]:
+    """What a field of this type may hold, in words, and the words to choose from, if it takes only some."""
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        allowed, choices = _allowed(_without_none(parts))
+        return f"{allowed} or none", choices
+    if origin is Literal:
+        choices = tuple(map(str, parts))
+        return f"one of {', '.join(choices)}", choices
+    if origin in (list, tuple):
+        allowed, choices = _allowed(parts[0])
+        return f"a list, each {allowed}", choices
+    return _NAMES[origin], ()
+
+
+def _without_none(parts: tuple[Any, ...]) -> Any:
+    return next(part for part in parts if part is not NoneType)
