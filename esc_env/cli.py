@@ -56,7 +56,12 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     for point in sorted(entry_points(group="esc_env.commands"), key=lambda point: point.name):
-        point.load()(app)
+        try:
+            register = point.load()
+        except (ImportError, AttributeError) as error:  # somebody's package, or ours in another version
+            _show_warning(f"the commands of {point.value} are left out: {error}. Install that package again")
+        else:
+            register(app)
     app.command("scenarios")(_scenarios)
     app.command("doctor")(_doctor)
     return app

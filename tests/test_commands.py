@@ -16,7 +16,7 @@ from typer.main import get_command
 from esc_env.cli import build_app, main
 from esc_env.specs import parse_spec
 from esc_env.training.ablate import ARMS
-from esc_env.training.reading import read_pipeline
+from esc_env.training.config_loading import read_pipeline
 
 pytestmark = pytest.mark.full
 

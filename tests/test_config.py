@@ -25,7 +25,7 @@ from esc_env.training.config import (
     Setting,
     SFTStage,
 )
-from esc_env.training.reading import read_pipeline
+from esc_env.training.config_loading import read_pipeline
 
 
 def test_the_defaults_are_the_numbers_of_the_method() -> None:
@@ -91,7 +91,7 @@ def test_a_stage_is_run_only_if_something_uses_what_it_makes() -> None:
 
 def test_configuring_imports_nothing_heavy() -> None:
     code = (
-        "import sys, esc_env.training.config, esc_env.training.train, esc_env.training.cli; "
+        "import sys, esc_env.training.config, esc_env.training.config_loading, esc_env.training.cli; "
         "print([name for name in ('torch', 'transformers', 'trl', 'yaml') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -23,8 +23,8 @@ from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
 from esc_env.training.collect import collect
+from esc_env.training.config_loading import presets, read_pipeline
 from esc_env.training.pipeline import gain, run_pipeline, texture
-from esc_env.training.reading import presets, read_pipeline
 
 pytestmark = [
     pytest.mark.full,

@@ -48,7 +48,7 @@ def read_pipeline(
         arguments: as typed.
         stage: the one that is run alone, whose fields then stand without a prefix, its model and seed among them.
 
-    >>> from esc_env.training.reading import read_pipeline
+    >>> from esc_env.training.config_loading import read_pipeline
     >>> read_pipeline("qwen2.5-0.5b", ["--grpo.beta", "0.1", "--seed=3"]).grpo.beta
     0.1
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
-from esc_env.training.reading import ACCELERATE, PRESETS, read_pipeline
+from esc_env.training.config_loading import ACCELERATE, PRESETS, read_pipeline
 
 __all__ = ["app"]
 

@@ -1,4 +1,4 @@
-"""`esc collect`, and where `esc train` is added."""
+"""`esc collect`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from esc_env.cli import AgentOption, CriticOption, SeekerOption
-from esc_env.training.train import app as train
 
-__all__ = ["register"]
+__all__ = ["command"]
 
 
 class _CriticMode(StrEnum):
@@ -32,13 +31,7 @@ class _Wire(StrEnum):
     LITELLM = "litellm"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `esc`."""
-    app.command("collect")(_collect)
-    app.add_typer(train, name="train")
-
-
-def _collect(
+def command(
     agent: Annotated[
         str,
         typer.Option(

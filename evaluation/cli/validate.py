@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.evaluation.cli.table import print_table
+
 if TYPE_CHECKING:
     from esc_env.evaluation.gaming import Row
 
-__all__ = ["register"]
+__all__ = ["app"]
 
 _Progress = Annotated[
     bool | None,
@@ -22,14 +24,10 @@ _Progress = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `esc`."""
-    group = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
-    group.command("gaming")(_gaming)
-    group.command("critic")(_critic)
-    app.add_typer(group, name="validate")
+app = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
 
 
+@app.command("gaming")
 def _gaming(
     out: Annotated[Path, typer.Option(help="Folder for the runs; the same command continues there.")] = Path(
         "runs/gaming"
@@ -53,7 +51,6 @@ def _gaming(
     bounds and are reported as they come out.
     """
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.cli import print_table
     from esc_env.evaluation.gaming import PERSONAS, PROBES, run_probes, summary
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -89,6 +86,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@app.command("critic")
 def _critic(
     helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
     failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],

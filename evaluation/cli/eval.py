@@ -1,25 +1,23 @@
-"""`esc eval` and `esc leaderboard`."""
+"""`esc eval`."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esc_env.cli import AgentOption, CriticOption, SeekerOption
-from esc_env.errors import RecordError
+from esc_env.evaluation.cli.table import one_line, print_table
 
 if TYPE_CHECKING:
     from esc_env.evaluation.report import Report
     from esc_env.protocols import Usage
 
-__all__ = ["print_table", "register"]
+__all__ = ["command"]
 
 
 class _CriticMode(StrEnum):
@@ -39,12 +37,6 @@ class _Wire(StrEnum):
     LITELLM = "litellm"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `esc`."""
-    app.command("eval")(_eval)
-    app.command("leaderboard")(_leaderboard)
-
-
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Let a file give what the command line does not; its agents and what chairs are asked go to `ctx.obj`."""
     from esc_env.evaluation.config import read_config
@@ -60,7 +52,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _eval(
+def command(
     ctx: typer.Context,
     config: Annotated[
         Path | None,
@@ -305,7 +297,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         if report.usage.requests:
             typer.echo(f"{report.agent}: {_cost(report.usage)}")
         for role, message, count in report.failure_messages:
-            typer.echo(f"{report.agent}: {count:,} × {role}: {_line(message)}")
+            typer.echo(f"{report.agent}: {count:,} × {role}: {one_line(message)}")
         missing = report.episodes - report.completed
         if missing:
             typer.echo(
@@ -320,42 +312,8 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
 def _cost(usage: Usage) -> str:
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
-    answered = f", answered by {_line(', '.join(usage.models))}" if usage.models else ""
+    answered = f", answered by {one_line(', '.join(usage.models))}" if usage.models else ""
     return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
-
-
-def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table. A narrow terminal gets it without lines and with names folded; no number is ever cut.
-
-    Args:
-        title: stands above it.
-        columns: name, and whether it holds numbers; other text may be folded.
-        rows: one text per column, shown as it is.
-    """
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from esc_env.progress import WIDTH
-
-    cells = [[name for name, _ in columns], *rows]
-    table = Table(title=Text(title), title_justify="left")
-    least = 0
-    for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
-        widest = max(map(cell_len, column))
-        needed = widest if numbers else min(widest, 12)
-        how: dict[str, Any] = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
-        table.add_column(name, min_width=needed, **how)
-        least += needed
-    for row in cells[1:]:
-        table.add_row(*map(Text, row))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    if least + 3 * len(columns) + 1 > width:
-        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
-        width = max(width, least + len(columns) - 1)
-    page = Console(file=sys.stdout, highlight=False, width=width, height=24)  # dumb ones too
-    page.print(table)
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:
@@ -376,54 +334,3 @@ def _percent(rate: float | None) -> str:
     from esc_env.evaluation.page import percent
 
     return percent(rate)
-
-
-def _line(text: str) -> str:
-    """Text of somebody's exception on one line, without terminal escape codes."""
-    from esc_env.rendering import safe
-
-    return " ".join(safe(text).split())
-
-
-def _leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Also write leaderboard.md, leaderboard.json and leaderboard.html into this folder."),
-    ] = None,
-) -> None:
-    """Rank runs that faced the same thing.
-
-    Complete runs are ranked by SR; incomplete ones are listed apart. Runs with another fingerprint (scenarios, persona,
-    seeker, critic, seed, …) are refused, naming what differs.
-    """
-    from esc_env.evaluation.leaderboard import rank
-    from esc_env.evaluation.page import interval_text, number, percent
-    from esc_env.records import write_json
-
-    board = rank(runs)
-    columns = [("#", False), ("agent", False), *((name, True) for name in ("SR", "95 %", "AT", "score", "episodes"))]
-    rows = [
-        (
-            f"{entry.place}{' ~' if entry.overlaps_next else ''}", board.label(entry.report),
-            percent(entry.report.success_rate), interval_text(entry.report.interval),
-            number(entry.report.average_turns, 2), number(entry.report.mean_score, 2, signed=True),
-            f"{entry.report.completed:,}",
-        )
-        for entry in board.entries
-    ]  # fmt: skip
-    if board.entries:
-        print_table(f"Leaderboard: {board.scenarios}", columns, rows)
-    else:
-        typer.echo("No complete run yet.")
-    for note in board.notes():
-        typer.echo(_line(note))
-    if out:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise RecordError(f"{out}: is a file; give a folder with --out") from None
-        (out / "leaderboard.md").write_text(board.to_markdown(), encoding="utf-8")
-        (out / "leaderboard.html").write_text(board.to_html(), encoding="utf-8")
-        write_json(out / "leaderboard.json", board.to_json())
-        typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")
