@@ -24,12 +24,12 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["GRACE", "call", "hops", "run", "settle", "start", "wait"]
+__all__ = ["GRACE", "call", "each", "hops", "run", "settle", "start", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -216,6 +216,22 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
             raise
 
     return hopping
+
+
+async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]], at_once: int) -> None:
+    """Work on every item, at most `at_once` at a time; the first error ends the others, and is raised as it is."""
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 async def call(function: Callable[..., Any], *args: Any) -> Any:

@@ -66,6 +66,10 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (Models, {"deadline": 0.0}, "must be above 0"),
         (Models, {"budget": "5"}, "'5 USD' or '200k tokens'"),
         (Models, {"record": "a", "replay": "b"}, "cannot be used together"),
+        (Setting, {"seeker_options": {"temperature": 1}}, "seeker option 'temperature': It has an option of its own"),
+        (Setting, {"critic_options": {"api_key": "x"}}, "Keys come from the environment"),
+        (CollectStage, {"agent_options": {"top_p": 1}}, "belong to another agent than the setting's: name it here too"),
+        (EvaluateStage, {"critic": "x", "seeker_options": {"top_p": 1}}, "belong to another seeker"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_name(kind: type, wrong: dict, said: str) -> None:
@@ -220,6 +224,27 @@ class TestReading:
         assert (made.rm.tail, made.rm.balance, made.grpo.cpu) == (False, True, False)
         assert (made.evaluate.sweep, made.evaluate.personas) == ([0.0, 0.5], [])
         assert (made.setting.skip, made.grpo.max_steps) == (["rm", "grpo"], -1)
+
+    def test_what_chairs_are_asked_is_said_in_the_file_and_one_by_one_before_it(self, tmp_path: Path) -> None:
+        (tmp_path / "prompt.txt").write_text("Be kind.", encoding="utf-8")
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            f"setting:\n  agent_options: {{system: '@{tmp_path / 'prompt.txt'}', top_p: 9e-1}}\n"
+            "  critic_options: {max_tokens: 400, extra_body.a.b: 1}\n"
+            "evaluate: {critic: openai/gpt-4o, critic_options: {max_tokens: 500}}\n"
+        )
+        made = self.read(str(file), "--critic-options", "max_tokens=9", "top_p=0.5", "--seeker_options=stop=END")
+        assert made.setting.agent_options == {"system": "Be kind.", "top_p": 0.9}
+        theirs = {"max_tokens": 9, "top_p": 0.5, "extra_body": {"a": {"b": 1}}}
+        assert made.setting.chairs() == {
+            "seeker": "builtin", "seeker_options": {"stop": ["END"]}, "critic": "builtin", "critic_options": theirs,
+        }  # fmt: skip
+        assert made.evaluate.chairs(made.setting) == {
+            **made.setting.chairs(), "critic": "openai/gpt-4o", "critic_options": {"max_tokens": 500},
+        }  # fmt: skip
+        for words, told in ((["--critic-options"], "has no value"), (["--critic-options", "x"], "write KEY=VALUE")):
+            with pytest.raises(ESCError, match=told):
+                self.read(str(file), *words)
 
     def test_a_stage_alone_has_its_fields_without_a_prefix(self) -> None:
         rm = read_pipeline("tiny", ["--model", "mine", "--seed=3", "--kind", "ranking"], stage="rm")

@@ -7,11 +7,12 @@ it is left to a trainer's own defaults. The fields' type hints say what YAML and
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from esc_env.errors import ConfigError, did_you_mean
-from esc_env.models import ModelOptions, ModelSettings
+from esc_env.models import ModelOptions, ModelSettings, Options
 
 __all__ = [
     "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "Models", "PipelineConfig", "RewardModelStage", "SFTStage",
@@ -39,6 +40,14 @@ class _Checked:
     def _at_least_or_none(self, name: str, bound: float) -> None:
         if getattr(self, name) is not None:
             self._at_least(name, bound)
+
+    def _options_of(self, *chairs: str) -> None:
+        """Options of chairs are kept as they are compared: nested, and a file's text in place of its name."""
+        for chair in chairs:
+            plain = Options.of(getattr(self, f"{chair}_options"), chair).plain
+            object.__setattr__(self, f"{chair}_options", plain)
+            if plain and not getattr(self, chair, True):
+                raise self._wrong(f"{chair}_options", f"belong to another {chair} than the setting's: name it here too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +286,7 @@ class CollectStage(_Checked):
     Attributes:
         agent: who responds, as `esc eval --agent` takes it; empty for the policy trained so far, computed here. Name a
             server's model (`openai/policy@http://127.0.0.1:8001/v1#think`) to have it answer instead.
+        agent_options: what that model is asked besides; the policy is asked the setting's.
         temperature: of the policy while it is sampled. *Source:* PPDPP: 0.7.
         source: `human` takes contexts from the scenarios' dialogues, `simulated` from conversations held on the spot,
             `auto` from the dialogue where there is one.
@@ -292,6 +302,7 @@ class CollectStage(_Checked):
     """
 
     agent: str = ""
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 0.7
     source: Literal["auto", "human", "simulated"] = "auto"
     limit: int | None = None
@@ -304,6 +315,7 @@ class CollectStage(_Checked):
     concurrency: int = 64
 
     def __post_init__(self) -> None:
+        self._options_of("agent")
         self._at_least("temperature", 0)
         for name in ("limit", "contexts", "horizon"):
             self._at_least_or_none(name, 1)
@@ -324,6 +336,7 @@ class EvaluateStage(_Checked):
         trials: conversations per scenario, at least 1.
         temperature: of the policy. *Source:* PPDPP: 0.
         seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
+        seeker_options, critic_options: what those are asked besides; the same ones are asked the setting's.
         sweep: other temperatures that the policy before GRPO is evaluated at. GRPO sharpens a policy, which a lower
             temperature does for nothing: what it gains is told over the best of them.
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
@@ -337,6 +350,8 @@ class EvaluateStage(_Checked):
     temperature: float = 0.0
     seeker: str = ""
     critic: str = ""
+    seeker_options: Mapping[str, Any] = field(default_factory=dict)
+    critic_options: Mapping[str, Any] = field(default_factory=dict)
     sweep: list[float] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
     persona_trials: int = 1
@@ -348,8 +363,14 @@ class EvaluateStage(_Checked):
         self._at_least("temperature", 0)
         self._at_least("persona_trials", 1)
         self._at_least("concurrency", 1)
+        self._options_of("seeker", "critic")
         if any(not temperature >= 0 for temperature in self.sweep):
             raise self._wrong("sweep", "holds a temperature below 0")
+
+    def chairs(self, setting: Setting) -> dict[str, Any]:
+        """The seeker and the critic as keyword arguments of `evaluate`: its own, else the setting's."""
+        own = [chair for chair in ("seeker", "critic") if getattr(self, chair)]
+        return setting.chairs() | {name: getattr(self, name) for each in own for name in (each, f"{each}_options")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +443,9 @@ class Setting(_Checked):
             file), a folder of `esc collect` or `esc eval` (what was solved), or `population` (conversations that
             scripted supporters, poor to good, hold with the seeker).
         seeker, critic: the other two chairs, as `esc eval` takes them. *Source:* Qwen2.5-72B, arXiv 2508.12935.
+        agent_options: what the policy is asked besides where it talks: `max_tokens`, `top_p`, … (docs/models.md). Its
+            `system` prompt holds in training too.
+        seeker_options, critic_options: what a chat model in that chair is asked besides.
         max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
         seed: of everything that is drawn.
         skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.
@@ -438,6 +462,9 @@ class Setting(_Checked):
     sft_data: str = "population"
     seeker: str = "builtin"
     critic: str = "builtin"
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
+    seeker_options: Mapping[str, Any] = field(default_factory=dict)
+    critic_options: Mapping[str, Any] = field(default_factory=dict)
     max_turns: int = 8
     seed: int = 0
     skip: list[str] = field(default_factory=list)
@@ -447,6 +474,7 @@ class Setting(_Checked):
         for name in ("model", "reward_model", "scenarios", "valid", "test", "seeker", "critic"):
             if not getattr(self, name):
                 raise self._wrong(name, "is empty")
+        self._options_of("agent", "seeker", "critic")
         self._at_least("max_turns", 1)
         self._at_least("valid_limit", 1)
         for stage in self.skip:
@@ -454,6 +482,10 @@ class Setting(_Checked):
                 raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")
         if self.test == self.scenarios:
             raise self._wrong("test", "is what is trained on. Evaluate on scenarios that no training has seen")
+
+    def chairs(self) -> dict[str, Any]:
+        """The seeker and the critic as keyword arguments of `collect` and `evaluate`."""
+        return {name: getattr(self, name) for name in ("seeker", "seeker_options", "critic", "critic_options")}
 
 
 @dataclass(frozen=True, kw_only=True)

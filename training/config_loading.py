@@ -5,7 +5,8 @@
 
 A file holds one section per part of `PipelineConfig`. On the command line a field of a stage is `--grpo.learning_rate
 2e-5` (or `--grpo.learning-rate=2e-5`), one of the setting or of models stands without a prefix: `--model PATH`,
-`--budget "5 USD"`. A switch needs no value: `--grpo.cpu`, `--rm.no-tail`.
+`--budget "5 USD"`. A switch needs no value: `--grpo.cpu`, `--rm.no-tail`; what a chair is asked is KEY=VALUE:
+`--critic-options max_tokens=400 top_p=0.9`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, get_type_hints
 
 from esc_env.config import Given, Section, build, read_file
 from esc_env.errors import ConfigError, did_you_mean
+from esc_env.models import read_options
 from esc_env.training.config import PipelineConfig
 
 __all__ = ["ACCELERATE", "PRESETS", "presets", "read_pipeline"]
@@ -66,6 +68,10 @@ def read_pipeline(
         if name not in homes:
             raise ConfigError(f"{option} is no option. {did_you_mean(name, _like(name, homes))}")
         section, field = homes[name]
+        if field.endswith("_options") and value != ():  # KEY=VALUE, each before the file's of the same name
+            before = given[section].get(field, Given({}, option)).value
+            words = read_options([value] if isinstance(value, str) else value, field.removesuffix("_options"))
+            value = {**before, **words} if isinstance(before, Mapping) else words
         given[section][field] = Given(value, option)
     for section, part in given.items():
         for name in _SHARED.keys() & part.keys() if section != "setting" else ():

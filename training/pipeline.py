@@ -31,26 +31,25 @@ from statistics import fmean
 from typing import Any
 
 from esc_env import _loop
-from esc_env.agents.chat import ChatAgent, system_prompt
+from esc_env.agents.chat import system_prompt
 from esc_env.agents.spec import resolve_agent
-from esc_env.conversation import Chairs
-from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import check_models, evaluate, is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
-from esc_env.models import ModelSettings
+from esc_env.models import ModelSettings, Options
+from esc_env.models.local import LocalModel
+from esc_env.models.options import check_names
 from esc_env.protocols import Agent
 from esc_env.records import RecordWriter, read_records, write_json
 from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
 from esc_env.rules import Rules
 from esc_env.seeds import derive
-from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
 from esc_env.training.config import STAGES, CollectStage, GRPOStage, Models, PipelineConfig, Setting
 from esc_env.training.data import CANDIDATES, Sample, read_samples
-from esc_env.training.stage import FREE, is_finished, is_main, load_tokenizer, prompt_ids
+from esc_env.training.stage import FREE, chairs_of, is_finished, is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
 
 __all__ = [
@@ -73,10 +72,14 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
 
     Raises:
         ConfigError: a stage is skipped whose result another one needs.
+        SpecError: the policy takes no such option.
         ProtocolMismatch: the folder holds another run; the message names what differs.
     """
     folder = Path(folder)
     job = _Pipeline(config, folder, told if is_main() else lambda line: None)
+    check_names(
+        Options.of(config.setting.agent_options, "agent"), LocalModel.OPTIONS, "agent", "the policy", body=False
+    )
     job.claim()
     for stage in STAGES:
         if config.runs(stage):
@@ -143,19 +146,17 @@ class _Pipeline:
         else:
             items = lessons_from(setting.sft_data)
         config = replace(self.config.sft, model=self._begin())
-        train_sft(config, self.folder / "sft", items, system=asked(setting.style, items))
+        train_sft(config, self.folder / "sft", items, system=asked(setting, items))
 
     def collect(self) -> None:
         """Stage 1, by the first process."""
         if is_main():
             stage = self.config.collect
             made = collect(
-                stage.agent or self._agent(self._policy(), stage.temperature),
-                self.setting.scenarios, seeker=self.setting.seeker, critic=self.setting.critic, rules=self.rules,
+                self._collector(stage.concurrency), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
-                seed=self.setting.seed, out=self.folder / "collect", temperature=stage.temperature,
-                **self.config.models.options(stage.concurrency),
+                seed=self.setting.seed, out=self.folder / "collect", **self.config.models.options(stage.concurrency),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
             self.told(f"collect: {made.card['samples']:,} samples, solved {solved or 0:.1%}")
@@ -186,7 +187,7 @@ class _Pipeline:
             self.folder / "grpo",
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
             reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
-            continuing=self.config.collect.agent or self._agent(self._policy(), self.config.collect.temperature),
+            continuing=self._collector(self.config.grpo.concurrency) if self.config.grpo.reward == "future" else None,
             success=self.success,
             models=self.config.models,
         )
@@ -208,8 +209,8 @@ class _Pipeline:
         """The conversations of one evaluation. Those with a persona have other seeds than the rest."""
         stage = self.config.evaluate
         report = evaluate(
-            self._agent(policy, temperature), self.setting.test, seeker=stage.seeker or self.setting.seeker,
-            critic=stage.critic or self.setting.critic, rules=self.rules, persona=persona, limit=stage.limit,
+            self._agent(policy, temperature), self.setting.test, **stage.chairs(self.setting), rules=self.rules,
+            persona=persona, limit=stage.limit,
             trials=stage.persona_trials if persona else stage.trials,
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
             out=self.folder / "eval" / label, **self.config.models.options(stage.concurrency),
@@ -255,9 +256,9 @@ class _Pipeline:
         path = self.folder / "population.jsonl"
         if is_main() and not path.exists():
             models = self.config.models.settings(self.config.collect.concurrency)
+            chairs = chairs_of(self.setting, models, self.rules)
             held = population(
-                load_scenarios(self.setting.scenarios), resolve_seeker(self.setting.seeker, models),
-                resolve_critic(self.setting.critic, models), self.rules,
+                load_scenarios(self.setting.scenarios), chairs.seeker, chairs.critic, self.rules,
                 renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
             )  # fmt: skip
             _stop_if_spent(held)
@@ -280,16 +281,23 @@ class _Pipeline:
 
     def _agent(self, policy: str, temperature: float) -> Agent:
         """A policy of this machine as a supporter, prompted as in training, whose replies are as long as there."""
-        agent = resolve_agent(f"local:{policy}#{self.setting.style}", ModelSettings(), temperature=temperature)
-        if isinstance(agent, ChatAgent):
-            agent = replace(agent, max_tokens=self.config.grpo.completion_length)
-        return agent
+        name = f"local:{policy}#{self.setting.style}"
+        options = {"max_tokens": self.config.grpo.completion_length, **self.setting.agent_options}
+        return resolve_agent(name, ModelSettings(), temperature=temperature, options=options)
+
+    def _collector(self, concurrency: int) -> Agent:
+        """Who responds to contexts, and goes on after a response."""
+        stage = self.config.collect
+        if not stage.agent:
+            return self._agent(self._policy(), stage.temperature)
+        settings = self.config.models.settings(concurrency)
+        return resolve_agent(stage.agent, settings, temperature=stage.temperature, options=stage.agent_options)
 
     def success(self, policy: str) -> float:
         """The success rate of a checkpoint on valid scenarios; the same people each time."""
         report = evaluate(
-            self._agent(policy, self.config.evaluate.temperature), self.setting.valid, seeker=self.setting.seeker,
-            critic=self.setting.critic, rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
+            self._agent(policy, self.config.evaluate.temperature), self.setting.valid, **self.setting.chairs(),
+            rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
             out=self.folder / "valid" / Path(policy).name, fresh=True,
             **self.config.models.options(self.config.evaluate.concurrency),
         )  # fmt: skip
@@ -357,10 +365,10 @@ def lessons_from(source: str | Path) -> list[Any]:
     return lessons(load_scenarios(source))
 
 
-def asked(style: str, items: Sequence[Any] = ()) -> str:
-    """The system message of a style; `think` asks for no thoughts where lessons are given and none of them has any."""
-    thinks = style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
-    return system_prompt("think" if thinks else "plain")
+def asked(setting: Setting, items: Sequence[Any] = ()) -> str:
+    """The policy's system message; `think` asks for no thoughts where lessons are given and none of them has any."""
+    thinks = setting.style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
+    return system_prompt("think" if thinks else "plain", setting.agent_options.get("system"))
 
 
 def prompts_from(samples: Sequence[Sample], *, system: str | None = None) -> list[dict[str, Any]]:
@@ -398,11 +406,12 @@ def optimise(
 
     Args:
         config: the stage.
-        setting: style, chairs, T, and for `env` the scenarios.
+        setting: style, chairs and what they are asked, and for `env` the scenarios.
         folder: of the stage.
         samples: a collection, whose contexts are answered; all rewards but `env` need it.
         reward_model: for `rlff`.
-        continuing: who goes on after a response, for `future`: the policy as it was when it was collected from.
+        continuing: who goes on after a response, for `future`: the policy as it was when it was collected from. What a
+            string names is asked the setting's `agent_options`.
         success: see `train_grpo`.
         models: how chat models in the chairs are called, for `future` and `env`.
 
@@ -416,11 +425,11 @@ def optimise(
 
     horizon = config.horizon if config.reward == "future" and config.horizon else config.max_turns
     rules = Rules(max_turns=horizon)
-    system = asked(setting.style)
+    system = asked(setting)
     tokenizer = load_tokenizer(config.model)
     settings = (models or Models()).settings(config.concurrency)
     if config.reward == "env":
-        chairs = Chairs(resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules)
+        chairs = chairs_of(setting, settings, rules)
         _check(folder, rules, chairs.seeker, chairs.critic)
         online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
         return train_grpo(
@@ -440,12 +449,14 @@ def optimise(
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
-        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature)
+        options = setting.agent_options if isinstance(continuing, str) else None
+        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature, options=options)
+        chairs = chairs_of(setting, settings, rules)
         first = FutureReward(
-            agent, resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules,
-            gamma=config.gamma, seed=config.seed, concurrency=config.concurrency,
+            agent, chairs.seeker, chairs.critic, rules, gamma=config.gamma, seed=config.seed,
+            concurrency=config.concurrency,
         )  # fmt: skip
-        _check(folder, rules, first.chairs.seeker, first.chairs.critic, agent)
+        _check(folder, rules, chairs.seeker, chairs.critic, agent)
     else:
         first = RandomReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))

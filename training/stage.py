@@ -16,13 +16,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from esc_env.conversation import Chairs
+from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, ProtocolMismatch
+from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
 from esc_env.records import FolderLock, write_json
-from esc_env.training.config import Stage
+from esc_env.rules import Rules
+from esc_env.seekers import resolve_seeker
+from esc_env.training.config import Setting, Stage
 
 try:
     import peft
@@ -32,8 +37,8 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "FREE", "arguments", "base_of", "check_adapter", "finish", "is_finished", "is_main", "load_policy",
-    "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
+    "CHECKPOINTS", "FREE", "arguments", "base_of", "chairs_of", "check_adapter", "finish", "is_finished", "is_main",
+    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
     "shortened", "weight_type",
 ]  # fmt: skip
 
@@ -299,6 +304,15 @@ def weight_type(config: Stage) -> Any:
 
 
 # --- chats ----------------------------------------------------------------------------------------
+
+
+def chairs_of(setting: Setting, settings: ModelSettings, rules: Rules) -> Chairs:
+    """The seeker and critic that a policy meets. Raises SpecError or MissingExtra as `resolve_seeker` does."""
+    return Chairs(
+        resolve_seeker(setting.seeker, settings, options=setting.seeker_options),
+        resolve_critic(setting.critic, settings, options=setting.critic_options),
+        rules,
+    )
 
 
 def prompt_ids(tokenizer: Any, chat: Sequence[ChatMessage]) -> list[int]:

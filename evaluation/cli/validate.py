@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.cli import CriticOption
 from esc_env.evaluation.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -90,7 +91,13 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _critic(
     helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
     failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],
-    critic: Annotated[str, typer.Option(help="The critic to check: builtin, or python:MODULE:NAME.")] = "builtin",
+    critic: Annotated[
+        str,
+        typer.Option(
+            help="The critic to check: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or python:MODULE:NAME."
+        ),
+    ] = "builtin",
+    critic_option: CriticOption = None,
     seed: Annotated[int, typer.Option(help="Of the votes.")] = 0,
     out: Annotated[
         Path | None,
@@ -103,18 +110,15 @@ def _critic(
     Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
     """
     from esc_env.evaluation.validity import validate_critic
+    from esc_env.models import read_options
     from esc_env.progress import shown
     from esc_env.readers import read_file
 
     with shown(wanted=progress, kept=out is not None) as told:
         validity = validate_critic(
-            critic,
-            read_file(helped).scenarios,
-            read_file(failed).scenarios,
-            seed=seed,
-            out=out,
-            progress=told,
-        )
+            critic, read_file(helped).scenarios, read_file(failed).scenarios, seed=seed, out=out, progress=told,
+            critic_options=read_options(critic_option or (), "critic"),
+        )  # fmt: skip
     typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
     for name, estimate in (
         ("AUC, raw", validity.raw),

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from esc_env.cli import AgentOption, CriticOption, SeekerOption
+from esc_env.models import read_options
 from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
 from esc_env.training.config_loading import ACCELERATE, PRESETS, read_pipeline
 
@@ -99,8 +101,8 @@ def _sft(
     from esc_env.training.sft import train_sft
 
     items = lessons_from(data)
-    system = asked(style.value if style else whole.setting.style, items)
-    typer.echo(str(train_sft(whole.sft, out, items, system=system)))
+    setting = replace(whole.setting, style=style.value) if style else whole.setting
+    typer.echo(str(train_sft(whole.sft, out, items, system=asked(setting, items))))
 
 
 @app.command("rm", context_settings=_OPEN, epilog=_options(RewardModelStage))
@@ -151,6 +153,9 @@ def _grpo(
     ] = None,
     seeker: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
     critic: Annotated[str | None, typer.Option(help="As in `esc eval`. Default: builtin.", show_default=False)] = None,
+    agent_option: AgentOption = None,
+    seeker_option: SeekerOption = None,
+    critic_option: CriticOption = None,
     valid: Annotated[
         str | None,
         typer.Option(
@@ -175,6 +180,9 @@ def _grpo(
     given: dict[str, Any] = {
         "scenarios": scenarios, "seeker": seeker, "critic": critic, "valid": valid, "style": style and style.value,
     }  # fmt: skip
+    for chair, options in (("agent", agent_option), ("seeker", seeker_option), ("critic", critic_option)):
+        name = f"{chair}_options"
+        given[name] = {**getattr(whole.setting, name), **read_options(options or (), chair)}
     setting = replace(whole.setting, **{name: value for name, value in given.items() if value is not None})
     judged = replace(whole, setting=setting, evaluate=replace(whole.evaluate, concurrency=whole.grpo.concurrency))
     made = optimise(
