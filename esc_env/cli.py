@@ -20,25 +20,7 @@ import typer
 
 from esc_env.errors import ESCError
 
-__all__ = ["AgentOption", "CriticOption", "SeekerOption", "build_app", "main"]
-
-_ASKED = "KEY=VALUE that {} that is a chat model is asked besides: {}. Repeat it for several (docs/models.md)."
-AgentOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--agent-option", "-M", show_default=False,
-        help=_ASKED.format("an agent", "max_tokens=16000, reasoning_effort=low, top_p=0.9, system=@FILE"),
-    ),
-]  # fmt: skip
-SeekerOption = Annotated[
-    list[str] | None,
-    typer.Option("--seeker-option", show_default=False, help=_ASKED.format("a seeker", "max_tokens=2000, top_p=0.9")),
-]
-CriticOption = Annotated[
-    list[str] | None,
-    typer.Option("--critic-option", show_default=False, help=_ASKED.format("a critic", "max_tokens=2000, top_p=0.9")),
-]
-"""What the commands take that seat chat models; `esc_env.models.read_options` reads it."""
+__all__ = ["build_app", "main"]
 
 
 def build_app() -> typer.Typer:

@@ -1,17 +1,17 @@
 """Configurations: files that know where their names stand, and typed values for the fields of a dataclass.
 
 A file is YAML or JSON. What stands there, or is typed on a command line as text, is read by the field's type hint:
-`int`, `float`, `str`, `bool`, `Literal`, a mapping, `X | None`, and lists and tuples of these.
+`int`, `float`, `str`, `bool`, `Path`, `Literal`, a mapping, `X | None`, and lists and tuples of these.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -122,59 +122,61 @@ def build(kind: type[T], given: Mapping[str, Given]) -> T:
     return kind(**{name: _read(hints[name], each) for name, each in given.items()})
 
 
-def _read(hint: Any, given: Given) -> Any:
-    try:
-        return _typed(hint, given.value)
-    except (KeyError, TypeError, ValueError) as error:
-        allowed, choices = _allowed(hint)
-        if given.value in (None, ()):
-            raise ConfigError(f"{given.place} has no value. Write {allowed}, or leave it out") from error
-        near = get_close_matches(str(given.value), choices, n=1)
-        hint = f". Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{given.place} must be {allowed}, not {given.value!r}{hint}") from error
-
-
 _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
     **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
 }
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Mapping: "names and values"}
+_NAMES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+    Mapping: "names and values",
+}  # fmt: skip
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """A value as a field of this type holds it. KeyError, TypeError or ValueError if it cannot."""
+def _read(hint: Any, given: Given) -> Any:
+    read, allowed, choices = _reader(hint)
+    try:
+        return read(given.value)
+    except (KeyError, TypeError, ValueError) as error:
+        if given.value in (None, ()):
+            raise ConfigError(f"{given.place} has no value. Write {allowed}, or leave it out") from error
+        near = get_close_matches(str(given.value), choices, n=1)
+        more = f". Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{given.place} must be {allowed}, not {given.value!r}{more}") from error
+
+
+def _reader(hint: Any) -> tuple[Callable[[Any], Any], str, Sequence[str]]:
+    """(what makes a field's value of one that was given, what that may be in words, the words to choose from, if any).
+
+    The first raises KeyError, TypeError or ValueError on a value that is none.
+    """
     origin, parts = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, UnionType):
-        return None if value in (None, "none", "null") else _typed(_without_none(parts), value)
     if origin is Literal:
-        word = ("off", "on")[value] if isinstance(value, bool) else str(value)  # as YAML 1.1 takes these words
-        return {str(each): each for each in parts}[word]
+        named = {str(each): each for each in parts}
+        return lambda value: named[_word(value)], f"one of {', '.join(named)}", [*named]
+    if origin not in (Union, UnionType, list, tuple):
+        return partial(_plain, origin), _NAMES[origin], ()
+    read, allowed, choices = _reader(next(part for part in parts if part is not NoneType))
     if origin in (list, tuple):
-        several = [] if value in ("none", ["none"]) else value if isinstance(value, list) else [value]
-        return origin(_typed(parts[0], each) for each in several)
-    if origin is bool:
+        return lambda value: origin(map(read, _several(value))), f"a list, each {allowed}", choices
+    return lambda value: None if value in (None, "none", "null") else read(value), f"{allowed} or none", choices
+
+
+def _word(value: Any) -> str:
+    """YAML 1.1 takes the words on and off for true and false."""
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value in ("none", ["none"]) else value if isinstance(value, list) else [value]
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    if kind is bool:
         return value == () or _WORDS[str(value).lower()]
-    if origin in (int, float) and not (isinstance(value, bool) or (origin is int and isinstance(value, float))):
-        return origin(value)
-    if origin in (str, Mapping) and isinstance(value, origin):
+    if kind in (int, float) and not (isinstance(value, bool) or (kind is int and isinstance(value, float))):
+        return kind(value)
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    if kind in (str, Mapping) and isinstance(value, kind):
         return value
-    raise TypeError(f"{value!r} is no {hint}")
-
-
-def _allowed(hint: Any) -> tuple[str, tuple[str, ...]]:
-    """What a field of this type may hold, in words, and the words to choose from, if it takes only some."""
-    origin, parts = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, UnionType):
-        allowed, choices = _allowed(_without_none(parts))
-        return f"{allowed} or none", choices
-    if origin is Literal:
-        choices = tuple(map(str, parts))
-        return f"one of {', '.join(choices)}", choices
-    if origin in (list, tuple):
-        allowed, choices = _allowed(parts[0])
-        return f"a list, each {allowed}", choices
-    return _NAMES[origin], ()
-
-
-def _without_none(parts: tuple[Any, ...]) -> Any:
-    return next(part for part in parts if part is not NoneType)
+    raise TypeError(f"{value!r} is no {kind}")

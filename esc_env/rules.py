@@ -47,7 +47,6 @@ class Rules:
         max_turns: T, exchanges before the conversation counts as not solved; at least 1. *Source:* RLFF-ESC: 8.
         threshold: solved when the mean vote is greater than this. *Source:* PPDPP: 0.5.
         votes: l, how often the critic is asked. *Source:* PPDPP: 10.
-        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         opening: `situation` (verbatim, no model call; PPDPP) or `seeker` (the seeker writes it).
         max_chars: longest supporter utterance. Ours: 8,000.
 
@@ -58,7 +57,6 @@ class Rules:
     max_turns: int = 8
     threshold: float = 0.5
     votes: int = 10
-    critic_temperature: float = 1.1
     opening: Literal["situation", "seeker"] = "situation"
     max_chars: int = 8000
 
@@ -69,8 +67,6 @@ class Rules:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if not -1 <= self.threshold < 1:
             raise ValueError(f"threshold must lie in [-1, 1), not {self.threshold!r}: a score is never above 1")
-        if not 0 <= self.critic_temperature < float("inf"):
-            raise ValueError(f"critic_temperature must be at least 0, not {self.critic_temperature!r}")
         if self.opening not in ("situation", "seeker"):
             raise ValueError(f"opening must be 'situation' or 'seeker', not {self.opening!r}")
 

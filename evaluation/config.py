@@ -27,9 +27,10 @@ from esc_env.errors import ConfigError, did_you_mean
 from esc_env.models import ModelSettings
 from esc_env.rules import Rules
 
-__all__ = ["AgentConfig", "Benchmark", "read_config", "run_config"]
+__all__ = ["SHORT", "AgentConfig", "Benchmark", "read_config", "run_config"]
 
-_SHORT = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
+SHORT = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
+"""What files and command lines call these fields of `ModelSettings`."""
 _PLACES = ("record", "replay", "cache")
 """Settings that name files of this machine: no part of what is to be run again."""
 
@@ -86,6 +87,8 @@ def read_config(path: str | Path, known: Collection[str]) -> Benchmark:
     for name, each in given.items():
         if name not in {*known, "agents"}:
             raise ConfigError(f"{each.place} is no option. {did_you_mean(name, {*known, 'agents'})}")
+        if name.endswith("_options") and not isinstance(each.value, Section):
+            raise ConfigError(f"{each.place} must be names and values, not {each.value!r}")
     agents = given.pop("agents", Given([], ""))
     listed = agents.value if isinstance(agents.value, list) else [agents.value]
     return Benchmark(
@@ -135,7 +138,7 @@ def run_config(
 def _changed(value: Any, default: Any, left_out: Iterable[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass that are not as in `default`."""
     return {
-        _SHORT.get(each.name, each.name): getattr(value, each.name)
+        SHORT.get(each.name, each.name): getattr(value, each.name)
         for each in fields(value)
         if each.name not in left_out and getattr(value, each.name) != getattr(default, each.name)
     }

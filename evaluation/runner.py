@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import esc_env
-from esc_env._loop import run
+from esc_env._loop import each, run
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.critics import CriticMode, resolve_critic
@@ -68,6 +68,7 @@ def evaluate(
     fresh: bool = False,
     progress: Told | None = None,
     critic_mode: CriticMode = "votes",
+    critic_temperature: float = 1.1,
     seeker_temperature: float = 0.7,
     temperature: float = 0.0,
     agent_options: Mapping[str, Any] | None = None,
@@ -86,7 +87,7 @@ def evaluate(
             `respond`, or `function(messages) -> str`; see `esc_env.agents.resolve_agent`.
         scenarios: a string (`builtin:test`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
-        rules: T, threshold, votes and their temperature, and so on; by default `Rules()`.
+        rules: T, threshold, votes and so on; by default `Rules()`.
         persona: how every seeker meets help; None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         trials: conversations per scenario, at least 1, each with its own seed.
@@ -95,6 +96,7 @@ def evaluate(
         fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
         progress: called with a `Progress` before anything runs, after every exchange and as every conversation ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
+        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
         agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
             `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
@@ -124,9 +126,7 @@ def evaluate(
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
         resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-        resolve_critic(
-            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
-        ),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
         rules,
     )
     chosen = _choose(scenarios, limit, persona)
@@ -134,6 +134,7 @@ def evaluate(
         agent=agent, temperature=temperature, agent_options=Options.of(agent_options, "agent").plain,
         scenarios=scenarios, seeker=seeker, seeker_temperature=seeker_temperature,
         seeker_options=Options.of(seeker_options, "seeker").plain, critic=critic, critic_mode=critic_mode,
+        critic_temperature=critic_temperature,
         critic_options=Options.of(critic_options, "critic").plain, rules=rules, persona=persona, limit=limit,
         trials=trials, seed=seed, settings=settings,
     )  # fmt: skip
@@ -395,12 +396,7 @@ async def check_models(*seated: object, votes: int = 1) -> None:
         ModelError: one does not answer; the message is one line that names the chair and what to set.
     """
     checks = {id(part): check for part in seated if callable(check := getattr(part, "check", None))}
-    try:
-        async with asyncio.TaskGroup() as group:
-            for check in checks.values():
-                group.create_task(check(votes))
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    await each(checks.values(), lambda check: check(votes), len(checks))
 
 
 async def hold(
@@ -418,28 +414,23 @@ async def hold(
     Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are dropped.
     `keep` gets every conversation as it ends, `told` every exchange as it is done.
     """
-    waiting = iter(pending)
     spent = False
     timeout = asyncio.timeout(time_limit)
 
-    async def work() -> None:
+    async def one(item: tuple[Scenario, int]) -> None:
         nonlocal spent
-        while not spent and (item := next(waiting, None)) is not None:
-            scenario, trial = item
-            named = episode_seed(seed, scenario.id, trial)
-            trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
-            spent = spent or (trajectory.failure is not None and trajectory.failure.kind == BudgetExceeded.__name__)
-            keep(trajectory)
+        scenario, trial = item
+        named = episode_seed(seed, scenario.id, trial)
+        trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
+        spent = spent or (trajectory.failure is not None and trajectory.failure.kind == BudgetExceeded.__name__)
+        keep(trajectory)
 
     try:
-        async with timeout, asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(pending))):
-                group.create_task(work())
+        async with timeout:
+            await each((item for item in pending if not spent), one, min(concurrency, len(pending)))
     except TimeoutError:
         if not timeout.expired():
             raise
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
 
 
 def _report(folder: Path, plan: _Plan, ended: Mapping[Episode, Trajectory]) -> Report:

@@ -51,7 +51,9 @@ def test_a_command_line_of_the_documentation_is_taken(line: str) -> None:
         for spec in [given] if isinstance(given, str) else given:
             parse_spec(spec)
     if command.name in ("sft", "rm", "grpo"):
-        read_pipeline(context.params["preset"], context.args, stage=command.name)
+        setting = read_pipeline(context.params["preset"], context.args, stage=command.name).setting
+        for spec in (setting.seeker, setting.critic):
+            parse_spec(spec)
     elif command.name in ("pipeline", "ablate"):
         read_pipeline(context.params["preset"], context.args)
 
@@ -60,6 +62,21 @@ def test_there_are_such_lines() -> None:
     with_lines = {page.name for page in PAGES if shown(page)}
     stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py"}
     assert with_lines >= {"training.md", "rewards.md", *stages}
+
+
+@pytest.mark.parametrize("command", ["sft", "rm", "grpo", "pipeline", "ablate"])
+def test_the_help_of_a_command_says_what_each_field_is_and_its_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", command, "--help"])
+    told = capsys.readouterr().out.partition("Fields, as --name value:")[2]
+    fields = {text.split()[0]: " ".join(text.split()[1:]) for text in re.findall(r"^  --.*(?:\n   .*)*", told, re.M)}
+    assert all(re.match(r".+ \[default: .+\]$", text) for text in fields.values()), fields
+    wanted = {"sft": ("max-length", "style"), "rm": ("delta",), "grpo": ("beta", "budget", "seeker-options", "valid")}
+    for name in (*wanted.get(command, ("skip", "rpm")), "model", "seed"):
+        assert fields[f"--{name}"]
+    assert "Source" not in told
 
 
 def test_the_help_of_ablate_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from esc_env.config import Given, Section, build, read_file
 from esc_env.errors import ConfigError, ESCError
+from esc_env.models import ModelSettings
 from esc_env.training.config import (
     CollectStage,
     EvaluateStage,
     GRPOStage,
-    Models,
     PipelineConfig,
     RewardModelStage,
     Setting,
@@ -62,10 +62,6 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (Setting, {"test": "builtin:train"}, "what is trained on"),
         (Setting, {"max_turns": 0}, "must be at least 1"),
         (GRPOStage, {"concurrency": 0}, "must be at least 1"),
-        (Models, {"rpm": 0}, "rpm = 0 must be at least 1"),
-        (Models, {"deadline": 0.0}, "must be above 0"),
-        (Models, {"budget": "5"}, "'5 USD' or '200k tokens'"),
-        (Models, {"record": "a", "replay": "b"}, "cannot be used together"),
         (Setting, {"seeker_options": {"temperature": 1}}, "seeker option 'temperature': It has an option of its own"),
         (Setting, {"critic_options": {"api_key": "x"}}, "Keys come from the environment"),
         (CollectStage, {"agent_options": {"top_p": 1}}, "belong to another agent than the setting's: name it here too"),
@@ -141,9 +137,11 @@ class TestReading:
         file = tmp_path / "mine.yaml"
         file.write_text('models: {budget: "5 USD", rpm: 60}\ngrpo: {concurrency: 8}\n')
         made = self.read(str(file), "--budget", "7 USD", "--seed=3", "--models.timeout=9", "--cache", "kept.sqlite")
-        assert made.models == Models(budget="7 USD", rpm=60, timeout=9.0, cache="kept.sqlite")
-        assert made.models.settings(made.grpo.concurrency).concurrency == 8
-        assert (made.setting.seed, self.read("tiny").models) == (3, Models())
+        assert made.models == ModelSettings(
+            budget="7 USD", requests_per_minute=60, timeout=9.0, cache=Path("kept.sqlite")
+        )
+        assert made.calls(made.grpo) == replace(made.models, concurrency=8)
+        assert (made.setting.seed, self.read("tiny").models) == (3, ModelSettings())
 
     def test_one_horizon_holds_for_all_stages(self) -> None:
         assert self.read("qwen2.5-0.5b", "--max-turns", "6").grpo.max_turns == 6
@@ -169,10 +167,18 @@ class TestReading:
             (["--grpo.no-beta"], "--grpo.no-beta must be a number"),
             (["beta"], "write --name value"),
             (["--grpo.group_size=1"], "nothing to compare"),
+            (["--rpm", "0"], "requests_per_minute must be a number above 0, not 0"),
+            (["--tpm", "1.5"], "--tpm must be a whole number or none, not '1.5'"),
+            (["--deadline=0"], "deadline must be a number above 0, not 0.0"),
+            (["--budget", "5"], "'5 USD' or '200k tokens'"),
+            (["--record", "a", "--replay", "b"], "cannot be used together"),
+            (["--cache="], "--cache must be a path or none, not ''"),
+            (["--concurrency", "3"], "--concurrency is no option"),
+            (["--models.concurrency", "3"], "--models.concurrency is no option"),
         ],
     )
     def test_what_cannot_be_read_is_refused(self, arguments: list[str], said: str) -> None:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ESCError, match=said):
             self.read("qwen2.5-0.5b", *arguments)
 
     @pytest.mark.parametrize(
@@ -181,6 +187,7 @@ class TestReading:
             ("sft: {}\ngprpo: {}", "line 2: there is no section 'gprpo'. Did you mean 'grpo'"),
             ("grpo:\n  alpha: 1\n  betta: 1", "line 3: grpo.betta is no field. Did you mean 'beta'"),
             ("grpo: {seed: 1}", "line 1: grpo.seed is the same for all stages"),
+            ("models: {concurrency: 3}", "line 1: models.concurrency is each stage's own"),
             ("grpo: {reward: joy}", "line 1: grpo.reward must be one of rlff, "),
             ("grpo: {batch_size: 1.5}", "line 1: grpo.batch_size must be a whole number, not 1.5"),
             ("grpo: {batch_size: true}", "line 1: grpo.batch_size must be a whole number, not True"),
@@ -256,7 +263,10 @@ class TestReading:
             3,
             3,
         )
-        for foreign in (["--budget", "1 USD"], ["--grpo.beta", "1"], ["--beta", "1"]):
+        chairs = read_pipeline(None, ["--seeker=mine", "--seeker-options", "stop=END", "--valid", "none"], stage="grpo")
+        assert (chairs.setting.chairs()["seeker_options"], chairs.setting.valid) == ({"stop": ["END"]}, "none")
+        assert read_pipeline(None, ["--style", "standard"], stage="sft").setting.style == "standard"
+        for foreign in (["--budget", "1 USD"], ["--grpo.beta", "1"], ["--beta", "1"], ["--seeker", "x"]):
             with pytest.raises(ConfigError, match="is no option"):
                 read_pipeline(None, foreign, stage="sft")
 

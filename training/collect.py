@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import esc_env
-from esc_env._loop import run
+from esc_env._loop import each, run
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.conversation import Chairs, Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
@@ -121,6 +121,7 @@ def collect(
     out: str | Path,
     progress: Told | None = None,
     critic_mode: CriticMode = "votes",
+    critic_temperature: float = 1.1,
     seeker_temperature: float = 0.7,
     temperature: float = 0.7,
     agent_options: Mapping[str, Any] | None = None,
@@ -154,6 +155,7 @@ def collect(
         progress: called with a `Progress` of what is made (conversations, then responses) before it begins, after every
             exchange and as each ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
+        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         seeker_temperature: of a seeker that is a chat model.
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
         agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides; see `evaluate`.
@@ -190,9 +192,7 @@ def collect(
     reward = FutureReward(
         supporter,
         resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-        resolve_critic(
-            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
-        ),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
         replace(rules, max_turns=horizon or rules.max_turns),
         rollouts=rollouts,
         concurrency=concurrency,
@@ -285,17 +285,8 @@ class _Job:
 
     async def _all(self, waiting: Iterator[tuple[Context, list[int]]], workers: int, writer: RecordWriter) -> None:
         gate = asyncio.Semaphore(self.reward.concurrency)
-
-        async def work() -> None:
-            while not self.spent and (item := next(waiting, None)) is not None:
-                await self._answer(*item, gate, writer)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        left = (item for item in waiting if not self.spent)
+        await each(left, lambda item: self._answer(*item, gate, writer), workers)
 
     async def _answer(
         self, context: Context, missing: Sequence[int], gate: asyncio.Semaphore, writer: RecordWriter

@@ -11,6 +11,8 @@ A file holds one section per part of `PipelineConfig`. On the command line a fie
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from typing import Any, get_type_hints
 
 from esc_env.config import Given, Section, build, read_file
 from esc_env.errors import ConfigError, did_you_mean
+from esc_env.evaluation.config import SHORT
 from esc_env.models import read_options
 from esc_env.training.config import PipelineConfig
 
-__all__ = ["ACCELERATE", "PRESETS", "presets", "read_pipeline"]
+__all__ = ["ACCELERATE", "PRESETS", "described", "presets", "read_pipeline"]
 
 PRESETS = Path(__file__).with_name("presets")
 """The folder of the presets; `accelerate/` in it holds configurations for `accelerate launch --config_file`."""
@@ -33,6 +36,15 @@ SECTIONS: Mapping[str, type[Any]] = get_type_hints(PipelineConfig)
 
 _SHARED = {"model": "model or reward_model", "seed": "seed", "max_turns": "max_turns"}
 """Fields of stages that are the setting's, and its names for them."""
+
+_USED = {
+    "sft": ("style", "agent_options"),
+    "grpo": (
+        "style", "scenarios", "seeker", "critic", "agent_options", "seeker_options", "critic_options", "valid",
+        "valid_limit",
+    ),
+}  # fmt: skip
+"""What else of the setting a stage uses that is run alone."""
 
 
 def presets() -> tuple[str, ...]:
@@ -48,7 +60,7 @@ def read_pipeline(
     Args:
         source: a preset's name or a file's path; None for the defaults.
         arguments: as typed.
-        stage: the one that is run alone, whose fields then stand without a prefix, its model and seed among them.
+        stage: the one that is run alone: its fields, and those of the setting that it uses, stand without a prefix.
 
     >>> from esc_env.training.config_loading import read_pipeline
     >>> read_pipeline("qwen2.5-0.5b", ["--grpo.beta", "0.1", "--seed=3"]).grpo.beta
@@ -66,7 +78,8 @@ def read_pipeline(
         if name not in homes and positive in homes and value == ():
             name, value = positive, "false"
         if name not in homes:
-            raise ConfigError(f"{option} is no option. {did_you_mean(name, _like(name, homes))}")
+            alike = [each for each in homes if ("." in each) == ("." in name)]
+            raise ConfigError(f"{option} is no option. {did_you_mean(name, alike)}")
         section, field = homes[name]
         if field.endswith("_options") and value != ():  # KEY=VALUE, each before the file's of the same name
             before = given[section].get(field, Given({}, option)).value
@@ -96,23 +109,45 @@ def _sections(source: str) -> dict[str, dict[str, Given]]:
         if section not in SECTIONS:
             place = data.places[section]
             raise ConfigError(f"{place}: there is no section {section!r}. {did_you_mean(str(section), SECTIONS)}")
-    return {section: data[section].given(f"{section}.") if data.get(section) else {} for section in SECTIONS}
+    given = {section: data[section].given(f"{section}.") if data.get(section) else {} for section in SECTIONS}
+    if each := given["models"].get("concurrency"):
+        raise ConfigError(f"{each.place} is each stage's own: set concurrency in collect, grpo and evaluate")
+    return given | {"models": {_LONG.get(name, name): each for name, each in given["models"].items()}}
+
+
+_LONG = {short: name for name, short in SHORT.items()}
 
 
 def _homes(stage: str | None) -> dict[str, tuple[str, str]]:
     """Section and field of every option."""
-    every = [(section, field.name) for section, kind in SECTIONS.items() for field in fields(kind)]
+    every = {section: {SHORT.get(each.name, each.name): each.name for each in fields(kind)}
+             for section, kind in SECTIONS.items()}  # fmt: skip
+    del every["models"]["concurrency"]
     plain = ("setting", "models") if stage is None else (stage, "models") if stage == "grpo" else (stage,)
-    homes = {field: (section, field) for section, field in every if section in plain}
+    homes = {option: (section, field) for section in plain for option, field in every[section].items()}
     if stage is None:
-        return homes | {f"{section}.{field}": (section, field) for section, field in every}
-    shared = {name: ("setting", name) for name in _SHARED.keys() & homes.keys()}
-    return homes | shared | ({"model": ("setting", "reward_model")} if stage == "rm" else {})
+        return homes | {
+            f"{section}.{each}": (section, every[section][each]) for section in every for each in every[section]
+        }
+    homes |= {name: ("setting", name) for name in (*_USED.get(stage, ()), *(_SHARED.keys() & homes.keys()))}
+    return homes | ({"model": ("setting", "reward_model")} if stage == "rm" else {})
 
 
-def _like(name: str, options: Mapping[str, Any]) -> list[str]:
-    """The options that are of a stage, or those that are not, as this one."""
-    return [each for each in options if ("." in each) == ("." in name)]
+def described(stage: str | None) -> list[tuple[str, str]]:
+    """Every option without a prefix, with what it is, as the configurations' docstrings have it, and its default."""
+    told: dict[str, str] = {}
+    for section in ("models", "setting", stage or "setting"):
+        for kind in reversed(SECTIONS[section].__mro__):
+            about = inspect.cleandoc(kind.__doc__ or "").replace("`", "")
+            for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", about, re.MULTILINE):
+                told |= dict.fromkeys(names.split(", "), " ".join(text.partition("*Source:*")[0].split()))
+    rows = []
+    for name, (section, field) in _homes(stage).items():
+        if "." not in name:
+            usual = getattr(SECTIONS[section](), field)
+            shown = "none" if usual in (None, "", [], {}) else usual
+            rows.append((f"--{name.replace('_', '-')}", f"{told.get(name) or told[field]}  [default: {shown}]"))
+    return rows
 
 
 def _typed_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -47,7 +47,7 @@ from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combi
 from esc_env.rules import Rules
 from esc_env.seeds import derive
 from esc_env.training.collect import collect
-from esc_env.training.config import STAGES, CollectStage, GRPOStage, Models, PipelineConfig, Setting
+from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting
 from esc_env.training.data import CANDIDATES, Sample, read_samples
 from esc_env.training.stage import FREE, chairs_of, is_finished, is_main, load_tokenizer, prompt_ids
 from esc_env.trajectory import Trajectory
@@ -114,7 +114,7 @@ class _Pipeline:
         if not is_main():
             return
         path = self.folder / "config.json"
-        wanted = json.loads(json.dumps(asdict(self.config)))
+        wanted = json.loads(json.dumps(asdict(self.config), default=str))
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if known is not None:
             free = {"skip", *FREE, *wanted["models"]}  # which stages are run now, and how they are computed
@@ -153,10 +153,10 @@ class _Pipeline:
         if is_main():
             stage = self.config.collect
             made = collect(
-                self._collector(stage.concurrency), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
+                self._collector(stage), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
-                seed=self.setting.seed, out=self.folder / "collect", **self.config.models.options(stage.concurrency),
+                seed=self.setting.seed, out=self.folder / "collect", **asdict(self.config.calls(stage)),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
             self.told(f"collect: {made.card['samples']:,} samples, solved {solved or 0:.1%}")
@@ -187,9 +187,9 @@ class _Pipeline:
             self.folder / "grpo",
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
             reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
-            continuing=self._collector(self.config.grpo.concurrency) if self.config.grpo.reward == "future" else None,
+            continuing=self._collector(self.config.grpo) if self.config.grpo.reward == "future" else None,
             success=self.success,
-            models=self.config.models,
+            models=self.config.calls(self.config.grpo),
         )
 
     def evaluate(self) -> None:
@@ -213,7 +213,7 @@ class _Pipeline:
             persona=persona, limit=stage.limit,
             trials=stage.persona_trials if persona else stage.trials,
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
-            out=self.folder / "eval" / label, **self.config.models.options(stage.concurrency),
+            out=self.folder / "eval" / label, **asdict(self.config.calls(stage)),
         )  # fmt: skip
         self.told(f"evaluate {label}: SR {_shown(report.success_rate, '.1%')}")
 
@@ -255,8 +255,7 @@ class _Pipeline:
 
         path = self.folder / "population.jsonl"
         if is_main() and not path.exists():
-            models = self.config.models.settings(self.config.collect.concurrency)
-            chairs = chairs_of(self.setting, models, self.rules)
+            chairs = chairs_of(self.setting, self.config.calls(self.config.collect), self.rules)
             held = population(
                 load_scenarios(self.setting.scenarios), chairs.seeker, chairs.critic, self.rules,
                 renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
@@ -285,12 +284,12 @@ class _Pipeline:
         options = {"max_tokens": self.config.grpo.completion_length, **self.setting.agent_options}
         return resolve_agent(name, ModelSettings(), temperature=temperature, options=options)
 
-    def _collector(self, concurrency: int) -> Agent:
+    def _collector(self, within: CollectStage | GRPOStage) -> Agent:
         """Who responds to contexts, and goes on after a response."""
         stage = self.config.collect
         if not stage.agent:
             return self._agent(self._policy(), stage.temperature)
-        settings = self.config.models.settings(concurrency)
+        settings = self.config.calls(within)
         return resolve_agent(stage.agent, settings, temperature=stage.temperature, options=stage.agent_options)
 
     def success(self, policy: str) -> float:
@@ -299,7 +298,7 @@ class _Pipeline:
             self._agent(policy, self.config.evaluate.temperature), self.setting.valid, **self.setting.chairs(),
             rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
             out=self.folder / "valid" / Path(policy).name, fresh=True,
-            **self.config.models.options(self.config.evaluate.concurrency),
+            **asdict(self.config.calls(self.config.evaluate)),
         )  # fmt: skip
         self.told(f"valid, {Path(policy).name}: SR {_shown(report.success_rate, '.1%')}")
         return report.success_rate or 0.0
@@ -400,7 +399,7 @@ def optimise(
     reward_model: str | Path | None = None,
     continuing: str | Agent | None = None,
     success: Callable[[str], float] | None = None,
-    models: Models | None = None,
+    models: ModelSettings | None = None,
 ) -> Path:
     """GRPO with the reward that `config.reward` names: R + α · R_thk-fmt.
 
@@ -427,7 +426,7 @@ def optimise(
     rules = Rules(max_turns=horizon)
     system = asked(setting)
     tokenizer = load_tokenizer(config.model)
-    settings = (models or Models()).settings(config.concurrency)
+    settings = models or ModelSettings(config.concurrency)
     if config.reward == "env":
         chairs = chairs_of(setting, settings, rules)
         _check(folder, rules, chairs.seeker, chairs.critic)

@@ -303,9 +303,6 @@ def weight_type(config: Stage) -> Any:
     return torch.bfloat16 if config.precision == "bf16" and config.lora_rank else torch.float32
 
 
-# --- chats ----------------------------------------------------------------------------------------
-
-
 def chairs_of(setting: Setting, settings: ModelSettings, rules: Rules) -> Chairs:
     """The seeker and critic that a policy meets. Raises SpecError or MissingExtra as `resolve_seeker` does."""
     return Chairs(
@@ -313,6 +310,9 @@ def chairs_of(setting: Setting, settings: ModelSettings, rules: Rules) -> Chairs
         resolve_critic(setting.critic, settings, options=setting.critic_options),
         rules,
     )
+
+
+# --- chats ----------------------------------------------------------------------------------------
 
 
 def prompt_ids(tokenizer: Any, chat: Sequence[ChatMessage]) -> list[int]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esc_env.cli import CriticOption
-from esc_env.evaluation.cli.table import print_table
+from esc_env.cli_options import Critic, Limit, Models, Progress, grouped
 
 if TYPE_CHECKING:
     from esc_env.evaluation.gaming import Row
 
 __all__ = ["app"]
-
-_Progress = Annotated[
-    bool | None,
-    typer.Option(
-        "--progress/--no-progress",
-        help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
-        show_default=False,
-    ),
-]
-
 
 app = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
 
@@ -34,17 +24,12 @@ def _gaming(
         "runs/gaming"
     ),
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario and probe.")] = 10,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all 40.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     persona: Annotated[
-        list[str] | None,
-        typer.Option(help="Repeat it for several. Default: cooperative and pleasing.", show_default=False),
+        list[str] | None, typer.Option(help="Repeat it for several. Default: cooperative and pleasing.")
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.", show_default=False)
-    ] = None,
-    progress: _Progress = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.")] = None,
+    progress: Progress = None,
 ) -> None:
     """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
 
@@ -52,6 +37,7 @@ def _gaming(
     bounds and are reported as they come out.
     """
     from esc_env.errors import SpecError, did_you_mean
+    from esc_env.evaluation.cli import print_table
     from esc_env.evaluation.gaming import PERSONAS, PROBES, run_probes, summary
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -88,36 +74,32 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 @app.command("critic")
+@grouped
 def _critic(
+    *,
     helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
     failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],
-    critic: Annotated[
-        str,
-        typer.Option(
-            help="The critic to check: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or python:MODULE:NAME."
-        ),
-    ] = "builtin",
-    critic_option: CriticOption = None,
+    critic: Critic,
     seed: Annotated[int, typer.Option(help="Of the votes.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every judgement; the same command continues there. Default: none kept."),
     ] = None,
-    progress: _Progress = None,
+    models: Models,
+    progress: Progress = None,
 ) -> None:
     """Hold a critic against human conversations whose outcome is known: AUC, raw and length-matched.
 
     Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
     """
     from esc_env.evaluation.validity import validate_critic
-    from esc_env.models import read_options
     from esc_env.progress import shown
     from esc_env.readers import read_file
 
     with shown(wanted=progress, kept=out is not None) as told:
         validity = validate_critic(
-            critic, read_file(helped).scenarios, read_file(failed).scenarios, seed=seed, out=out, progress=told,
-            critic_options=read_options(critic_option or (), "critic"),
+            helped=read_file(helped).scenarios, failed=read_file(failed).scenarios, seed=seed, out=out, progress=told,
+            **critic, **asdict(models),
         )  # fmt: skip
     typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
     for name, estimate in (
