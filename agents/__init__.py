@@ -1,7 +1,7 @@
 """Supporters: anything that answers a seeker.
 
 >>> from esc_env.agents import resolve_agent
->>> resolve_agent("builtin:skilled")  # or PROVIDER/NAME#STYLE, python:MODULE:NAME, an object with `respond`, …
+>>> agent = resolve_agent("builtin:skilled")  # or PROVIDER/NAME#STYLE, python:MODULE:NAME, an object with `respond`, …
 
 An agent is a function of (dialogue, seed). It never sees a scenario, its id or the persona.
 """

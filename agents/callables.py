@@ -8,9 +8,9 @@ from typing import Any
 
 from esc_env._loop import call
 from esc_env.dialogue import Dialogue
+from esc_env.identity import code_digest, name_of
 from esc_env.protocols import Reply
 from esc_env.seeds import Seed
-from esc_env.specs import code_digest, name_of
 
 __all__ = ["CallableAgent"]
 

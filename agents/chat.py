@@ -26,10 +26,10 @@ from typing import Any
 from esc_env.agents import planners
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, ModelError, SpecError, SupporterFailure, did_you_mean
-from esc_env.models import check_model
+from esc_env.models import PROBE, check_model
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
-from esc_env.protocols import ChatModel, Completion, Reply, Usage
+from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
 from esc_env.seeds import Seed
 
 __all__ = ["STYLES", "ChatAgent", "Style", "Turn", "system_prompt"]
@@ -94,9 +94,7 @@ class ChatAgent:
         """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
         ways = {(1, self.temperature), *((n, 1.0) for n in (STYLES[self.style].votes,) if n)}
         for n, temperature in sorted(ways):
-            await check_model(
-                self.model, "agent", n=n, temperature=temperature, max_tokens=self.max_tokens, seed=0, stop=self.stop
-            )
+            await check_model(self.model, "agent", self._request(PROBE.messages, 0, n, temperature))
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance.
@@ -106,6 +104,10 @@ class ChatAgent:
             ModelError: the model could not be reached.
         """
         return await STYLES[self.style].speak(Turn(self, dialogue, seed))
+
+    def _request(self, chat: Sequence[ChatMessage], seed: int, n: int = 1, temperature: float | None = None) -> Request:
+        heat = self.temperature if temperature is None else temperature
+        return Request(chat, n, heat, self.max_tokens, seed, self.stop)
 
 
 @dataclass(frozen=True)
@@ -185,14 +187,8 @@ class Turn:
         self, chat: Sequence[ChatMessage], number: int, n: int = 1, temperature: float | None = None
     ) -> Completion:
         try:
-            completion = await self.agent.model.complete(
-                chat,
-                n=n,
-                temperature=self.agent.temperature if temperature is None else temperature,
-                max_tokens=self.agent.max_tokens,
-                seed=self.seed.at(sample=number).value,
-                stop=self.agent.stop,
-            )
+            request = self.agent._request(chat, self.seed.at(sample=number).value, n, temperature)
+            completion = await self.agent.model.complete(request)
         except ModelError as error:
             if error.obstacle == "too_long":
                 raise SupporterFailure(f"the conversation does not fit the model's context: {error}") from error

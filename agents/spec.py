@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from esc_env.agents.callables import CallableAgent
 from esc_env.errors import SpecError, did_you_mean
+from esc_env.identity import code_digest, name_of
 from esc_env.models import ModelSettings, Options, check_parameters, open_model
 from esc_env.protocols import Agent, ChatModel
-from esc_env.specs import Spec, code_digest, import_object, name_of, parse_spec
+from esc_env.specs import Spec, import_object, parse_spec
 
 __all__ = ["builtin_names", "identity_of", "resolve_agent"]
 

@@ -152,7 +152,8 @@ def thousand(url: str) -> None:
     before = peak_memory()
     many = evaluated(url, 1000)
     grown = (peak_memory() - before) / 900
-    few = tuple((one + two) / 2 for one, two in zip(few, evaluated(url, 100), strict=True))
+    again = evaluated(url, 100)
+    few = ((few[0] + again[0]) / 2, (few[1] + again[1]) / 2)
     print(f"1,000 conversations: {1000 / many[0]:.1f} a second; 100: {100 / few[0]:.1f}")
     limit("peak memory a further conversation", grown / 1e3, 50, "kB")
     limit("wall a conversation / the same of 100", many[0] / few[0] / 10, 1.1)

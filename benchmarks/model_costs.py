@@ -12,8 +12,9 @@ from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import CriticMode, LLMCritic
 from esc_env.datasets import load_scenarios
+from esc_env.protocols import Request
 from esc_env.seekers import LLMSeeker
-from esc_env.testing import FakeChatModel, ModelCall
+from esc_env.testing import FakeChatModel
 
 SUPPORTER, SEEKER, NOTES = 240, 120, 600
 """Characters of a supporter's message, of a seeker's, and of thoughts, analyses and advice."""
@@ -23,8 +24,8 @@ def _text(length: int) -> str:
     return ("I see what you mean and I am still here. " * (length // 40 + 1))[:length].strip()
 
 
-def _supporter(call: ModelCall, choice: int) -> str:
-    system, question = call.messages[0]["content"], call.messages[-1]["content"]
+def _supporter(request: Request, choice: int) -> str:
+    system, question = request.messages[0]["content"], request.messages[-1]["content"]
     if "<think>" in system:
         return f"<think>{_text(NOTES)}</think>{_text(SUPPORTER)}"
     if "exactly this form" in system:

@@ -18,25 +18,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import aiohttp
 
-from esc_env.dialogue import ChatMessage
 from esc_env.models.choices import Choices
-from esc_env.models.patience import Endpoint, Patient
+from esc_env.models.endpoint import Endpoint
+from esc_env.models.patience import Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.wire import OpenAIWire
-from esc_env.protocols import ChatModel
+from esc_env.protocols import ChatModel, Request
 
 Ask = Callable[[], Awaitable[object]]
 """One request."""
 
 LATENCY = 0.05
 CONCURRENCY = 64
-PROMPT: list[ChatMessage] = [
+PROMPT: Any = [
     {"role": "system", "content": "You support somebody who is in distress. " * 20},
     *({"role": ("user", "assistant")[i % 2], "content": "I cannot sleep because of my job. " * 4} for i in range(15)),
-]  # type: ignore[list-item]
+]
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ async def bare(url: str, measured: Callable[[Ask], Awaitable[tuple[float, float]
 
 def through(model: ChatModel, requests: int) -> tuple[float, float]:
     """What a chat model costs."""
-    return asyncio.run(cost(lambda: model.complete(PROMPT), requests))
+    return asyncio.run(cost(lambda: model.complete(Request(PROMPT)), requests))
 
 
 def stacked(url: str) -> ChatModel:

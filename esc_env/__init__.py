@@ -9,7 +9,19 @@ from __future__ import annotations
 import gymnasium
 
 from esc_env.dialogue import ChatMessage, Dialogue, Message
-from esc_env.protocols import VOTES, Agent, Ballot, ChatModel, Completion, Critic, Reply, Seeker, Usage, Verdict
+from esc_env.protocols import (
+    VOTES,
+    Agent,
+    Ballot,
+    ChatModel,
+    Completion,
+    Critic,
+    Reply,
+    Request,
+    Seeker,
+    Usage,
+    Verdict,
+)
 from esc_env.rules import PROTOCOL_VERSION, Fingerprint, Rules
 from esc_env.scenarios import EMOTIONS, PERSONAS, PROBLEMS, Scenario, ScenarioSet
 from esc_env.seeds import Seed, episode_seed
@@ -32,6 +44,7 @@ __all__ = [
     "Fingerprint",
     "Message",
     "Reply",
+    "Request",
     "Rules",
     "Scenario",
     "ScenarioSet",

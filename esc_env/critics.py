@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any, Literal, get_args
 from esc_env._loop import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
-from esc_env.models import ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.identity import code_digest, name_of
+from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript
-from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Usage
+from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Request, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, import_object, parse_spec
 
 __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
 
@@ -154,13 +155,7 @@ class LLMCritic:
 
     async def check(self, votes: int = 1) -> None:
         """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
-        if self.mode == "logprobs":
-            await check_model(self.model, "critic", temperature=1.0, max_tokens=1, seed=0, logprobs=_TOP)
-        else:
-            await check_model(
-                self.model, "critic", n=votes, temperature=self.temperature, max_tokens=self.max_tokens, seed=0,
-                stop=self.stop,
-            )  # fmt: skip
+        await check_model(self.model, "critic", self._request(PROBE.messages, votes, 0))
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
         """`votes` votes on how the seeker is now.
@@ -172,6 +167,11 @@ class LLMCritic:
         chat = critic_messages(scenario, dialogue)
         return await (self._ask if self.mode == "votes" else self._draw)(chat, votes, seed)
 
+    def _request(self, chat: Sequence[ChatMessage], votes: int, seed: int) -> Request:
+        if self.mode == "logprobs":
+            return Request(chat, temperature=1.0, max_tokens=1, seed=seed, logprobs=_TOP)
+        return Request(chat, votes, self.temperature, self.max_tokens, seed, self.stop)
+
     async def _ask(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
         """Sampled answers; unreadable ones are asked for again, under another seed each time, then None."""
         valid: list[float] = []
@@ -179,14 +179,8 @@ class LLMCritic:
         usage = Usage()
         faulty = attempt = 0
         while len(valid) < votes and faulty < ATTEMPTS:
-            completion = await self.model.complete(
-                chat,
-                n=votes - len(valid),
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
-                seed=seed.at(attempt=attempt).value,
-                stop=self.stop,
-            )
+            asked = self._request(chat, votes - len(valid), seed.at(attempt=attempt).value)
+            completion = await self.model.complete(asked)
             usage += completion.usage
             endings = (*completion.finish_reasons, *[None] * len(completion.texts))
             read = [
@@ -201,7 +195,7 @@ class LLMCritic:
 
     async def _draw(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
         """Votes drawn by the call seed from the model's own distribution over the four letters."""
-        completion = await self.model.complete(chat, temperature=1.0, max_tokens=1, seed=seed.value, logprobs=_TOP)
+        completion = await self.model.complete(self._request(chat, votes, seed.value))
         if not completion.logprobs or not completion.logprobs[0]:
             raise BadCompletion("the critic's server gave no log-probabilities. Use the critic mode 'votes'")
         mass = dict.fromkeys(_LETTERS, 0.0)

@@ -54,13 +54,17 @@ _HUB_URL = "https://huggingface.co/datasets/thu-coai/esconv"
 _EXTES_URL = "https://github.com/pandazzh2020/ExTES (file ExTES.json)"
 
 
-def load_scenarios(spec: str | Path) -> ScenarioSet:
-    """The scenario set that a string or path names; the module docstring lists the strings.
+def load_scenarios(spec: str | Path | Iterable[Scenario]) -> ScenarioSet:
+    """The scenario set that a string or path names (the module docstring lists the strings), or that scenarios make.
 
     Raises:
         ScenarioError: an unknown string, a missing file (naming where to get it and where to put it), or a file that
             cannot be used.
     """
+    if isinstance(spec, ScenarioSet):
+        return spec
+    if not isinstance(spec, str | Path):
+        return ScenarioSet.of("scenarios", spec)
     name, colon, split = str(spec).partition(":")
     if isinstance(spec, str) and name in _SPLITS:
         return _named(name, split, bool(colon))

@@ -437,9 +437,7 @@ def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> Scenario
             name = f"{dataset}:{name}"
         changed = Path(name).stat().st_mtime_ns if Path(name).is_file() else None
         return _loaded(name, persona, changed, os.environ.get("ESC_DATA"))
-    if not isinstance(scenarios, ScenarioSet):
-        scenarios = ScenarioSet.of("scenarios", scenarios)
-    return _checked(scenarios, persona)
+    return _checked(load_scenarios(scenarios), persona)
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ from their own ledger, so that a run shows life while no conversation ends for m
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import threading
@@ -22,7 +23,7 @@ from esc_env.models.budget import Ledger, ledger
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Progress", "Told", "Watch", "shown"]
+__all__ = ["Progress", "Told", "Watch", "again", "shown"]
 
 QUIET = 2.0
 """Seconds that a command without a terminal may take without a word."""
@@ -130,8 +131,14 @@ def _reached(watch: Watch, kept: bool) -> str:
     ended = f"{watch.counted}{of} have ended" if watch.last else "nothing has ended yet"
     if not kept:
         return f"{ended}; nothing is kept without --out"
-    command = shlex.join(["esc", *(word for word in sys.argv[1:] if word != "--fresh")])
-    return f"{ended}{' and are kept' if watch.last else ''}. To go on, type: {command}"
+    return f"{ended}{' and are kept' if watch.last else ''}. {again()}"
+
+
+def again() -> str:
+    """How to go on with what this process was told to do."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return "To go on, type the same `accelerate launch` line"
+    return f"To go on, type: {shlex.join(['esc', *(word for word in sys.argv[1:] if word != '--fresh')])}"
 
 
 def _face(watch: Watch, wanted: bool | None) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ __all__ = [
     "Completion",
     "Critic",
     "Reply",
+    "Request",
     "Seeker",
     "Usage",
     "Verdict",
@@ -199,6 +200,34 @@ class Critic(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What a chat model is asked. Whoever hands it on changes it with `dataclasses.replace`.
+
+    Attributes:
+        messages: the chat; kept as a tuple of fresh dicts of role and content.
+        n: choices, at least 1.
+        temperature: 0 for the likeliest text.
+        max_tokens: longest choice, thinking included; None for as long as the model likes.
+        seed: of the sampling, in 64 bits; None for a fresh one.
+        stop: strings that end a choice and are no part of it; kept as a tuple.
+        logprobs: how many alternatives of the first token to return with their log-probabilities; None for none.
+    """
+
+    messages: Sequence[ChatMessage]
+    n: int = 1
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        chat = tuple(ChatMessage(role=message["role"], content=message["content"]) for message in self.messages)
+        object.__setattr__(self, "messages", chat)
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What a chat model answered to one request for n choices.
 
@@ -228,16 +257,6 @@ class ChatModel(Protocol):
         """JSON-able: provider, model and decoding; no key, no URL."""
         ...
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
-        """`n` completions of `messages`. Raises a `ModelError` when it cannot."""
+    async def complete(self, request: Request) -> Completion:
+        """What the model answers. Raises a `ModelError` when it cannot."""
         ...

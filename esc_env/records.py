@@ -2,26 +2,30 @@
 
 A file is a sequence of lines, each a JSON object that carries `kind` and `version`. A line is appended and flushed as
 its conversation ends. Reading knows four outcomes: a good line; a torn last line after a crash (dropped with a warning,
-since it was never reported finished); a line of a newer version (refused: update esc-env); a foreign line (refused,
+since it was never reported finished); a line of another version (refused, saying what to do); a foreign line (refused,
 naming line and reason).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from esc_env.errors import RecordError
 
-__all__ = ["RECORD_VERSION", "FolderLock", "RecordWriter", "TornLineWarning", "read_records", "write_json"]
+__all__ = [
+    "RECORD_VERSION", "FolderLock", "RecordWriter", "TornLineWarning", "check_version", "read_records", "write_json",
+    "write_records",
+]  # fmt: skip
 
-RECORD_VERSION = 1
-"""Version of every record written by this release."""
+RECORD_VERSION = 2
+"""Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
 
 
 class TornLineWarning(UserWarning):
@@ -34,47 +38,40 @@ def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
     Yields nothing if the file does not exist.
 
     Raises:
-        RecordError: a line that is no record of this kind, or of a newer version, naming file and line.
+        RecordError: a line that is no record of this kind, or of another version, naming file and line.
     """
     path = Path(path)
     if not path.exists():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") and _is_torn(line):
-                _warn_torn(path, number)
-                return
-            yield _parse(line, kind, f"{path}:{number}")
+            where = f"{path}:{number}"
+            try:
+                data = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    _warn_torn(where)
+                    return
+                raise RecordError(f"{where}: not a JSON record ({error}). Was the file edited or damaged?") from error
+            if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("version"), int):
+                raise RecordError(f"{where}: not a {kind!r} record of esc-env; this file holds something else")
+            check_version(data["version"], where)
+            del data["kind"], data["version"]
+            yield data
 
 
-def _parse(line: bytes, kind: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise RecordError(f"{where}: not a JSON record ({error}). Was the file edited or damaged?") from error
-    if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("version"), int):
-        raise RecordError(f"{where}: not a {kind!r} record of esc-env; this file holds something else")
-    if data["version"] > RECORD_VERSION:
-        raise RecordError(
-            f"{where}: written by a newer esc-env (record version {data['version']}, this one reads up to "
-            f"{RECORD_VERSION}). Type: pip install -U esc-env"
-        )
-    del data["kind"], data["version"]
-    return data
+def check_version(version: int, where: str | Path) -> None:
+    """Refuse what another release wrote. Raises RecordError, which says what to do."""
+    told = f"esc-env (record version {version}, this one reads {RECORD_VERSION})"
+    if version > RECORD_VERSION:
+        raise RecordError(f"{where}: written by a newer {told}. Type: pip install -U esc-env")
+    if version < RECORD_VERSION:
+        raise RecordError(f"{where}: written by an older {told}. Run it again in another folder: give --out")
 
 
-def _is_torn(line: bytes) -> bool:
-    """Whether a line without its newline is also incomplete as JSON."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    return False
-
-
-def _warn_torn(path: Path, number: int) -> None:
+def _warn_torn(where: str) -> None:
     warnings.warn(
-        f"{path}:{number}: the last line was cut off by a crash and is dropped; its episode will be run again",
+        f"{where}: the last line was cut off by a crash and is dropped; its episode will be run again",
         TornLineWarning,
         stacklevel=3,
     )
@@ -97,13 +94,14 @@ class RecordWriter:
     def _mend(self) -> None:
         self._file.seek(0)
         data = self._file.read()
-        keep = data.rfind(b"\n") + 1
+        keep, lines = data.rfind(b"\n") + 1, data.count(b"\n")
         if keep < len(data):
-            if _is_torn(data[keep:]):
-                _warn_torn(self.path, data.count(b"\n") + 1)
-                self._file.truncate(keep)
-            else:
+            try:
+                json.loads(data[keep:])
                 self._file.write(b"\n")
+            except ValueError:
+                _warn_torn(f"{self.path}:{lines + 1}")
+                self._file.truncate(keep)
 
     def write(self, data: Mapping[str, Any]) -> None:
         """Append one record.
@@ -111,8 +109,7 @@ class RecordWriter:
         Raises:
             RecordError: the disk refused it (full, read-only); the file is left without a torn line.
         """
-        line = json.dumps({"kind": self.kind, "version": RECORD_VERSION, **data}, ensure_ascii=False) + "\n"
-        rest = memoryview(line.encode())
+        rest = memoryview(_line(self.kind, data).encode())
         size = self._file.seek(0, os.SEEK_END)
         try:
             while rest:
@@ -133,16 +130,14 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 class FolderLock:
     """Keeps two writers apart: a second one on the same folder is refused, not interleaved.
 
-    The kernel releases the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -150,31 +145,60 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> FolderLock:
-        """Raises RecordError when another process writes here."""
-        import fcntl
-
-        file = (self.folder / ".lock").open("ab")
+        """Raises RecordError when another process writes here, or nothing can be written or locked here."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = (self.folder / ".lock").open("ab")
+            _lock(self._file)
         except OSError as error:
-            file.close()
+            taken = self._file is not None and error.errno in (errno.EACCES, errno.EAGAIN)
+            self.__exit__()
             raise RecordError(
                 f"{self.folder}: another process is writing here. Wait for it, or give another folder with --out"
+                if taken
+                else f"{self.folder}: cannot be written to and locked ({error.strerror}). Give another with --out"
             ) from error
-        self._file = file
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
+def _lock(file: BinaryIO) -> None:
+    """Lock a file until it is closed. Raises OSError (EACCES or EAGAIN) when another process has."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _line(kind: str, data: Mapping[str, Any]) -> str:
+    return json.dumps({"kind": kind, "version": RECORD_VERSION, **data}, ensure_ascii=False) + "\n"
+
+
+def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole record file, as `write_json` writes."""
+    _replace(Path(path), "".join(_line(kind, row) for row in rows))
+
+
 def write_json(path: str | Path, data: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    path = Path(path)
+    """Write a JSON file so that a reader sees the old one or the new one, never half of it, after a RecordError too."""
+    _replace(Path(path), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise RecordError(
+            f"{path}: could not be written ({error.strerror}). Make room and run the same command again"
+        ) from error

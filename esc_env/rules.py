@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
-from esc_env.errors import ModelError
+from esc_env.errors import ModelError, SpecError
 from esc_env.protocols import Ballot, Verdict
 
 __all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules"]
@@ -19,9 +19,16 @@ PROTOCOL_VERSION = 2
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an agent faces, in named parts. Results are comparable only if their fingerprints are equal."""
+    """What an agent faces, in named parts, as JSON gives them back. Results are comparable only if these are equal.
+
+    Raises:
+        SpecError: the `identity` of an agent, seeker or critic is no mapping of plain JSON values.
+    """
 
     parts: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", {name: _plain(name, part) for name, part in self.parts.items()})
 
     @property
     def digest(self) -> str:
@@ -30,13 +37,26 @@ class Fingerprint:
         return blake2b(canonical.encode(), digest_size=8).hexdigest()
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """One line per part that differs: `persona: cooperative / guarded`."""
-        names = sorted(set(self.parts) | set(other.parts))
-        return [
-            f"{name}: {self.parts.get(name)} / {other.parts.get(name)}"
-            for name in names
-            if self.parts.get(name) != other.parts.get(name)
-        ]
+        """One line per part that differs, of a mapping per member: `persona: cooperative / guarded`."""
+        return _differences(self.parts, other.parts)
+
+
+def _plain(name: str, part: Any) -> Any:
+    try:
+        return json.loads(json.dumps(dict(part) if name in ("agent", "seeker", "critic") else part))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the {name}'s `identity` must be a mapping of plain JSON values: {error}") from error
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+    lines = []
+    for name in sorted({*there, *now}):
+        one, other = there.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += _differences(one, other, f"{place}{name}.")
+        elif one != other:
+            lines.append(f"{place}{name}: {one} / {other}")
+    return lines
 
 
 @dataclass(frozen=True, slots=True)

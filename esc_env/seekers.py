@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any
 from esc_env._loop import call
 from esc_env.dialogue import CONTROL, NAMES, ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
-from esc_env.models import ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.identity import code_digest, name_of
+from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
-from esc_env.protocols import ChatModel, Reply, Seeker, Usage
+from esc_env.protocols import ChatModel, Reply, Request, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, code_digest, import_object, name_of, parse_spec
+from esc_env.specs import check_takes, import_object, parse_spec
 
 __all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
 
@@ -127,9 +128,7 @@ class LLMSeeker:
 
     async def check(self, votes: int = 1) -> None:
         """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
-        await check_model(
-            self.model, "seeker", temperature=self.temperature, max_tokens=self.max_tokens, seed=0, stop=self.stop
-        )
+        await check_model(self.model, "seeker", self._request(PROBE.messages, 0))
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The person's next message, or the first one of an empty dialogue.
@@ -144,10 +143,7 @@ class LLMSeeker:
         fault = ""
         for attempt in range(ATTEMPTS):
             asked = chat if not fault else [*chat[:-1], _again(chat[-1], fault)]
-            completion = await self.model.complete(
-                asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed.at(attempt=attempt).value,
-                stop=self.stop,
-            )  # fmt: skip
+            completion = await self.model.complete(self._request(asked, seed.at(attempt=attempt).value))
             usage += completion.usage
             finish = completion.finish_reasons[0] if completion.finish_reasons else None
             thought, said = _unwrapped((completion.texts[0] if completion.texts else None) or "")
@@ -158,6 +154,9 @@ class LLMSeeker:
             f"the seeker's model gave no usable message in {ATTEMPTS} attempts: {fault}. "
             "Run the same command again, or choose a stronger model with --seeker"
         )
+
+    def _request(self, chat: Sequence[ChatMessage], seed: int) -> Request:
+        return Request(chat, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed, stop=self.stop)
 
 
 def seeker_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]:

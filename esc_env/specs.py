@@ -10,20 +10,17 @@ After a model, `#STYLE` names how an agent uses it: openai/gpt-4o#cot.
 
 from __future__ import annotations
 
-import dis
-import functools
 import importlib
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
-from types import CodeType
 from typing import Any, Literal
 
 from esc_env.errors import SpecError, did_you_mean
+from esc_env.identity import name_of
 
-__all__ = ["Spec", "check_takes", "code_digest", "import_object", "name_of", "parse_spec"]
+__all__ = ["Spec", "check_takes", "import_object", "parse_spec"]
 
 _STYLE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _KEY_IN_QUERY = re.compile(r"[?&;]([\w.-]*(?:key|token|secret|passw|auth|sig)[\w.-]*)=", re.IGNORECASE)
@@ -110,54 +107,6 @@ def import_object(name: str) -> Any:
         raise SpecError(
             f"python:{name}: {module_name} has no {attribute!r}. {did_you_mean(attribute, public)}"
         ) from None
-
-
-def name_of(thing: Any) -> str:
-    """A stable name for somebody's object or callable: `python:MODULE:QUALNAME`, never a memory address."""
-    target = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
-    return f"python:{target.__module__}:{target.__qualname__}"
-
-
-def code_digest(function: Callable[..., Any]) -> str:
-    """8 hex digits over a callable's own bytecode, constants, defaults and closed-over numbers and strings.
-
-    What it calls, imports, changes or keeps in attributes is not covered: who depends on such things needs an object
-    with an `identity` of its own.
-    """
-    return blake2b(repr(_essence(function)).encode(), digest_size=4).hexdigest()
-
-
-def _essence(thing: Any) -> Any:
-    """Nested tuples of plain values: equal for equal code, free of memory addresses."""
-    if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
-        return thing
-    if isinstance(thing, (tuple, list)):
-        return tuple(_essence(item) for item in thing)
-    if isinstance(thing, (dict, set, frozenset)):
-        items = thing.items() if isinstance(thing, dict) else thing
-        return tuple(sorted(repr(_essence(item)) for item in items))
-    if isinstance(thing, CodeType):
-        return thing.co_code, thing.co_names, thing.co_varnames, _essence(thing.co_consts)
-    if isinstance(thing, functools.partial):
-        return _essence(thing.func), _essence(thing.args), _essence(thing.keywords)
-    function = getattr(thing, "__func__", thing)
-    if hasattr(function, "__code__"):
-        changed = {step.argval for step in dis.get_instructions(function.__code__) if step.opname == "STORE_DEREF"}
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        kept = tuple(_content(cell) for name, cell in cells.items() if name not in changed)
-        return _essence(function.__code__), _essence(function.__defaults__), kept
-    method = vars(type(thing)).get("__call__")
-    return name_of(thing), _essence(method) if method else None
-
-
-def _content(cell: Any) -> Any:
-    """What a closure holds, if it is a plain value or names a function; the type of anything that may change."""
-    try:
-        value = cell.cell_contents
-    except ValueError:  # a variable that is not set yet
-        return None
-    plain = value is None or isinstance(value, (bool, int, float, str, bytes))
-    return value if plain else name_of(value)
 
 
 def check_takes(function: Callable[..., Any], role: str, arguments: tuple[str, ...]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from esc_env.dialogue import Dialogue
+from esc_env.errors import BudgetExceeded
 from esc_env.protocols import Usage, Verdict
 from esc_env.scenarios import Scenario
 
-__all__ = ["Failure", "StopReason", "Trajectory"]
+__all__ = ["Failure", "StopReason", "Trajectory", "stop_if_spent"]
 
 
 class StopReason(StrEnum):
@@ -79,6 +80,11 @@ class Trajectory:
         return self.stop_reason is not StopReason.ERROR
 
     @property
+    def spent(self) -> bool:
+        """Whether it ended because the budget of the run is spent."""
+        return self.failure is not None and self.failure.kind == BudgetExceeded.__name__
+
+    @property
     def turns(self) -> int:
         """Exchanges done."""
         return len(self.verdicts)
@@ -89,9 +95,9 @@ class Trajectory:
         return self.verdicts[-1].score if self.verdicts else -1.0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, complete but for the human dialogue the scenario may have come from."""
+        """A JSON object, which names the scenario by its id."""
         return {
-            "scenario": self.scenario.to_json(),
+            "scenario": self.scenario.id,
             "trial": self.trial,
             "seed": self.seed,
             "stop_reason": self.stop_reason.value,
@@ -103,10 +109,10 @@ class Trajectory:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
-        """Inverse of `to_json` (without the scenario's human dialogue)."""
+    def from_json(cls, data: Mapping[str, Any], scenario: Scenario) -> Trajectory:
+        """Inverse of `to_json`, given the scenario that it names."""
         return cls(
-            scenario=Scenario.from_json(data["scenario"]),
+            scenario=scenario,
             dialogue=Dialogue.from_json(data["dialogue"]),
             verdicts=tuple(Verdict.from_json(item) for item in data["verdicts"]),
             stop_reason=StopReason(data["stop_reason"]),
@@ -116,3 +122,10 @@ class Trajectory:
             failure=Failure(**data["failure"]) if data["failure"] else None,
             history=data["history"],
         )
+
+
+def stop_if_spent(held: Iterable[Trajectory]) -> None:
+    """Raise BudgetExceeded, with what it said, if one of these conversations ended because the budget is spent."""
+    for trajectory in held:
+        if trajectory.spent and trajectory.failure:
+            raise BudgetExceeded(trajectory.failure.message)

@@ -120,7 +120,8 @@ def _eval(
     from esc_env._loop import run
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.evaluation.config import AgentConfig, Benchmark
-    from esc_env.evaluation.runner import check_models, evaluate
+    from esc_env.evaluation.holding import check_models
+    from esc_env.evaluation.runner import evaluate
     from esc_env.progress import shown
     from esc_env.rules import Rules
 

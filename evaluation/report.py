@@ -182,10 +182,7 @@ class Report:
             spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in _KEPT_OUT_OF_JSON
         }
         for name in ("by_emotion", "by_problem", "by_persona"):
-            data[name] = {
-                value: {spec.name: getattr(group, spec.name) for spec in fields(group)}
-                for value, group in data[name].items()
-            }
+            data[name] = {value: asdict(group) for value, group in data[name].items()}
         data["replies"] = asdict(self.replies)
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest
@@ -193,36 +190,29 @@ class Report:
         return data
 
 
-def summarise_run(
-    trajectories: Iterable[Trajectory],
-    *,
-    agent: str,
-    scenarios: str,
-    run_key: str,
-    fingerprint: Fingerprint,
-    episodes: int,
-    folder: Path,
-    max_tokens: object = None,
-) -> Report:
+def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], folder: Path) -> Report:
     """Count a run's conversations into a report.
 
     Args:
-        trajectories: one per ended conversation.
-        agent, scenarios, run_key, fingerprint, folder: as in `Report`. T is read from the fingerprint.
-        episodes: how many conversations the whole run has.
-        max_tokens: what the agent's identity calls its limit on tokens, if it does.
+        about: what run.json says.
+        known: what every episode has come to; None where it has not ended.
+        folder: of the run.
     """
-    ended = tuple(trajectories)
+    episodes = list(known)
+    ended = tuple(filter(None, episodes))
+    faced = dict(about["identity"])
+    agent = faced.pop("agent")
+    fingerprint = Fingerprint(faced)
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
     whole = _group(done, limit) if done else None
     solved = sum(trajectory.solved for trajectory in done)
     return Report(
-        agent=agent,
-        scenarios=scenarios,
-        run_key=run_key,
+        agent=about["agent"],
+        scenarios=about["scenarios"],
+        run_key=about["run_key"],
         fingerprint=fingerprint,
-        episodes=episodes,
+        episodes=len(episodes),
         completed=len(done),
         errors=len(ended) - len(done),
         supporter_failures=sum(t.stop_reason is StopReason.SUPPORTER_FAILED for t in done),
@@ -234,7 +224,7 @@ def summarise_run(
         by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
         by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
         by_persona=_groups(done, limit, lambda t: t.scenario.persona),
-        replies=Replies.of(done, max_tokens),
+        replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=_unreadable(done, fingerprint),
         failure_messages=_failures(ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),

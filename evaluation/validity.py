@@ -20,7 +20,7 @@ import numpy.typing as npt
 from esc_env._loop import each, run
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import RecordError, ScenarioError
-from esc_env.evaluation.runner import check_models
+from esc_env.evaluation.holding import check_models
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic

@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from esc_env.errors import ModelUnavailable, SpecError, did_you_mean
-from esc_env.rewards.rows import Reward, Text
+from esc_env.rewards.rows import Reward, Text, awaited
 from esc_env.seeds import derive
 
 __all__ = ["CombinedReward", "FailedRowsWarning", "RandomReward", "combine"]
@@ -79,6 +79,7 @@ class CombinedReward:
         self._recent: deque[bool] = deque(maxlen=window)
         self.__name__ = "combined"
 
+    @awaited
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:

@@ -20,14 +20,14 @@ from esc_env._loop import hops
 from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError
+from esc_env.errors import ChairError, ScenarioError, SpecError
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
-from esc_env.rewards.rows import Text, raw_text, read_column, scenario_of
+from esc_env.rewards.rows import Text, awaited, raw_text, read_column, scenario_of
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, episode_seed
 from esc_env.seekers import resolve_seeker
-from esc_env.trajectory import StopReason, Trajectory
+from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["GAMMA", "Future", "FutureReward", "value"]
 
@@ -212,13 +212,9 @@ class FutureReward:
         async def one(rollout: int) -> Future:
             named = name.at(rollout=name.rollout + rollout)
             trajectory = await converse(scenario, agent, self.chairs, seed=named, history=context, gate=gate, told=told)
-            failure = trajectory.failure
-            if trajectory.stop_reason is StopReason.ERROR and failure:
-                raise (
-                    BudgetExceeded(failure.message)
-                    if failure.kind == BudgetExceeded.__name__
-                    else ChairError(failure.role, failure.message)
-                )
+            stop_if_spent([trajectory])
+            if trajectory.failure and not trajectory.completed:
+                raise ChairError(trajectory.failure.role, trajectory.failure.message)
             return Future.of(
                 trajectory, skip=len(context) + 1, horizon=self.chairs.rules.max_turns, rollout=named.rollout
             )
@@ -226,6 +222,7 @@ class FutureReward:
         done = await asyncio.gather(*(one(rollout) for rollout in range(self.rollouts)), return_exceptions=True)
         return tuple(_unwrapped(item) for item in done)
 
+    @awaited
     @hops
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any

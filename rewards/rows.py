@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ScenarioError
 from esc_env.scenarios import Scenario
 
-__all__ = ["Reward", "chat_of", "grpo_row", "raw_text", "read_column", "scenario_of"]
+__all__ = ["Reward", "awaited", "chat_of", "grpo_row", "raw_text", "read_column", "scenario_of"]
+
+P = ParamSpec("P")
 
 Text = str | Sequence[Mapping[str, Any]]
 """A prompt or a completion as TRL hands it over: plain text, or chat messages."""
 
 
-class Reward(Protocol):
-    """What TRL calls: one reward per completion, None where there is none. May be async."""
+Reward = Callable[..., Any]
+"""What TRL calls with `prompts`, `completions`, and columns of the data set and its own as keywords: one reward per
+completion, in their order, None where there is none. May be async."""
 
-    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> Any:
-        """The rewards, in the order of the completions; columns of the data set and TRL's own come as keywords."""
+
+def awaited(call: Callable[P, Awaitable[Any]]) -> Callable[P, Any]:
+    """An async reward, to type checkers a plain one: TRL awaits rewards, but its own `RewardFunc` does not say so."""
+    return call
 
 
 def chat_of(scenario: Scenario, context: Dialogue) -> list[ChatMessage]:

@@ -21,8 +21,10 @@ what."""
 # the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# On a busy machine an example may take long for no reason of its own.
-settings.register_profile("esc-env", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On a busy machine an example may take long for no reason of its own. Where CI is set, all runs try the same examples.
+settings.register_profile(
+    "esc-env", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
 settings.load_profile("esc-env")
 
 
@@ -44,10 +46,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, what tests run is a short run, which says nothing of how far it is."""
+    monkeypatch.setattr("esc_env.progress.QUIET", 3600.0)
+
+
 def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> None:
-    """Read what a program prints up to this line. One that takes longer is killed, and what it said is told."""
+    """Read what a program prints up to this line. One that takes longer is ended, and what it said is told."""
     assert process.stdout is not None
-    late = threading.Timer(within, process.kill)
+    late = threading.Timer(within, process.send_signal, [signal.SIGABRT])  # faulthandler says where it was
     late.start()
     try:
         if line in (said.rstrip("\n") for said in process.stdout):
@@ -60,7 +68,7 @@ def until(process: subprocess.Popen[str], line: str, *, within: float = 300) -> 
 
 def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: float = 120) -> str:
     """What a program says on stderr after Ctrl-C, which a terminal sends to the whole group. One that does not end is
-    killed, and is a failure."""
+    ended, and is a failure."""
     if group:
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -68,7 +76,7 @@ def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: 
     try:
         return process.communicate(timeout=within)[1]
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.send_signal(signal.SIGABRT)
         pytest.fail(f"it goes on {within} s after Ctrl-C: {process.communicate(timeout=60)[1]}")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.models import budget as module
 from esc_env.models.budget import Budget, Budgeted, Price, ledger, price_of, spent
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
 
 CHAT: Any = [{"role": "user", "content": "one two three"}]
@@ -34,12 +34,12 @@ class Priceless:
     def __init__(self, usage=None):
         self.usage = usage or Usage(1, 10, 10, None)
 
-    async def complete(self, *_, **__):
+    async def complete(self, request):
         return Completion(("ok",), ("stop",), self.usage)
 
 
 def ask(model):
-    return asyncio.run(model.complete(CHAT))
+    return asyncio.run(model.complete(Request(CHAT)))
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_budget_that_cannot_be_kept_is_an_error_that_names_the_model():
 
 def test_the_ledger_knows_what_is_in_flight_how_long_calls_take_and_how_many_answers_are_cut():
     class Cut(Priceless):
-        async def complete(self, *_, **options):
+        async def complete(self, request):
             seen.append(ledger().flying)
             return Completion(("I", "You"), ("length", "stop"), self.usage, latency=2.5)
 
     class Fails(Priceless):
-        async def complete(self, *_, **__):
+        async def complete(self, request):
             seen.append(ledger().flying)
             raise ModelUnavailable("gone")
 
@@ -133,7 +133,7 @@ def test_the_ledger_knows_what_is_in_flight_how_long_calls_take_and_how_many_ans
     ask(model)
     with pytest.raises(ModelUnavailable):
         ask(Budgeted(Fails()))
-    asyncio.run(model.complete(CHAT, logprobs=20))
+    asyncio.run(model.complete(Request(CHAT, logprobs=20)))
     made = ledger().since(before)
     assert seen == [1, 1, 1]
     assert (made.flying, made.calls, made.unpriced, made.seconds) == (0, 2, 2, 5.0)

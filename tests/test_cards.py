@@ -19,7 +19,7 @@ from esc_env.seekers import seeker_messages
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the cards are not next to the checkout")
 
-CARD = {
+CARD: dict[str, Any] = {
     "base": "Age: Not mentioned\nGender: female\nOccupation: baker\nProblem: The seeker's roof leaks on the flour. "
     "She is afraid of losing her shop.",
     "res": "工作学习",

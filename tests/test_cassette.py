@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError
 from esc_env.models.cassette import Cassette
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
 
 CHAT: Any = [{"role": "system", "content": "You are a seeker."}, {"role": "user", "content": "How are you?"}]
 
 
 def ask(model: Any, seed: int | None = 1, chat: Any = CHAT, **parameters: Any) -> Completion:
-    return asyncio.run(model.complete(chat, seed=seed, **parameters))
+    return asyncio.run(model.complete(Request(chat, seed=seed, **parameters)))
 
 
 def tape(path: Any, mode: Any, model: Any) -> Cassette:
@@ -43,7 +43,7 @@ def counting() -> FakeChatModel:
 def test_a_recorded_run_replays_bit_for_bit_without_the_model(tmp_path):
     model = counting()
     recorder = tape(tmp_path / "run.db", "record", model)
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"seed": 1},
         {"seed": 2},
         {"seed": 2, "n": 10, "temperature": 1.1},
@@ -65,7 +65,7 @@ def test_every_part_of_a_request_tells_it_from_others(tmp_path):
     recorder = tape(tmp_path / "run.db", "record", model)
     ask(recorder)
     player = tape(tmp_path / "run.db", "replay", model)
-    others = [
+    others: list[dict[str, Any]] = [
         {"seed": 2}, {"n": 2}, {"temperature": 0.1}, {"max_tokens": 9}, {"stop": ["."]}, {"logprobs": 5},
         {"chat": CHAT[:1]}, {"chat": [*CHAT, CHAT[1]]}, {"chat": [{**CHAT[0], "role": "user"}, CHAT[1]]},
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_equal_requests_at_once_get_one_answer(tmp_path):
     recorder = tape(tmp_path / "run.db", "record", model)
 
     async def at_once():
-        return await asyncio.gather(*(recorder.complete(CHAT, seed=1) for _ in range(5)))
+        return await asyncio.gather(*(recorder.complete(Request(CHAT, seed=1)) for _ in range(5)))
 
     heard = asyncio.run(at_once())
     assert len({each.texts for each in heard}) == 1
@@ -170,7 +170,7 @@ def test_any_completion_comes_back_as_it_was(tmp_path_factory, texts, cost, logp
     class Model:
         identity = {"provider": "fake", "name": "any"}  # noqa: RUF012
 
-        async def complete(self, *_, **__):
+        async def complete(self, request):
             return said
 
     path = tmp_path_factory.mktemp("any") / "run.db"
@@ -211,12 +211,13 @@ def test_a_record_says_in_plain_json_what_was_asked(tmp_path):
 SCRIPT = """
 import asyncio, os, resource, signal, sys
 from esc_env.errors import ModelError
+from esc_env import Request
 from esc_env.models.cassette import Cassette
 from esc_env.testing import FakeChatModel
 model = FakeChatModel(lambda call, choice: "x" * 2000 + str(call.seed))
 cassette = Cassette(sys.argv[1], "record", model.identity, model)
 CHAT = [{"role": "user", "content": "How are you?"}]
-def ask(seed): return asyncio.run(cassette.complete(CHAT, seed=seed))
+def ask(seed): return asyncio.run(cassette.complete(Request(CHAT, seed=seed)))
 """
 
 

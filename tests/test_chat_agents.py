@@ -166,7 +166,7 @@ def test_a_refusal_a_cut_and_a_filtered_reply_are_turns_like_any_other():
             super().__init__()
             self.completion = Completion((text,), (reason,), Usage(1))
 
-        async def complete(self, *args, **options):
+        async def complete(self, request):
             return self.completion
 
     chairs = Chairs(ScriptedSeeker(["Hm."]), ScriptedCritic(["same", "solved"]))

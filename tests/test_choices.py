@@ -6,7 +6,6 @@ import asyncio
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,8 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelError, ModelUnavailable
 from esc_env.evaluation import evaluate
 from esc_env.models.choices import Choices, FewerChoicesWarning
-from esc_env.protocols import Completion
-from esc_env.testing import FakeChatModel, FakeServer, ModelCall
+from esc_env.protocols import Completion, Request
+from esc_env.testing import FakeChatModel, FakeServer
 
 HELLO: list[ChatMessage] = [{"role": "user", "content": "Hello."}]
 
@@ -46,19 +45,19 @@ class Refusing(FakeChatModel):
         super().__init__(lambda call, choice: f"{call.seed}/{choice}")
         self.status, self.told, self.most = status, told, most
 
-    async def complete(self, messages: Any, *, n: int = 1, **options: Any) -> Completion:
-        answer = await super().complete(messages, n=n, **options)
-        if n > self.most:
+    async def complete(self, request: Request) -> Completion:
+        answer = await super().complete(request)
+        if request.n > self.most:
             raise ModelUnavailable(f"fake/m: HTTP {self.status}: {self.told}", status=self.status)
         return answer
 
     @property
-    def answered(self) -> list[ModelCall]:
+    def answered(self) -> list[Request]:
         return [call for call in self.calls if call.n <= self.most]
 
 
 def complete(model: Choices, n: int) -> Completion:
-    return asyncio.run(model.complete(HELLO, n=n, seed=3, temperature=1.1))
+    return asyncio.run(model.complete(Request(HELLO, n=n, seed=3, temperature=1.1)))
 
 
 @pytest.mark.parametrize("server", REFUSALS)

@@ -25,7 +25,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("ESC_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("esc_env.progress.QUIET", 3600.0)  # however slow the machine is, these runs are short
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "people.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in bank(PEOPLE)))
     (tmp_path / "cli_agents.py").write_text(
@@ -60,7 +59,7 @@ def test_eval_prints_a_table_and_leaves_a_run(esc, here):
     for word in ("python:cli_agents:mine", "SR", "95 %", "AT", "score", "errors", "run/report.html"):
         assert word in out
     assert sorted(path.name for path in (here / "run").iterdir() if path.name != ".lock") == [
-        "report.html", "report.json", "run.json", "trajectories.jsonl",
+        "report.html", "report.json", "run.json", "scenarios.jsonl", "trajectories.jsonl",
     ]  # fmt: skip
 
 

@@ -29,7 +29,8 @@ from esc_env.records import TornLineWarning
 from esc_env.rules import Rules
 from esc_env.seeds import Seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
-from esc_env.training.collect import collect, human_contexts, simulated_contexts
+from esc_env.training.collect import collect
+from esc_env.training.contexts import human_contexts, simulated_contexts
 from esc_env.training.data import Sample, card_markdown, data_card, merged, read_candidates, read_samples
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +199,7 @@ def test_the_same_seed_gives_the_same_data_and_another_seed_other_data(tmp_path:
 def test_a_sample_survives_json(tmp_path: Path):
     made = collect("builtin:skilled", bank(1), rules=SHORT, candidates=1, out=tmp_path)
     for sample in made.samples:
-        assert Sample.from_json(json.loads(json.dumps(sample.to_json()))) == sample
+        assert Sample.from_json(json.loads(json.dumps(sample.to_json())), sample.scenario) == sample
 
 
 def test_all_contexts_responses_and_futures_run_at_the_same_time(tmp_path: Path):
@@ -375,7 +376,7 @@ def test_a_folder_of_something_else_is_refused_naming_what_differs(tmp_path: Pat
     collect(Drawing(), FEW, **chairs(), out=tmp_path / "a")
     with pytest.raises(ProtocolMismatch, match="candidates: 4 / 2"):
         collect(Drawing(), FEW, **chairs(), candidates=2, out=tmp_path / "a")
-    with pytest.raises(ProtocolMismatch, match="agent:"):
+    with pytest.raises(ProtocolMismatch, match=r"agent\.kinds: 1000 / 5"):
         collect(Drawing(kinds=5), FEW, **chairs(), out=tmp_path / "a")
     with pytest.raises(ProtocolMismatch, match="scenarios:"):
         collect(Drawing(), FEW[:2], **chairs(), out=tmp_path / "a")

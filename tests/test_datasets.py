@@ -636,7 +636,7 @@ def test_real_train_and_valid_load_and_test_is_refused(data_folder: Path, monkey
     assert (len(train), len(valid)) == (1040, 130)
     assert all(len(scenario.facts) >= 2 for scenario in train)
     assert all(
-        line in " ".join(message.content for message in scenario.dialogue).replace("\n", " ")
+        line in " ".join(message.content for message in scenario.dialogue or ()).replace("\n", " ")
         for scenario in valid for fact in scenario.facts for line in fact.replace("\r", "").split("\n")
     )  # fmt: skip
     assert len({first for first, _ in near_duplicates(valid, train)}) == 7

@@ -21,8 +21,10 @@ from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.evaluation import evaluate
 from esc_env.models import AdaptedWarning, ModelSettings, effective, open_model
 from esc_env.models.dialect import PLAIN, adapted
-from esc_env.models.patience import Endpoint, Patient
+from esc_env.models.endpoint import Endpoint
+from esc_env.models.patience import Patient
 from esc_env.models.wire import OpenAIWire, assembled
+from esc_env.protocols import Request
 from esc_env.testing import FakeServer, Fault
 
 CHAT: Any = [{"role": "system", "content": "Listen."}, {"role": "user", "content": "How are you?"}]
@@ -66,7 +68,7 @@ REFUSALS: dict[str, tuple[Refuses, str, str]] = {
 
 
 def ask(model, chat=CHAT, **parameters):
-    return asyncio.run(model.complete(chat, **{**ASKED, **parameters}))
+    return asyncio.run(model.complete(Request(chat, **{**ASKED, **parameters})))
 
 
 @pytest.mark.parametrize("wire", ["aiohttp", "openai", "litellm"])
@@ -118,7 +120,7 @@ def test_several_refusals_are_met_one_after_the_other():
 
 def test_calls_at_the_same_time_all_find_out_and_all_are_answered():
     async def many(model):
-        return await asyncio.gather(*(model.complete(CHAT, **ASKED) for _ in range(20)))
+        return await asyncio.gather(*(model.complete(Request(CHAT, **ASKED)) for _ in range(20)))
 
     with FakeServer("I hear you.", refuses=REFUSALS["no seed"][0], latency=0.02) as server:
         model = open_model(f"openai/m@{server.url}")
@@ -139,7 +141,7 @@ def test_calls_at_the_same_time_all_find_out_and_all_are_answered():
     ],
 )
 def test_a_refusal_about_something_else_is_raised_and_nothing_is_changed(message):
-    assert adapted(PLAIN, message, {**ASKED, "seed": None if "seed" in message else 7}, CHAT) is None
+    assert adapted(PLAIN, message, Request(CHAT, 1, 0.5, 40, None if "seed" in message else 7)) is None
     with FakeServer(refuses=lambda body: message) as server:
         model = open_model(f"openai/seed-m@{server.url}")
         with pytest.raises(ModelUnavailable) as refused:
@@ -276,7 +278,7 @@ def test_a_server_that_is_known_to_be_slow_is_waited_for():
         model = Patient(OpenAIWire("m", server.url), Endpoint(server.url), timeout=0.2)
 
         async def both():
-            return [(await model.complete(CHAT)).usage.requests for _ in range(2)]
+            return [(await model.complete(Request(CHAT))).usage.requests for _ in range(2)]
 
         assert asyncio.run(both()) == [1, 1]
     assert len(server.requests) == 2
@@ -285,7 +287,7 @@ def test_a_server_that_is_known_to_be_slow_is_waited_for():
 def test_a_wait_in_vain_is_followed_by_a_longer_one():
     with FakeServer(faults={1: Fault("hang"), 2: Fault("hang")}) as server:
         model = Patient(OpenAIWire("m", server.url), Endpoint(server.url), timeout=0.05)
-        assert asyncio.run(model.complete(CHAT)).texts == ("I hear you.",)
+        assert asyncio.run(model.complete(Request(CHAT))).texts == ("I hear you.",)
     at = [request.at for request in server.requests]
     first, second = (later - earlier for earlier, later in pairwise(at))
     assert first >= 0.05
@@ -296,7 +298,7 @@ def test_a_server_that_never_answers_is_told_with_how_long_was_waited():
     with FakeServer(faults=lambda number: Fault("hang")) as server:
         model = Patient(OpenAIWire("m", server.url), Endpoint(server.url), timeout=0.05, deadline=0.5)
         with pytest.raises(ModelUnavailable, match=r"no answer within 0\.\d+ s"):
-            asyncio.run(model.complete(CHAT))
+            asyncio.run(model.complete(Request(CHAT)))
 
 
 # Streams

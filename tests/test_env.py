@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -29,7 +30,7 @@ from esc_env.errors import ActionError, ChairError, ModelUnavailable, ScenarioEr
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 
-def make(**options):
+def make(**options) -> Any:
     options.setdefault("scenarios", bank())
     return gym.make("ESConv-v0", **options)
 
@@ -38,7 +39,7 @@ def scripted(votes, **options):
     return make(seeker=ScriptedSeeker(["I see.", "Maybe."]), critic=ScriptedCritic(votes), **options)
 
 
-def play(env, said="That sounds hard. What happened?", **how):
+def play(env, said="That sounds hard. What happened?", **how) -> list[Any]:
     """A whole episode: what reset returned, then what every step returned."""
     returned = [env.reset(**how)]
     while len(returned) == 1 or not (returned[-1][2] or returned[-1][3]):
@@ -59,7 +60,7 @@ def test_gymnasium_finds_nothing_to_warn_of(name, max_turns, reward, opening, ca
 
 @pytest.mark.parametrize("name", ["ESConv-v0", "ExTES-v0"])
 def test_without_arguments_it_runs_on_the_embedded_bank(name):
-    env = gym.make(name)
+    env: Any = gym.make(name)
     assert env.unwrapped.scenarios == load_scenarios("builtin:train")
     assert play(env, seed=0)[-1][4]["stop_reason"] in ("solved", "max_turns")
 
@@ -105,7 +106,7 @@ def test_a_conversation_unsolved_after_t_turns_is_terminated_and_paid():
     assert [step[4]["turns_left"] for step in steps] == [2, 1, 0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
 def test_dense_rewards_add_up_to_the_last_score_plus_a_half(scores):
     _, *steps = play(scripted(scores, reward="dense"))
@@ -373,8 +374,8 @@ def test_a_bare_split_means_the_data_set_of_the_id(tmp_path, monkeypatch):
 
 
 def test_the_spec_stays_whole():
-    env = gym.make("ESConv-v0", scenarios="builtin:test", max_turns=3, reward="dense", persona="guarded")
-    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    env = make(scenarios="builtin:test", max_turns=3, reward="dense", persona="guarded")
+    again: Any = gym.make(EnvSpec.from_json(env.spec.to_json()))
     assert data_equivalence(play(env, seed=2), play(again, seed=2), exact=True)
     assert not again.spec.nondeterministic
 
@@ -387,7 +388,8 @@ def test_the_spec_stays_whole_with_objects_too():
 def test_a_sampled_chair_makes_the_spec_nondeterministic(capsys):
     env = make(critic=Faulty(ScriptedCritic(["better"]), deterministic=False))
     assert env.spec.nondeterministic
-    assert gym.make(env.spec).spec.nondeterministic
+    again: Any = gym.make(env.spec)
+    assert again.spec.nondeterministic
     env.unwrapped.spec = gym.spec("ESConv-v0")
     assert env.unwrapped.spec.nondeterministic
     assert not gym.spec("ESConv-v0").nondeterministic
@@ -455,7 +457,7 @@ def test_the_class_can_be_used_without_gym_make():
 LINES = st.lists(st.text(max_size=40), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LINES, st.integers(0, 2**63 - 1), st.sampled_from(["situation", "seeker"]))
 def test_an_episode_is_the_conversation_that_converse_holds(lines, seed, opening):
     person = bank()[2]

@@ -44,7 +44,8 @@ class OddOnes:
 
 def held(agent: Any = AGENT, scenarios: Any = None, **options: Any) -> Report:
     people = bank(4) if scenarios is None else scenarios
-    return evaluate(agent, people, **{"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options})
+    usual: Any = {"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3)}
+    return evaluate(agent, people, **{**usual, **options})
 
 
 def lines(folder: Path) -> list[dict]:
@@ -90,7 +91,7 @@ def test_the_default_folder_is_named_by_the_run_key(tmp_path, monkeypatch):
     report = held()
     assert report.folder == Path("runs") / report.run_key
     assert sorted(path.name for path in report.folder.iterdir()) == [
-        ".lock", "report.html", "report.json", "run.json", "trajectories.jsonl",
+        ".lock", "report.html", "report.json", "run.json", "scenarios.jsonl", "trajectories.jsonl",
     ]  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_errors_are_tried_again_and_the_last_line_counts(tmp_path):
     assert first.success_rate_if_errors_failed == 0.5
     second = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (second.completed, second.errors, second.success_rate) == (4, 0, 0.5)
-    kept = [(line["scenario"]["id"], line["stop_reason"]) for line in lines(tmp_path / "run")]
+    kept = [(line["scenario"], line["stop_reason"]) for line in lines(tmp_path / "run")]
     assert kept.count(("person-0", "error")) == 1
     assert len(kept) == 5
 
@@ -227,7 +228,7 @@ class Endings:
     """Says a reply of its own to each person, each ended in another way."""
 
     identity: ClassVar = {"name": "endings", "max_tokens": 1024}
-    replies = (
+    replies: tuple[Reply, ...] = (
         Reply("", "She is sad, so", finish_reason="length"),
         Reply("I hear", finish_reason="length"),
         Reply("I cannot help with that.", finish_reason="refusal"),
@@ -307,7 +308,8 @@ def test_the_report_says_how_many_of_the_critics_first_answers_were_unreadable(t
 
 
 def test_a_complete_run_is_not_run_again(tmp_path):
-    calls, told = [], []
+    calls: list[Any] = []
+    told: list[Any] = []
 
     def respond(messages):
         calls.append(messages)
@@ -366,7 +368,7 @@ def test_a_torn_last_line_costs_one_conversation_and_a_warning(tmp_path):
         ("run.json", "[]", "damaged"),
         ("run.json", '{"kind": "run", "version": 99}', "newer esc-env"),
         ("trajectories.jsonl", "x\n", "not a JSON record"),
-        ("trajectories.jsonl", '{"kind": "trajectory", "version": 1}\n', "not a conversation"),
+        ("trajectories.jsonl", '{"kind": "trajectory", "version": 2}\n', "not a trajectory"),
     ],
 )
 def test_a_damaged_folder_is_told_and_left_as_it_is(tmp_path, name, text, told):
@@ -550,7 +552,7 @@ def test_nothing_is_lost_and_nothing_is_held_twice_after_kill_9(tmp_path, start,
     whole.communicate(timeout=60)
     kept = lines(tmp_path / "run")
     assert kept[: len(before)] == before
-    assert len(kept) == len({(line["scenario"]["id"], line["trial"]) for line in kept}) == 8
+    assert len(kept) == len({(line["scenario"], line["trial"]) for line in kept}) == 8
     ordered = [sorted(map(json.dumps, rows)) for rows in (kept, lines(tmp_path / "whole"))]
     assert ordered[0] == ordered[1]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "whole")]
@@ -577,7 +579,7 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path, start):
 OUTCOMES = st.lists(st.lists(st.booleans(), max_size=4), max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(OUTCOMES)
 def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
     interval = success_interval(outcomes)
@@ -591,7 +593,7 @@ def test_an_interval_holds_the_rate_and_is_never_a_point(outcomes):
     assert low < high
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(OUTCOMES.filter(any), st.randoms())
 def test_the_order_of_scenarios_hardly_matters_and_the_same_data_gives_the_same_interval(outcomes, random):
     interval = success_interval(outcomes)

@@ -29,11 +29,10 @@ from typing import Any
 import pytest
 
 pytest.importorskip("aiohttp", reason="needs the extra llm")
-pytest.importorskip("tenacity", reason="needs the extra llm")
 
 from conftest import bank
 
-from esc_env import Rules
+from esc_env import Request, Rules
 from esc_env._loop import run
 from esc_env.cli import main
 from esc_env.dialogue import split_thought
@@ -66,8 +65,11 @@ def answer(body: Body, choice: int) -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy as it is, with waits of milliseconds; and a key."""
-    for name, seconds in (("FIRST_WAIT", 0.005), ("LONGEST_WAIT", 0.02), ("LONGEST_ASKED", 0.05), ("DOWN", 0.0)):
-        monkeypatch.setattr(f"esc_env.models.patience.{name}", seconds)
+    for name, seconds in (
+        ("retries.FIRST_WAIT", 0.005), ("retries.LONGEST_WAIT", 0.02), ("retries.LONGEST_ASKED", 0.05),
+        ("endpoint.DOWN", 0.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(f"esc_env.models.{name}", seconds)
     monkeypatch.setenv("OPENAI_API_KEY", PLANTED)
     for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -92,7 +94,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def held(folder: Path) -> dict[str, Any]:
     """What was said and voted, by scenario: all that must not depend on faults."""
     return {
-        line["scenario"]["id"]: (line["dialogue"], [verdict["votes"] for verdict in line["verdicts"]])
+        line["scenario"]: (line["dialogue"], [verdict["votes"] for verdict in line["verdicts"]])
         for line in lines(folder)
     }
 
@@ -310,7 +312,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, faultless, moment):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
 def test_a_full_disk_loses_nothing_and_repeats_nothing(tmp_path, faultless):
     with FakeServer(answer) as server:
-        command = esc(tmp_path, chairs(server), "--concurrency", "2")
+        command = esc(tmp_path, chairs(server), "--concurrency", "2", "--no-progress")
         full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))"
         stopped = process(tmp_path, command, full)
         _, told = stopped.communicate(timeout=120)
@@ -334,7 +336,7 @@ def test_a_full_disk_loses_nothing_and_repeats_nothing(tmp_path, faultless):
 def test_a_wrong_key_is_one_line_and_nothing_starts(tmp_path, capsys, chair):
     with FakeServer(answer) as well, FakeServer(answer, key="another") as locked:
         assert exit_code(esc(tmp_path, chairs(well, **{chair: locked}))) != 0
-        assert all(request.body["messages"] == list(PROBE) for request in well.requests)
+        assert all(request.body["messages"] == list(PROBE.messages) for request in well.requests)
     told = capsys.readouterr().err.strip()
     assert len(told.splitlines()) == 1
     assert re.search(rf"{chair}.*OPENAI_API_KEY", told)
@@ -404,7 +406,7 @@ def test_a_planted_key_is_nowhere(tmp_path, capsys, caplog):
         model = open_model(seats["agent"])
         texts = [repr(model), str(dict(model.identity))]
         with pytest.raises(ModelUnavailable) as refused:
-            run(open_model(chairs(locked)["agent"]).complete([{"role": "user", "content": "hi"}]))
+            run(open_model(chairs(locked)["agent"]).complete(Request([{"role": "user", "content": "hi"}])))
         error: BaseException | None = refused.value
         while error is not None:
             texts += [str(error), repr(error), repr(vars(error))]
@@ -420,6 +422,6 @@ def test_a_planted_key_is_nowhere(tmp_path, capsys, caplog):
 
 def test_errors_of_models_are_typed():
     with FakeServer(answer, key="another") as locked, pytest.raises(ModelError) as refused:
-        run(open_model(f"openai/agent@{locked.url}").complete([{"role": "user", "content": "hi"}]))
+        run(open_model(f"openai/agent@{locked.url}").complete(Request([{"role": "user", "content": "hi"}])))
     assert (refused.value.provider, refused.value.model, refused.value.status) == ("openai", "agent", 401)
     assert refused.value.attempts == 1

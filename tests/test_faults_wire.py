@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import itertools
 import pickle
 import random
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 pytest.importorskip("aiohttp", reason="needs the extra llm")
-pytest.importorskip("tenacity", reason="needs the extra llm")
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable
-from esc_env.models.patience import ATTEMPTS, Clock, Endpoint, Patient
+from esc_env.models.endpoint import Clock, Endpoint
+from esc_env.models.patience import Patient
+from esc_env.models.retries import ATTEMPTS
 from esc_env.models.wire import OpenAIWire
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 from esc_env.testing import FakeChatModel, FakeServer, Fault
 
 HELLO: list[ChatMessage] = [{"role": "user", "content": "Hello there"}]
@@ -59,7 +62,7 @@ def error(status: int | None, retry_after: float | None = None, retryable: bool 
 
 
 def complete(model: FakeChatModel | OpenAIWire, time: Time, **options: Any) -> Completion:
-    return asyncio.run(Patient(model, Endpoint("here", clock=time.clock), **options).complete(HELLO))
+    return asyncio.run(Patient(model, Endpoint("here", clock=time.clock), **options).complete(Request(HELLO)))
 
 
 class Sent(FakeChatModel):
@@ -70,9 +73,9 @@ class Sent(FakeChatModel):
         self.time = time
         self.at: list[float] = []
 
-    async def complete(self, messages: Sequence[ChatMessage], **options: Any) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         self.at.append(self.time.seconds)
-        return await super().complete(messages, **options)
+        return await super().complete(request)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,9 @@ def test_a_run_completes_though_three_in_ten_calls_fail(fault: Fault) -> None:
 
     async def run(url: str) -> list[Completion]:
         model = Patient(OpenAIWire("m", url), Endpoint(url, clock=FAST))
-        return await asyncio.gather(*(model.complete([{"role": "user", "content": str(i)}]) for i in range(150)))
+        return await asyncio.gather(
+            *(model.complete(Request([{"role": "user", "content": str(i)}])) for i in range(150))
+        )
 
     with FakeServer(lambda body, _: body["messages"][0]["content"], faults=faults) as server:
         completions = asyncio.run(run(server.url))
@@ -120,7 +125,7 @@ def test_calls_that_hang_are_timed_out_and_asked_again(jumping: Time) -> None:
 def test_no_call_outlives_its_deadline() -> None:
     async def call(url: str) -> ModelError:
         with pytest.raises(ModelUnavailable) as caught:
-            await Patient(OpenAIWire("m", url), Endpoint(url), deadline=0.2).complete(HELLO)
+            await Patient(OpenAIWire("m", url), Endpoint(url), deadline=0.2).complete(Request(HELLO))
         return caught.value
 
     with FakeServer(faults=lambda number: Fault("hang")) as server:
@@ -134,7 +139,7 @@ def test_no_call_outlives_its_deadline() -> None:
 def test_waiting_for_a_free_place_is_not_held_against_a_call() -> None:
     async def queue() -> list[Completion]:
         model = Patient(FakeChatModel("x", latency=0.05), Endpoint("here", concurrency=1), deadline=0.15)
-        return await asyncio.gather(*(model.complete(HELLO) for _ in range(6)))
+        return await asyncio.gather(*(model.complete(Request(HELLO)) for _ in range(6)))
 
     assert len(asyncio.run(queue())) == 6
 
@@ -170,7 +175,7 @@ def test_a_model_that_never_says_anything_is_a_bad_completion_and_costs_what_it_
 def test_a_vote_without_text_among_others_is_left_to_whoever_asked(jumping: Time) -> None:
     async def votes() -> Completion:
         model = Patient(FakeChatModel(["a", None]), Endpoint("here", clock=jumping.clock))
-        return await model.complete(HELLO, n=2)
+        return await model.complete(Request(HELLO, n=2))
 
     assert asyncio.run(votes()).texts == ("a", None)
 
@@ -201,7 +206,7 @@ def test_a_request_to_wait_holds_for_everything_sent_to_that_endpoint(jumping: T
     async def run() -> Sent:
         model = Sent(jumping, failures={1: error(429, 20.0)})
         patient = Patient(model, Endpoint("here", concurrency=1, clock=jumping.clock))
-        await asyncio.gather(*(patient.complete(HELLO) for _ in range(5)))
+        await asyncio.gather(*(patient.complete(Request(HELLO)) for _ in range(5)))
         return model
 
     first, *later = asyncio.run(run()).at
@@ -216,10 +221,10 @@ def test_a_storm_without_retry_after_spaces_requests_and_its_end_lets_them_go() 
         model = Sent(jumping, failures=dict.fromkeys(range(1, 6), error(429)))
         endpoint = Endpoint("here", clock=jumping.clock)
         patient = Patient(model, endpoint)
-        await patient.complete(HELLO)
+        await patient.complete(Request(HELLO))
         during = endpoint.line().spacing
         for _ in range(40):
-            await patient.complete(HELLO)
+            await patient.complete(Request(HELLO))
         return during, endpoint.line().spacing
 
     during, after = asyncio.run(run())
@@ -241,7 +246,7 @@ def test_a_server_that_takes_only_so_many_a_second_is_not_stormed() -> None:
 
     async def run(url: str) -> None:
         model = Patient(OpenAIWire("m", url), Endpoint(url, concurrency=64, clock=FAST))
-        await asyncio.gather(*(model.complete(HELLO) for _ in range(200)))
+        await asyncio.gather(*(model.complete(Request(HELLO)) for _ in range(200)))
 
     with FakeServer(faults=limited) as server:
         asyncio.run(run(server.url))
@@ -252,7 +257,7 @@ def test_never_more_requests_in_flight_than_the_endpoint_allows() -> None:
     async def run(url: str) -> None:
         endpoint = Endpoint(url, concurrency=7)
         models = [Patient(OpenAIWire(name, url), endpoint) for name in ("seeker", "critic")]
-        await asyncio.gather(*(models[i % 2].complete(HELLO) for i in range(60)))
+        await asyncio.gather(*(models[i % 2].complete(Request(HELLO)) for i in range(60)))
 
     with FakeServer(latency=0.01) as server:
         asyncio.run(run(server.url))
@@ -274,7 +279,7 @@ def test_rate_limits_space_requests_by_what_they_cost(limits: Mapping[str, int],
         model = Sent(jumping, answers="x")  # 2 + 1 tokens
         patient = Patient(model, Endpoint("here", clock=jumping.clock, **limits))
         for _ in range(5):
-            await patient.complete(HELLO, max_tokens=500)
+            await patient.complete(Request(HELLO, max_tokens=500))
         return model.at
 
     at = asyncio.run(run())
@@ -292,12 +297,12 @@ def test_a_server_that_never_answered_is_given_up_soon(jumping: Time) -> None:
 def test_a_server_that_died_fails_the_rest_of_the_run_at_once_and_serves_again_when_it_is_back(jumping: Time) -> None:
     async def run(server: FakeServer) -> tuple[list[Any], Completion]:
         model = Patient(OpenAIWire("m", server.url), Endpoint(server.url, concurrency=4, clock=jumping.clock))
-        outcomes = await asyncio.gather(*(model.complete(HELLO) for _ in range(40)), return_exceptions=True)
+        outcomes = await asyncio.gather(*(model.complete(Request(HELLO)) for _ in range(40)), return_exceptions=True)
         server.faults = lambda number: None
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(server.start)
         jumping.seconds += 60
-        return outcomes, await model.complete(HELLO)
+        return outcomes, await model.complete(Request(HELLO))
 
     server = FakeServer(faults={11: Fault("die")})
     server.start()
@@ -315,13 +320,13 @@ def test_cancelling_a_call_frees_its_place() -> None:
     async def run() -> Completion:
         model = FakeChatModel("x", latency=30.0)
         patient = Patient(model, Endpoint("here", concurrency=1))
-        waiting = asyncio.create_task(patient.complete(HELLO))
+        waiting = asyncio.create_task(patient.complete(Request(HELLO)))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         model.latency = 0.0
-        return await patient.complete(HELLO)
+        return await patient.complete(Request(HELLO))
 
     assert asyncio.run(run()).texts == ("x",)
 
@@ -335,8 +340,17 @@ def test_what_a_model_raises_by_mistake_is_not_retried(jumping: Time) -> None:
 
 def test_a_patient_model_travels_and_works_on_any_loop(jumping: Time) -> None:
     patient = Patient(FakeChatModel("x"), Endpoint("here", concurrency=3, requests_per_minute=10_000))
-    asyncio.run(patient.complete(HELLO))
+    asyncio.run(patient.complete(Request(HELLO)))
     for twin in (patient, pickle.loads(pickle.dumps(patient)), copy.deepcopy(patient)):
-        assert asyncio.run(twin.complete(HELLO)).texts == ("x",)
+        assert asyncio.run(twin.complete(Request(HELLO))).texts == ("x",)
         assert twin.endpoint.concurrency == 3
         assert twin.identity == {"provider": "fake", "name": "fake"}
+
+
+def test_a_fake_server_that_is_stopped_while_somebody_connects_loses_no_connection():
+    for _ in range(10):
+        with FakeServer() as server:
+            clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+        for client in clients:
+            client.close()
+        gc.collect()  # a connection that nobody closed warns now

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import files
@@ -38,7 +38,7 @@ ESCONV = [
     }
     for count in ("first", "second", "third")
 ]
-PLAIN = [
+PLAIN: list[dict[str, Any]] = [
     {"id": "a", "situation": "I may lose my flat.", "facts": ["The rent went up."], "intensity": 4, "risk": False},
     {"id": "b", "situation": 'They say, "leave";\nI stay.', "emotion": "fear"},
 ]
@@ -77,7 +77,7 @@ def zstd(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-PACKERS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd}
+PACKERS: dict[str, Any] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd}
 
 
 @pytest.fixture
@@ -276,7 +276,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HEADS = st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"situation\n"])
 
 
-@settings(deadline=None)
 @given(HEADS, st.binary(max_size=80))
 def test_no_bytes_crash_the_reader(scratch: Path, head: bytes, rest: bytes) -> None:
     scratch.write_bytes(head + rest)
@@ -287,7 +286,6 @@ def test_no_bytes_crash_the_reader(scratch: Path, head: bytes, rest: bytes) -> N
     assert reading.scenarios
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20), max_size=4))
 def test_any_text_comes_back_from_a_csv_cell(scratch: Path, texts: list[str]) -> None:
     rows = [{"id": "first", "situation": "x"}, *({"id": f"{n}", "situation": f"I: {t}"} for n, t in enumerate(texts))]

@@ -18,7 +18,7 @@ from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.errors import ModelUnavailable, RecordError, ScenarioError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
-from esc_env.evaluation.runner import hold
+from esc_env.evaluation.holding import hold
 from esc_env.evaluation.validity import auc, validate_critic
 from esc_env.testing import FakeChatModel
 
@@ -97,7 +97,7 @@ def test_judging_goes_on_where_it_stopped_and_refuses_another_critics_folder(tmp
 
 def test_a_chat_model_judges_as_it_is_asked_to(tmp_path):
     helped, failed = ([talk(f"{word}{i}", 3, word) for i in range(4)] for word in ("warm", "cold"))
-    model = FakeChatModel(lambda call, _: "C" if "warm" in str(call) else "A")
+    model: Any = FakeChatModel(lambda call, _: "C" if "warm" in str(call) else "A")
     asked: dict[str, Any] = {"critic_options": {"max_tokens": 7}, "critic_temperature": 0.9, "out": tmp_path}
     validity = validate_critic(model, helped, failed, **asked)
     assert validity.raw.value == 1.0
@@ -133,7 +133,7 @@ def test_as_many_conversations_are_judged_at_a_time_as_are_asked_for(concurrency
 
 def test_a_critic_that_stops_answering_keeps_what_it_judged(tmp_path):
     helped, failed = ([talk(f"{word}{i}", 3, word) for i in range(4)] for word in ("warm", "cold"))
-    model = FakeChatModel("B", failures={6: ModelUnavailable("no answer")})
+    model: Any = FakeChatModel("B", failures={6: ModelUnavailable("no answer")})
     with pytest.raises(ModelUnavailable, match="no answer"):
         validate_critic(model, helped, failed, out=tmp_path, concurrency=1)
     assert validate_critic(model, helped, failed, out=tmp_path).pairs == 16

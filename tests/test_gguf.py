@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra 'train'")
 pytest.importorskip("gguf", reason="needs the extra 'local'")
 
+from typing import Any
+
 from tiny_models import CHATML, save_gguf, save_model
 
 from esc_env import Dialogue, Message, Scenario
@@ -21,7 +23,7 @@ from esc_env.cli import main
 from esc_env.errors import ConfigError, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.local import LocalModel
 from esc_env.models.weights import load_model, load_tokenizer
-from esc_env.protocols import Completion
+from esc_env.protocols import Completion, Request
 from esc_env.rewards import RewardModelReward, grpo_row
 from esc_env.training.config import GRPOStage, RewardModelStage, SFTStage
 from esc_env.training.grpo import train_grpo
@@ -34,11 +36,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # gguf 0.19's own
 ]
 
-TINY = {
+TINY: dict[str, Any] = {
     "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "batch_size": 4, "accumulation": 1,
     "max_steps": 2, "logging_steps": 1, "learning_rate": 3e-3, "scheduler": "constant",
 }  # fmt: skip
-CHAT = [
+CHAT: Any = [
     {"role": "user", "content": "I cannot sleep because of my job."},
     {"role": "assistant", "content": "That sounds hard."},
     {"role": "user", "content": "My manager said that I would be let go."},
@@ -61,7 +63,7 @@ def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(place: Path, **options) -> Completion:
     model = LocalModel(str(place), device="cpu")
-    return asyncio.run(model.complete(CHAT, **{"max_tokens": 24, "logprobs": 5, **options}))
+    return asyncio.run(model.complete(Request(CHAT, **{"max_tokens": 24, "logprobs": 5, **options})))
 
 
 def test_a_gguf_file_says_what_the_model_that_it_was_made_of_says(folder: Path, file: Path) -> None:

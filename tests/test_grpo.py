@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
+from typing import Any
+
 from tiny_models import save_model
 from trl import GRPOConfig
 
@@ -26,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),
 ]
 
-TINY = {
+TINY: dict[str, Any] = {
     "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "lora_rank": 4, "batch_size": 8,
     "accumulation": 1, "max_steps": 2, "logging_steps": 1, "save_steps": 1, "learning_rate": 1e-2,
     "scheduler": "constant", "completion_length": 8, "prompt_length": 64, "require_end": False,
@@ -131,8 +133,8 @@ def test_reward_parts_kl_entropy_lengths_and_spread_are_logged(base: Path, tmp_p
 def test_a_reply_that_does_not_end_gets_no_reward(base: Path, tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    def praise(prompts, completions, completion_ids, **columns) -> list[float]:
-        seen.extend(ids[-1] == load_tokenizer(str(base)).eos_token_id for ids in completion_ids)
+    def praise(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.extend(ids[-1] == load_tokenizer(str(base)).eos_token_id for ids in columns["completion_ids"])
         return [1.0] * len(completions)
 
     config = GRPOStage(
@@ -227,7 +229,7 @@ def test_all_weights_can_be_trained(base: Path, tmp_path: Path) -> None:
     assert logged(folder)[1]["kl"] > 0
 
 
-def log(count: int = 20, **columns) -> list[dict[str, float]]:
+def log(count: int = 20, /, **columns: tuple[float, float]) -> list[dict[str, float]]:
     """A trainer's log in which every column goes from its first to its second number."""
     return [
         {"step": 100 * (place + 1), **{name: a + (b - a) * place / (count - 1) for name, (a, b) in columns.items()}}

@@ -32,14 +32,17 @@ SLOW = '''
 import asyncio, os, sys, threading, time
 from pathlib import Path
 
+ONE = threading.Lock()
+
 
 def stop_here(where):
     """Whether to say that this point is reached, in GRPO's second step unless early, and stay there."""
     at = Path("grpo/checkpoints/checkpoint-1/trainer_state.json")
-    if os.environ.get("STOP") != where or not (at.exists() or where == "an early seeker"):
-        return False
-    os.environ["STOP"] = "reached"
-    print("reached", flush=True)
+    with ONE:  # two threads that print at once may print one line
+        if os.environ.get("STOP") != where or not (at.exists() or where == "an early seeker"):
+            return False
+        os.environ["STOP"] = "reached"
+        print("reached", flush=True)
     return True
 
 
@@ -128,9 +131,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started(place: Path, command: list[str], *, start_new_session: bool = False, **variables: str) -> Iterator[Any]:
     """The command line in a process of its own, with `slow` at work; killed at the end."""
     paths = os.pathsep.join([str(place), *sys.path])
+    variables |= {"PYTHONPATH": paths, "PYTHONFAULTHANDLER": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", "import slow; slow.main()", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, **variables, "PYTHONPATH": paths}, start_new_session=start_new_session,
+        text=True, env={**os.environ, **variables}, start_new_session=start_new_session,
     ) as process:  # fmt: skip
         try:
             yield process

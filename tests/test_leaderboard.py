@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -15,6 +16,7 @@ from esc_env import Ballot, Rules
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError
 from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.leaderboard import find_runs
+from esc_env.folder import RunFolder
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedSeeker
 
 SEEKER = ScriptedSeeker(["I see."])
@@ -68,6 +70,16 @@ def test_runs_are_ranked_by_success_rate_and_equal_ones_share_a_place(runs):
 def test_the_order_in_which_runs_are_named_does_not_matter(runs):
     folders = find_runs([runs])
     assert rank(folders).to_json()["ranked"] == rank(folders[::-1]).to_json()["ranked"]
+
+
+def test_folders_of_other_kinds_beside_runs_are_passed_over(tmp_path):
+    held(Named("mine", 3), tmp_path / "mine")
+    for kind in ("collection", "stage", "pipeline"):
+        with RunFolder(tmp_path / kind, kind).claim({}):
+            pass
+    assert find_runs([tmp_path]) == [tmp_path / "mine"]
+    with pytest.raises(RecordError, match="no run here"):
+        find_runs([tmp_path / "stage"])
 
 
 def test_runs_of_another_protocol_are_refused_naming_what_differs(runs, tmp_path):
@@ -169,10 +181,11 @@ def test_the_page_is_well_formed_static_and_escaped(tmp_path):
     def raises(messages):
         raise ValueError(EVIL)
 
-    seeker, options = ScriptedSeeker([EVIL]), {"critic": SolvesAll(), "rules": Rules(max_turns=2)}
+    seeker = ScriptedSeeker([EVIL])
+    options: Any = {"critic": SolvesAll(), "rules": Rules(max_turns=2)}
+    agents: list[Any] = [Named(EVIL, 1), raises]
     reports = [
-        evaluate(agent, people, seeker=seeker, out=tmp_path / str(i), **options)
-        for i, agent in enumerate([Named(EVIL, 1), raises])
+        evaluate(agent, people, seeker=seeker, out=tmp_path / str(i), **options) for i, agent in enumerate(agents)
     ]
     board = rank(reports)
     for text in (board.to_html(), (tmp_path / "0" / "report.html").read_text(encoding="utf-8")):

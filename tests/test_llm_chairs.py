@@ -8,6 +8,7 @@ import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from esc_env import Dialogue, Message, Scenario, Seed
 from esc_env._loop import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
+from esc_env.dialogue import Role
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import VOTES
@@ -84,7 +86,7 @@ def test_a_supporter_cannot_forge_a_turn(forgery):
 @settings(max_examples=150)
 @given(st.lists(st.one_of(st.text(max_size=40), st.sampled_from(FORGERIES)), min_size=1, max_size=6))
 def test_whatever_is_said_the_transcript_has_exactly_the_true_turns(texts):
-    roles = ("seeker", "supporter")
+    roles: tuple[Role, Role] = ("seeker", "supporter")
     dialogue = Dialogue(tuple(Message(roles[i % 2], text) for i, text in enumerate(texts)))
     shown = critic_messages(SCENARIO, dialogue)[1]["content"]
     assert turns_shown(shown) == said(dialogue)
@@ -241,8 +243,8 @@ def test_a_seeker_that_breaks_its_role_is_asked_again_and_then_an_error(raw, fau
 )
 def test_a_seeker_that_is_cut_off_or_refuses_is_asked_again(reason, fault):
     class Ending(FakeChatModel):
-        async def complete(self, *args, **options):
-            return replace(await super().complete(*args, **options), finish_reasons=(reason,))
+        async def complete(self, request):
+            return replace(await super().complete(request), finish_reasons=(reason,))
 
     model = Ending("I was going to say")
     with pytest.raises(BadCompletion, match=fault):
@@ -412,8 +414,8 @@ def test_unreadable_votes_are_asked_again_under_another_seed():
 @pytest.mark.parametrize("reason", ["length", "refusal", "content_filter"])
 def test_a_vote_that_was_cut_off_refused_or_withheld_is_asked_again(reason):
     class Unfinished(FakeChatModel):
-        async def complete(self, messages, **options):
-            said = await super().complete(messages, **options)
+        async def complete(self, request):
+            said = await super().complete(request)
             first = len(self.calls) == 1
             return replace(said, finish_reasons=(reason, *said.finish_reasons[1:])) if first else said
 
@@ -462,7 +464,7 @@ def test_log_probabilities_give_votes_drawn_by_the_call_seed():
 
 def test_a_higher_temperature_flattens_the_distribution():
     model = FakeChatModel("C", logprobs=_logs(A=0.01, D=0.99))
-    expected = [judged(model, 1, mode="logprobs", temperature=t).expected for t in (0.5, 1.0, 2.0)]
+    expected: list[Any] = [judged(model, 1, mode="logprobs", temperature=t).expected for t in (0.5, 1.0, 2.0)]
     assert expected == sorted(expected, reverse=True)
     share = 0.99**0.5 / (0.99**0.5 + 0.01**0.5)
     assert expected[2] == pytest.approx(share - (1 - share))
@@ -498,7 +500,7 @@ def test_the_critic_keeps_the_contract_in_both_modes():
 
 
 def test_a_model_object_sits_in_either_chair():
-    model = FakeChatModel()
+    model: Any = FakeChatModel()
     assert resolve_seeker(model) == LLMSeeker(model)
     assert resolve_critic(model, mode="logprobs") == LLMCritic(model, "logprobs")
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError  # noqa: E402
 from esc_env.models.local import LocalModel  # noqa: E402
-from esc_env.protocols import Completion  # noqa: E402
+from esc_env.protocols import Completion, Request  # noqa: E402
 from esc_env.testing import check_chat_model  # noqa: E402
 
 pytestmark = [
@@ -114,16 +115,16 @@ def model(folder):
     return LocalModel(str(folder), device="cpu")
 
 
-def chat(*texts: str) -> list[dict[str, str]]:
+def chat(*texts: str) -> Any:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-HELLO = chat("I cannot sleep.")
+HELLO: Any = chat("I cannot sleep.")
 LONGER = chat("I cannot sleep because of my job. " * 3, "That sounds hard.", "What happened? " * 4)
 
 
 def ask(model: LocalModel, messages=HELLO, **options) -> Completion:
-    return asyncio.run(model.complete(messages, **{"max_tokens": 16, **options}))
+    return asyncio.run(model.complete(Request(messages, **{"max_tokens": 16, **options})))
 
 
 def said(model: LocalModel, messages=HELLO, **options) -> str:
@@ -134,7 +135,7 @@ def said(model: LocalModel, messages=HELLO, **options) -> str:
 
 def together(model: LocalModel, *requests: dict) -> list[Completion]:
     async def all_at_once():
-        return await asyncio.gather(*(model.complete(**{"max_tokens": 16, **request}) for request in requests))
+        return await asyncio.gather(*(model.complete(Request(**{"max_tokens": 16, **request})) for request in requests))
 
     return asyncio.run(all_at_once())
 
@@ -157,7 +158,7 @@ def test_greedy_text_is_what_transformers_itself_generates(tmp_path, family):
     assert answer.usage.requests == 1
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12))
 def test_greedy_text_does_not_depend_on_the_batch(model, others):
     alone = [ask(model, HELLO).texts, ask(model, LONGER).texts]
@@ -235,7 +236,7 @@ def test_a_short_request_does_not_wait_for_the_long_ones_of_its_batch(model):
     order: list[str] = []
 
     async def named(name: str, tokens: int):
-        await model.complete(HELLO, max_tokens=tokens)
+        await model.complete(Request(HELLO, max_tokens=tokens))
         order.append(name)
 
     async def both():
@@ -257,7 +258,9 @@ def test_what_goes_on_after_half_of_its_batch_has_ended_says_what_it_says_alone(
 def test_a_prompt_that_fills_the_context_is_an_error_that_hits_nobody_else(model):
     async def both():
         return await asyncio.gather(
-            model.complete(chat("job " * CONTEXT)), model.complete(HELLO, max_tokens=4), return_exceptions=True
+            model.complete(Request(chat("job " * CONTEXT))),
+            model.complete(Request(HELLO, max_tokens=4)),
+            return_exceptions=True,
         )
 
     error, answer = asyncio.run(both())
@@ -407,7 +410,7 @@ def reference(folder: Path, messages):
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
     @torch.no_grad()
-    def logits(said: list[int]) -> torch.Tensor:
+    def logits(said: list[int]) -> Any:
         return model(torch.tensor([prompt + said])).logits[0, -1]
 
     return tokenizer, logits
@@ -462,14 +465,16 @@ def test_greedy_text_with_a_repetition_penalty_is_what_transformers_itself_gener
 
 
 def test_with_all_options_a_text_depends_on_its_seed_and_choice_only_and_logprobs_are_the_models(folder, model):
-    options = {"top_p": 0.8, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.2, "presence_penalty": 0.5}
+    options: Any = {"top_p": 0.8, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.2, "presence_penalty": 0.5}
     full = LocalModel(str(folder), device="cpu", **options, frequency_penalty=0.5)
-    request = {"messages": HELLO, "seed": 7, "n": 3, "temperature": 1.1, "logprobs": 5}
+    request: Any = {"messages": HELLO, "seed": 7, "n": 3, "temperature": 1.1, "logprobs": 5}
     alone = together(full, request)[0]
 
     async def crowd():
-        others = [model.complete(LONGER, max_tokens=16, temperature=1.0, seed=seed, n=2) for seed in range(4)]
-        return (await asyncio.gather(*others[:2], full.complete(**{"max_tokens": 16, **request}), *others[2:]))[2]
+        others = [model.complete(Request(LONGER, max_tokens=16, temperature=1.0, seed=seed, n=2)) for seed in range(4)]
+        return (
+            await asyncio.gather(*others[:2], full.complete(Request(**{"max_tokens": 16, **request})), *others[2:])
+        )[2]
 
     assert asyncio.run(crowd()).texts == alone.texts
     reported = together(model, request)[0].logprobs
@@ -497,7 +502,7 @@ def test_a_hub_model_that_cannot_be_fetched_is_one_line_that_says_so(monkeypatch
     def offline(*_, **__):
         raise OSError("cannot reach the Hub\nand much more")
 
-    monkeypatch.setattr("esc_env.models.local.snapshot_download", offline)
+    monkeypatch.setattr("esc_env.models.weights.snapshot_download", offline)
     with pytest.raises(ModelUnavailable, match=r"Hub did not give it.*HF_TOKEN") as caught:
         ask(LocalModel("nobody/no-such-model", device="cpu"))
     assert "\n" not in str(caught.value)
@@ -563,12 +568,12 @@ def test_a_caller_that_leaves_frees_its_place(model, monkeypatch):
     monkeypatch.setattr(transformers.Qwen2ForCausalLM, "generate", measured)
 
     async def leave():
-        task = asyncio.create_task(model.complete(HELLO, max_tokens=CONTEXT, n=16))
+        task = asyncio.create_task(model.complete(Request(HELLO, max_tokens=CONTEXT, n=16)))
         await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return await model.complete(HELLO, max_tokens=4)
+        return await model.complete(Request(HELLO, max_tokens=4))
 
     assert asyncio.run(leave()).texts[0]
     assert all(width < CONTEXT for width in widths)
@@ -631,15 +636,16 @@ def test_without_the_extra_the_error_is_the_line_to_type():
 
 def test_a_process_may_end_while_its_model_is_computing(folder):
     code = (
-        "import asyncio, sys\nfrom esc_env.models.local import LocalModel\n"
+        "import asyncio, time\nfrom esc_env import Request\nfrom esc_env.models.local import LocalModel\n"
         f"model = LocalModel({str(folder)!r}, device='cpu')\n"
         "async def leave():\n"
-        "    await model.complete([{'role': 'user', 'content': 'Hi.'}], max_tokens=1)\n"
-        "    asyncio.ensure_future(model.complete([{'role': 'user', 'content': 'Hi.'}], n=400, max_tokens=200))\n"
+        "    await model.complete(Request([{'role': 'user', 'content': 'Hi.'}], max_tokens=1))\n"
+        "    long = Request([{'role': 'user', 'content': 'Hi.'}], n=4000, max_tokens=200)\n"
+        "    asyncio.ensure_future(model.complete(long))\n"
         "    await asyncio.sleep(0.05)\n"
         "asyncio.run(leave())\n"
+        "print(time.time())\n"
     )
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -648,4 +654,4 @@ def test_a_process_may_end_while_its_model_is_computing(folder):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - begun < 60
+    assert time.time() - float(done.stdout) < 60, "the whole request takes minutes"

@@ -115,7 +115,7 @@ def test_called_from_our_own_loop_it_raises_and_names_the_coroutine():
         run(outer())
 
 
-@pytest.mark.parametrize("make", [gym.make, lambda *args, **how: gym.make_vec(*args, num_envs=2, **how)])
+@pytest.mark.parametrize("make", [gym.make, lambda name, **how: gym.make_vec(name, num_envs=2, **how)])
 def test_an_env_stepped_by_an_async_chair_is_told_to_await(make):
     async def critic(scenario, dialogue):
         inner = make("ESConv-v0", scenarios=bank())

@@ -25,11 +25,12 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.models.choices import Choices, FewerChoicesWarning
 from esc_env.models.dialect import Dialect
-from esc_env.models.patience import Endpoint, Patient
+from esc_env.models.endpoint import Endpoint
+from esc_env.models.patience import Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
 from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
-from esc_env.protocols import ChatModel, Completion, Reply, Usage
+from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
 from esc_env.testing import FakeChatModel, FakeServer, Fault, check_chat_model
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "replies.json"
@@ -39,7 +40,7 @@ HELLO: list[ChatMessage] = [
     {"role": "user", "content": 'I can\'t sleep — "again" 😔\n'},
 ]
 
-WIRES = {
+WIRES: dict[str, Any] = {
     "aiohttp": lambda url, timeout=10.0: OpenAIWire("m", url, timeout=timeout),
     "openai": lambda url, timeout=10.0: OpenAISDK("m", url, timeout=timeout),
     "litellm": lambda url, timeout=10.0: LiteLLMModel("openai/m", url, timeout=timeout),
@@ -77,7 +78,7 @@ def wire(request: pytest.FixtureRequest) -> str:
 
 
 def ask(model: ChatModel, **options: object) -> Completion:
-    return asyncio.run(model.complete(HELLO, **options))  # type: ignore[arg-type]
+    return asyncio.run(model.complete(Request(HELLO, **options)))  # type: ignore[arg-type]
 
 
 def failure(model: ChatModel, **options: object) -> ModelUnavailable:
@@ -272,7 +273,7 @@ def test_requests_go_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
         monkeypatch.setenv("no_proxy", "internal.example")
         monkeypatch.setenv("NO_PROXY", "internal.example")
         with pytest.raises(ModelUnavailable):
-            await OpenAIWire("m", url).complete(HELLO)
+            await OpenAIWire("m", url).complete(Request(HELLO))
         listener.close()
         await listener.wait_closed()
         return seen[0]
@@ -285,7 +286,7 @@ def test_requests_go_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
 def test_a_ca_bundle_of_ones_own_is_trusted(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, secret = tmp_path / "ca.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
-    made = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", secret, "-out", certificate]
+    made: list[Any] = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", secret, "-out", certificate]
     subprocess.run(made, check=True, capture_output=True)
     body = b'{"choices": [{"message": {"content": "Safe."}}]}'
 
@@ -300,7 +301,7 @@ def test_a_ca_bundle_of_ones_own_is_trusted(variable: str, tmp_path: Path, monke
         context.load_cert_chain(certificate, secret)
         async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
             port = listener.sockets[0].getsockname()[1]
-            return await OpenAIWire("m", f"https://localhost:{port}/v1").complete(HELLO)
+            return await OpenAIWire("m", f"https://localhost:{port}/v1").complete(Request(HELLO))
 
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
@@ -329,7 +330,7 @@ def test_connections_are_kept_alive_and_none_is_held_back() -> None:
     async def waves(url: str) -> None:
         model = OpenAIWire("m", url)
         for _ in range(3):
-            await asyncio.gather(*(model.complete(HELLO) for _ in range(128)))
+            await asyncio.gather(*(model.complete(Request(HELLO)) for _ in range(128)))
 
     with FakeServer(latency=0.05) as server:
         asyncio.run(waves(server.url))
@@ -348,9 +349,9 @@ def test_a_process_that_used_models_ends_without_a_word() -> None:
     with FakeServer() as server:
         made = f"wire.OpenAIWire('m', {server.url!r}), sdk.LiteLLMModel('openai/m', {server.url!r})"
         program = (
-            "from esc_env import _loop\nfrom esc_env.models import wire, sdk\n"
+            "from esc_env import Request, _loop\nfrom esc_env.models import wire, sdk\n"
             f"for model in ({made}):\n"
-            "    print(_loop.run(model.complete([{'role': 'user', 'content': 'Hi'}])).texts[0])"
+            "    print(_loop.run(model.complete(Request([{'role': 'user', 'content': 'Hi'}]))).texts[0])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("I hear you.\n" * 2, "", 0)
@@ -359,7 +360,7 @@ def test_a_process_that_used_models_ends_without_a_word() -> None:
 def test_importing_the_package_needs_no_extra() -> None:
     program = (
         "import sys, esc_env.models, esc_env.testing; "
-        "print([name for name in ('aiohttp', 'openai', 'litellm', 'tenacity', 'torch') if name in sys.modules])"
+        "print([name for name in ('aiohttp', 'openai', 'litellm', 'torch') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
@@ -412,13 +413,13 @@ def test_what_was_thought_is_kept_however_a_server_returns_it(message: object, r
 
 def test_an_answer_thought_away_is_an_answer_that_says_nothing() -> None:
     class Thinker(FakeChatModel):
-        async def complete(self, *args: Any, **options: Any) -> Completion:
-            await super().complete(*args, **options)
+        async def complete(self, request: Request) -> Completion:
+            await super().complete(request)
             choice = {"message": {"content": None, "reasoning_content": "She is sad, and"}, "finish_reason": "length"}
             return read_completion(OpenAIWire("m", "http://h/v1"), {"choices": [choice]}, latency=0.0)
 
     model = Thinker()
-    completion = asyncio.run(Patient(model, Endpoint("here")).complete(HELLO))
+    completion = asyncio.run(Patient(model, Endpoint("here")).complete(Request(HELLO)))
     assert len(model.calls) == 1, "it is not asked again"
     assert Reply.parse(completion.texts[0] or "?") == Reply("", "She is sad, and")
 
@@ -459,8 +460,8 @@ def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
     fake = FakeChatModel(lambda call, choice: f"{call.seed}", max_choices=1)
     model = Choices(fake)
     with pytest.warns(FewerChoicesWarning):
-        first = asyncio.run(model.complete(HELLO, n=5, seed=3, temperature=1.1))
-    again = asyncio.run(model.complete(HELLO, n=5, seed=3, temperature=1.1))
+        first = asyncio.run(model.complete(Request(HELLO, n=5, seed=3, temperature=1.1)))
+    again = asyncio.run(model.complete(Request(HELLO, n=5, seed=3, temperature=1.1)))
     assert len(set(first.texts)) == 5, "no vote comes back twice"
     assert first.texts == again.texts, "also when it is known from the start that one comes at a time"
     assert first.usage.requests == 5
@@ -471,18 +472,18 @@ def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
 @pytest.mark.filterwarnings("ignore::esc_env.models.choices.FewerChoicesWarning")
 def test_as_many_choices_come_back_as_were_asked_for(n: int, most: int) -> None:
     fake = FakeChatModel("x", max_choices=most, logprobs={"x": 0.0})
-    completion = asyncio.run(Choices(fake).complete(HELLO, n=n, seed=1, logprobs=1))
+    completion = asyncio.run(Choices(fake).complete(Request(HELLO, n=n, seed=1, logprobs=1)))
     assert len(completion.texts) == len(completion.finish_reasons) == len(completion.logprobs or ()) == n
     assert len({call.seed for call in fake.calls}) == len(fake.calls) == completion.usage.requests == -(-n // most)
 
 
 def test_a_provider_without_n_gets_single_requests_at_once() -> None:
     fake = FakeChatModel("x", latency=0.01)
-    asyncio.run(Choices(fake, single=True).complete(HELLO, n=4))
+    asyncio.run(Choices(fake, single=True).complete(Request(HELLO, n=4)))
     assert [call.n for call in fake.calls] == [1, 1, 1, 1]
 
 
 def test_a_failed_choice_fails_the_call_with_its_own_error() -> None:
     fake = FakeChatModel("x", failures={3: ModelUnavailable("gone", status=500)})
     with pytest.raises(ModelUnavailable, match="gone"):
-        asyncio.run(Choices(fake, single=True).complete(HELLO, n=4))
+        asyncio.run(Choices(fake, single=True).complete(Request(HELLO, n=4)))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -96,7 +96,7 @@ def test_prompt_and_completion_are_token_by_token_what_the_policy_sees_at_evalua
     made = online(tokenizer, ["same"])
     rows = made.rollout(group(made), trainer(tokenizer, lambda _: "I am here."))
     situation = bank(2)[0].situation
-    chat = [
+    chat: Any = [
         {"role": "user", "content": situation}, {"role": "assistant", "content": "I am here."},
         {"role": "user", "content": "It is my job."}, {"role": "assistant", "content": "I am here."},
         {"role": "user", "content": "I do not know."},
@@ -198,7 +198,7 @@ def test_a_solved_conversation_is_worth_more_the_sooner_it_ends(tokenizer: Any) 
 
 def test_a_solved_conversation_stops_while_others_go_on(tokenizer: Any) -> None:
     class Kind:
-        identity: ClassVar = {"name": "kind"}
+        identity = {"name": "kind"}  # noqa: RUF012
 
         async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Any) -> Any:
             wanted = ["solved" if scenario.id == "person-0" else "same"]
@@ -285,7 +285,7 @@ def test_the_real_trainer_learns_from_whole_conversations(base: Path, tokenizer:
     class Listening:
         """Relief follows short replies, so that outcomes differ within a group."""
 
-        identity: ClassVar = {"name": "listening"}
+        identity = {"name": "listening"}  # noqa: RUF012
 
         async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Any) -> Any:
             wanted = "solved" if len(dialogue.messages[-2].content) % 3 == 0 else "same"

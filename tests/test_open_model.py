@@ -23,7 +23,7 @@ from esc_env.evaluation import evaluate
 from esc_env.models import ModelSettings, budget, check_model, check_parameters, open_model
 from esc_env.models.capabilities import capabilities_of
 from esc_env.models.cassette import Cassette
-from esc_env.protocols import Usage
+from esc_env.protocols import Request, Usage
 from esc_env.records import read_records
 from esc_env.rules import Rules
 from esc_env.specs import parse_spec
@@ -67,7 +67,7 @@ def fakes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield __import__("my_models")
     sys.modules.pop("my_models", None)
-    from esc_env.models import _opened
+    from esc_env.models.opening import _opened
 
     _opened.cache_clear()
 
@@ -83,7 +83,7 @@ def server():
 
 
 def ask(model, **parameters):
-    return asyncio.run(model.complete(CHAT, **parameters))
+    return asyncio.run(model.complete(Request(CHAT, **parameters)))
 
 
 # Strings
@@ -182,7 +182,7 @@ def test_what_is_no_chat_model_is_refused(fakes, text):
 def test_importing_models_needs_no_extra_and_opening_one_names_what_is_missing():
     code = """
 import sys
-for name in ("aiohttp", "openai", "litellm", "tenacity", "torch"):
+for name in ("aiohttp", "openai", "litellm", "torch"):
     sys.modules[name] = None
 from esc_env.errors import MissingExtra
 from esc_env.models import ModelSettings, open_model
@@ -214,7 +214,7 @@ def test_replaying_needs_neither_extra_nor_key(tmp_path, monkeypatch):
     model = FakeChatModel("Better.")
     said = ask(Cassette(tmp_path / "run.db", "record", {"provider": "openai", "name": "gpt-4o"}, model), seed=4)
     said = replace(said, usage=replace(said.usage, models=("fake",)))
-    for name in ("aiohttp", "openai", "litellm", "tenacity"):
+    for name in ("aiohttp", "openai", "litellm"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     settings = ModelSettings(replay=tmp_path / "run.db")
@@ -404,7 +404,7 @@ def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_ar
     for same in ({"concurrency": 3}, {"budget": "1M tokens"}, {"timeout": 5.0}, {"cache": "c.db"}, {"record": "r.db"}):
         keys.append(key(**same))
     assert len(set(keys)) == 1
-    faced = json.loads((tmp_path / "0" / "run.json").read_text())["fingerprint"]["parts"]
+    faced = json.loads((tmp_path / "0" / "run.json").read_text())["identity"]
     assert faced["critic"]["mode"] == "votes"
     assert faced["critic"]["temperature"] == 1.1
     assert faced["seeker"]["temperature"] == 0.7
@@ -438,9 +438,9 @@ def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
     assert "0.00 USD at list prices" in out
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     faced = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert faced["fingerprint"]["parts"]["seeker"]["temperature"] == 0.2
-    assert faced["fingerprint"]["parts"]["critic"]["temperature"] == 0.3
-    assert faced["agent_identity"]["temperature"] == 0.1
+    assert faced["identity"]["seeker"]["temperature"] == 0.2
+    assert faced["identity"]["critic"]["temperature"] == 0.3
+    assert faced["identity"]["agent"]["temperature"] == 0.1
     with pytest.raises(SystemExit) as third:
         main([*run, "--budget", "plenty"])
     assert third.value.code == 1
@@ -490,7 +490,7 @@ def test_models_on_one_server_share_its_limits(server):
     models = [open_model(f"openai/{name}@{server.url}", settings) for name in ("one", "two", "three")]
 
     async def all_at_once():
-        return await asyncio.gather(*(model.complete(CHAT, seed=i) for i in range(5) for model in models))
+        return await asyncio.gather(*(model.complete(Request(CHAT, seed=i)) for i in range(5) for model in models))
 
     assert all(done.texts == ("I hear you.",) for done in asyncio.run(all_at_once()))
     assert server.peak <= 3
@@ -551,9 +551,10 @@ def test_a_planted_key_is_in_no_file_of_a_recorded_run(server, tmp_path, monkeyp
 def test_importing_litellm_is_left_to_those_who_need_it(server):
     code = f"""
 import asyncio, sys
+from esc_env import Request
 from esc_env.models import open_model
 model = open_model("openai/mine@{server.url}")
-asyncio.run(model.complete([dict(role="user", content="Hi")]))
+asyncio.run(model.complete(Request([dict(role="user", content="Hi")])))
 open_model("openai/gpt-4o")
 print(sorted({{"litellm", "openai", "torch"}} & set(sys.modules)))
 """

@@ -21,7 +21,7 @@ from esc_env.evaluation import evaluate
 from esc_env.models import budget
 from esc_env.models.budget import Budgeted, Ledger
 from esc_env.progress import Progress, Watch, shown
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 
 CHAT: Any = [{"role": "user", "content": "Hello."}]
 
@@ -225,24 +225,25 @@ class Model:
     def __init__(self, cost: float | None, reason: str = "stop") -> None:
         self.cost, self.reason = cost, reason
 
-    async def complete(self, *_, n: int = 1, **__):
+    async def complete(self, request):
+        n = request.n
         return Completion(("ok",) * n, (self.reason,) * n, Usage(1, 100, 50, self.cost), latency=3.0)
 
 
 def test_it_says_what_models_do_and_cost(monkeypatch):
     watch = Watch("mine")
     assert watch.details == "", "no model, no word about one"
-    asyncio.run(Budgeted(Model(0.25)).complete(CHAT))
-    asyncio.run(Budgeted(Model(0.25)).complete(CHAT))
+    asyncio.run(Budgeted(Model(0.25)).complete(Request(CHAT)))
+    asyncio.run(Budgeted(Model(0.25)).complete(Request(CHAT)))
     assert re.fullmatch(r"3\.0 s a request, [\d,.]+ tokens a second, 0\.50 USD", watch.details)
-    asyncio.run(Budgeted(Model(None)).complete(CHAT))
+    asyncio.run(Budgeted(Model(None)).complete(Request(CHAT)))
     assert watch.details.endswith("0.50 USD and calls of unknown price")
     assert Watch("the next").details == "", "what was before is not its own"
 
 
 def test_an_unknown_price_is_never_shown_as_nothing():
     watch = Watch("mine")
-    asyncio.run(Budgeted(Model(None)).complete(CHAT))
+    asyncio.run(Budgeted(Model(None)).complete(Request(CHAT)))
     assert watch.details.endswith("150 tokens at an unknown price")
     assert "USD" not in watch.details
 
@@ -252,11 +253,11 @@ def test_it_says_how_many_requests_are_in_flight():
     seen: list[str] = []
 
     class Looks(Model):
-        async def complete(self, *_, **__):
+        async def complete(self, request):
             seen.append(watch.details)
-            return await super().complete()
+            return await super().complete(request)
 
-    asyncio.run(Budgeted(Looks(None)).complete(CHAT))
+    asyncio.run(Budgeted(Looks(None)).complete(Request(CHAT)))
     assert seen == ["1 request in flight"]
     assert "in flight" not in watch.details
 
@@ -264,9 +265,9 @@ def test_it_says_how_many_requests_are_in_flight():
 @pytest.mark.parametrize(("reason", "hinted"), [("length", True), ("stop", False)])
 def test_a_run_hints_at_it_when_over_half_of_the_answers_are_cut(reason, hinted):
     watch = Watch("mine")
-    asyncio.run(Budgeted(Model(0.0)).complete(CHAT, n=9))
+    asyncio.run(Budgeted(Model(0.0)).complete(Request(CHAT, n=9)))
     for _ in range(2):
-        asyncio.run(Budgeted(Model(0.0, reason)).complete(CHAT, n=9))
+        asyncio.run(Budgeted(Model(0.0, reason)).complete(Request(CHAT, n=9)))
     assert ("raise max_tokens" in watch.details) == hinted
 
 

@@ -81,13 +81,14 @@ def test_a_torn_last_line_is_dropped_with_a_warning_that_names_it(tmp_path):
         (b'{"kind": "other", "version": 1}\n', "not a 'thing' record"),
         (b'{"kind": "thing"}\n', "not a 'thing' record"),
         (b'{"kind": "thing", "version": "1"}\n', "not a 'thing' record"),
-        (f'{{"kind": "thing", "version": {RECORD_VERSION + 1}}}\n'.encode(), "newer esc-env"),
+        (f'{{"kind": "thing", "version": {RECORD_VERSION + 1}}}\n'.encode(), "newer esc-env.*pip install -U esc-env"),
+        (f'{{"kind": "thing", "version": {RECORD_VERSION - 1}}}\n'.encode(), "older esc-env.*another folder"),
     ],
 )
 @pytest.mark.parametrize("last", [True, False])
 def test_a_foreign_line_is_refused_by_file_and_line(tmp_path, line, told, last):
     path = tmp_path / "r.jsonl"
-    good = b'{"kind": "thing", "version": 1}\n'
+    good = f'{{"kind": "thing", "version": {RECORD_VERSION}}}\n'.encode()
     path.write_bytes(good + line + (b"" if last else good))
     with pytest.raises(RecordError, match=told) as caught:
         list(read_records(path, "thing"))

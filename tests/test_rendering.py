@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -21,7 +22,7 @@ from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 TALK = Dialogue((Message("seeker", "I am low."), Message("supporter", "Since when?"), Message("seeker", "May.")))
 
 
-def make(**options):
+def make(**options) -> Any:
     options.setdefault("seeker", ScriptedSeeker(["Since spring.", "Thank you."]))
     options.setdefault("critic", ScriptedCritic(["same", "solved"]))
     return gym.make("ESConv-v0", scenarios=bank(1), **options)
@@ -96,9 +97,10 @@ def test_no_text_can_forge_a_speaker():
 )
 def test_terminal_codes_become_visible_marks(nasty):
     for terminal in (False, True):
-        page = Console(file=io.StringIO(), width=60, force_terminal=terminal, color_system=None)
+        written = io.StringIO()
+        page = Console(file=written, width=60, force_terminal=terminal, color_system=None)
         show(page, Dialogue((Message("seeker", nasty),)), ending=nasty)
-        printed = page.file.getvalue()
+        printed = written.getvalue()
         assert "\N{REPLACEMENT CHARACTER}" in printed
         assert not any(character in printed for character in "\x07\x08\x9b\r\u202e")
         assert "\x1b[31m" not in printed
@@ -126,4 +128,4 @@ def test_without_a_render_mode_render_says_what_to_type():
 
 def test_an_unknown_render_mode_is_refused():
     with pytest.raises(ValueError, match="'human'"):
-        ESCEnv(bank(), render_mode="humann")
+        ESCEnv(bank(), render_mode="humann")  # type: ignore[arg-type]

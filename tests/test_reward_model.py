@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
+from typing import Any
+
 from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
@@ -26,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21's own
 ]
 
-TINY = {
+TINY: dict[str, Any] = {
     "precision": "fp32", "cpu": True, "gradient_checkpointing": False, "batch_size": 8, "accumulation": 1,
     "max_steps": 60, "learning_rate": 3e-3, "scheduler": "constant",
 }  # fmt: skip

@@ -208,7 +208,7 @@ def test_the_prompt_is_enough_where_there_is_no_context_column():
 def test_another_gamma_is_computed_from_the_logged_futures_without_simulating_again():
     kept: dict[str, list[str]] = {}
     half = reward(["same", "same", "solved"], gamma=0.5)
-    arguments = {"prompts": [prompt()], "completions": ["Hello."], **columns(1)}
+    arguments: Any = {"prompts": [prompt()], "completions": ["Hello."], **columns(1)}
     asyncio.run(reward(["same", "same", "solved"])(**arguments, log_extra=kept.__setitem__))
     futures = [Future.from_json(item) for item in json.loads(kept["futures"][0])]
     assert [value(futures, 0.5)] == asyncio.run(half(**arguments))
@@ -469,7 +469,12 @@ def test_scoring_sorts_by_length_and_computes_equal_rows_once(saved: Path, monke
     model, tokenizer = classifier(saved)
     shapes: list[tuple[int, int]] = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **kw: shapes.append(kw["input_ids"].shape) or forward(**kw))
+
+    def watched(**kw: Any) -> Any:
+        shapes.append(kw["input_ids"].shape)
+        return forward(**kw)
+
+    monkeypatch.setattr(model, "forward", watched)
     rows = chats(30)
     RewardModelReward(model, tokenizer, batch_tokens=1024).score([*rows, *rows])
     assert sum(rows for rows, _ in shapes) == 30

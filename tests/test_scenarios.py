@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -140,7 +141,7 @@ def test_near_duplicates_are_exactly_the_pairs_at_or_above_the_threshold(
 
 
 @pytest.mark.parametrize("shares", [{"train": 0.0}, {"train": 1.0}, {"train": 0.9, "valid": 0.2}])
-def test_shares_that_make_no_split_are_refused(shares: dict[str, float]) -> None:
+def test_shares_that_make_no_split_are_refused(shares: dict[str, Any]) -> None:
     with pytest.raises(ScenarioError, match="split shares"):
         people(5).split(**shares)
 

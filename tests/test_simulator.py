@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from esc_env import EMOTIONS, PERSONAS, PROBLEMS, Dialogue, Message, Reply, Scenario, Seed, episode_seed
 from esc_env.agents.scripted import SCRIPTED, key_phrases
 from esc_env.builtin.bank import SPLITS, bank
+from esc_env.builtin.constants import page
 from esc_env.builtin.critic import BuiltinCritic, distribution
 from esc_env.builtin.moves import MOVES, read, weight
 from esc_env.builtin.seeker import BuiltinSeeker
@@ -219,7 +220,7 @@ def test_more_relief_never_lowers_the_expected_vote(low: float, more: float):
     assert mean(low + more) >= mean(low) - 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=80), max_size=4))
 def test_any_text_is_heard_without_failing_and_keeps_the_state_in_range(turns: list[str]):
     state = follow(PERSON, say(*[turn.encode("utf-8", "ignore").decode() for turn in turns]), 1)
@@ -230,7 +231,6 @@ def test_any_text_is_heard_without_failing_and_keeps_the_state_in_range(turns: l
     assert len(set(state.told)) == len(state.told) <= len(PERSON.facts)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_the_move_classifier_gives_a_distribution_for_any_text(text: str):
     reading = read(text)
@@ -259,6 +259,11 @@ def test_moves_are_read_in_sentences_that_are_not_in_the_corpus(text: str, move:
 def test_words_that_anybody_uses_weigh_nothing_and_rare_ones_all():
     assert weight("feel") == weight("time") == 0
     assert weight("quarry") == weight("Bonneville".lower()) == 1
+
+
+def test_the_page_of_constants_shows_what_the_code_uses():
+    shown = (Path(__file__).parents[1] / "docs" / "constants.md").read_text(encoding="utf-8")
+    assert shown == page(), "print it again: python -m esc_env.builtin.constants > docs/constants.md"
 
 
 # --- the bank -------------------------------------------------------------------------------------

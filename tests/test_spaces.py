@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -63,7 +64,8 @@ def test_gymnasium_can_batch_and_take_apart(space):
         assert isinstance(batched, Tuple)
         items = batched.sample()
         assert list(iterate(batched, items)) == list(items)
-        assert concatenate(space, items, create_empty_array(space, 3)) in batched
+        room: Any = create_empty_array(space, 3)
+        assert concatenate(space, items, room) in batched
 
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)
@@ -100,7 +102,8 @@ def test_a_limit_is_a_whole_number(bad):
 
 @given(st.lists(st.tuples(st.sampled_from(["seeker", "supporter"]), TEXT), max_size=8))
 def test_every_dialogue_that_ends_with_the_seeker_is_a_chat(said):
-    dialogue = Dialogue(tuple(Message(role, text) for role, text in (*said, ("seeker", "and now?"))))
+    messages = [Message(role, text) for role, text in said]
+    dialogue = Dialogue((*messages, Message("seeker", "and now?")))
     assert dialogue.as_chat("supporter", opening="hello") in Chat()
 
 
@@ -149,10 +152,11 @@ def test_the_emptiest_members_are_members(space):
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_text_fits_no_shared_memory_and_the_error_says_what_to_pass(space):
+    nowhere: Any = None
     for call in (
         lambda: create_shared_memory(space, 2),
-        lambda: read_from_shared_memory(space, None, 2),
-        lambda: write_to_shared_memory(space, 0, space.sample(), None),
+        lambda: read_from_shared_memory(space, nowhere, 2),
+        lambda: write_to_shared_memory(space, 0, space.sample(), nowhere),
     ):
         with pytest.raises(CustomSpaceError, match="shared_memory=False"):
             call()
@@ -166,7 +170,7 @@ def test_envs_with_spaces_of_one_kind_stand_in_one_vector_env():
     assert envs.reset(seed=0)[0] in envs.observation_space
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Any] = {
     "Autoreset": wrappers.Autoreset,
     "ClipReward": lambda env: wrappers.ClipReward(env, -1, 1),
     "DelayObservation": lambda env: wrappers.DelayObservation(env, 2),
@@ -184,7 +188,7 @@ WRAPPERS = {
     "TimeLimit": lambda env: wrappers.TimeLimit(env, 8),
     "TransformAction": lambda env: wrappers.TransformAction(env, str.strip, Utterance()),
     "TransformObservation": lambda env: wrappers.TransformObservation(env, lambda chat: chat[-1:], Chat()),
-    "TransformReward": lambda env: wrappers.TransformReward(env, lambda reward: 2 * reward),
+    "TransformReward": lambda env: wrappers.TransformReward(env, lambda reward: 2 * float(reward)),
 }
 """Every wrapper of Gymnasium 1.1 and later that has something to do with text."""
 
@@ -206,17 +210,22 @@ def test_a_render_collection_holds_the_conversation_after_every_step():
     env = wrappers.RenderCollection(gym.make("ESConv-v0", render_mode="ansi"))
     env.reset(seed=0)
     env.step("What happened?")
-    first, second = env.render()
+    frames: Any = env.render()
+    first, second = frames
     assert second.startswith(first)
 
 
-VECTOR_WRAPPERS = {
+def stripped(said: Any) -> Any:
+    return tuple(map(str.strip, said))
+
+
+VECTOR_WRAPPERS: dict[str, Any] = {
     "ClipReward": lambda envs: wrappers.vector.ClipReward(envs, -1, 1),
     "DictInfoToList": wrappers.vector.DictInfoToList,
     "FlattenObservation": wrappers.vector.FlattenObservation,
     "NormalizeReward": wrappers.vector.NormalizeReward,
     "RecordEpisodeStatistics": wrappers.vector.RecordEpisodeStatistics,
-    "TransformAction": lambda envs: wrappers.vector.TransformAction(envs, lambda said: tuple(map(str.strip, said))),
+    "TransformAction": lambda envs: wrappers.vector.TransformAction(envs, stripped),
     "TransformReward": lambda envs: wrappers.vector.TransformReward(envs, lambda rewards: 2 * rewards),
 }
 

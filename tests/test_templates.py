@@ -77,7 +77,7 @@ def words(text: str) -> str:
 def check_rows(rows: list[dict[str, list[int]]], tokenizer: Any, *, system: str | None = None) -> list[str]:
     """Assert that each learned stretch follows the prompt of inference and ends its turn; returns the stretches."""
     template = taught_template(tokenizer)
-    chat = [*([{"role": "system", "content": system}] if system else []), *chat_of(PERSON, TALK)]
+    chat: Any = [*([{"role": "system", "content": system}] if system else []), *chat_of(PERSON, TALK)]
     prompts = [template.prompt(chat[:at]) for at, message in enumerate(chat) if message["role"] == "assistant"]
     end = template.check()
     learned = []
@@ -135,7 +135,7 @@ def test_a_seeker_who_writes_a_control_token_forges_nothing() -> None:
     assert rows[0]["input_ids"].count(think) == 1, "the empty block that the template itself writes"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(["gemma", "llama3", "qwen2_5", "qwen3"]),
     st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20), min_size=2, max_size=8),
@@ -193,7 +193,7 @@ def test_a_turn_that_makes_one_token_with_its_prompt_is_left_out_and_counted() -
 
 def test_a_system_message_that_a_template_refuses_precedes_the_first_user_message() -> None:
     tokenizer = family("gemma")
-    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."}]
+    chat: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."}]
     assert "<start_of_turn>user\nBe kind.\n\nHi.<end_of_turn>" in tokenizer.decode(ChatTemplate(tokenizer).prompt(chat))
     rows, _ = fit_prompts([{"prompt": chat}], tokenizer, 500)
     assert rows[0]["prompt"] == [{"role": "user", "content": "Be kind.\n\nHi."}], "TRL renders it again"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from conftest import bank
 
-from esc_env import Ballot, Dialogue, Message, Reply, Seed
+from esc_env import Ballot, Dialogue, Message, Reply, Request, Seed
 from esc_env.critics import resolve_critic
+from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable
 from esc_env.scenarios import PERSONAS
 from esc_env.seekers import resolve_seeker
@@ -25,7 +28,7 @@ from esc_env.testing import (
     check_seeker,
 )
 
-CHAT = [{"role": "user", "content": "I feel low."}]
+CHAT: Any = [{"role": "user", "content": "I feel low."}]
 
 
 @pytest.mark.parametrize("persona", PERSONAS)
@@ -49,6 +52,17 @@ def test_scripted_agents_keep_the_contract():
     check_agent(ScriptedAgent(["<think>hm</think>What happened?", "I see."]))
 
 
+def test_a_request_stays_what_it_was_when_it_was_made():
+    chat: list[ChatMessage] = [{"role": "user", "content": "Hello"}]
+    stop = ["x"]
+    request = Request(chat, stop=stop)
+    chat[0]["content"] = "Bye"
+    chat.append({"role": "assistant", "content": "So soon?"})
+    stop.clear()
+    assert request == Request(({"role": "user", "content": "Hello"},), stop=("x",))
+    assert replace(request, seed=7).messages == request.messages
+
+
 def test_fake_models_keep_the_contract():
     check_chat_model(FakeChatModel())
     check_chat_model(FakeChatModel(["a", None, "b"], max_choices=1))
@@ -56,6 +70,7 @@ def test_fake_models_keep_the_contract():
 
 class Part:
     identity = {"name": "part"}  # noqa: RUF012
+    deterministic = True
 
     def __init__(self, answer):
         self.answer = answer
@@ -106,7 +121,7 @@ def test_a_fake_model_answers_in_order_and_remembers_what_it_was_asked():
     model = FakeChatModel(["one", "two", "three"])
 
     async def talk():
-        return await model.complete(CHAT, n=2, temperature=1.1, seed=5), await model.complete(CHAT)
+        return await model.complete(Request(CHAT, n=2, temperature=1.1, seed=5)), await model.complete(Request(CHAT))
 
     first, second = asyncio.run(talk())
     assert (first.texts, second.texts) == (("one", "two"), ("three",))
@@ -124,10 +139,10 @@ def test_a_fake_model_can_answer_by_function_fail_and_return_fewer_choices():
     )
 
     async def talk():
-        first = await model.complete(CHAT, n=4, seed=9, logprobs=5)
+        first = await model.complete(Request(CHAT, n=4, seed=9, logprobs=5))
         with pytest.raises(ModelUnavailable):
-            await model.complete(CHAT)
-        return first, await model.complete(CHAT)
+            await model.complete(Request(CHAT))
+        return first, await model.complete(Request(CHAT))
 
     first, third = asyncio.run(talk())
     assert first.texts == ("9/0", "9/1")

@@ -205,7 +205,7 @@ PIECES = (
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=8).map("".join))
 def test_what_is_said_holds_no_thought_and_is_part_of_the_text(text):
     thought, said = split_thought(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def spoken(people: list[Scenario]) -> list[Trajectory]:
 
 
 def test_supporters_differ_in_how_often_they_help(tmp_path: Path) -> None:
-    rates = [
+    rates: list[Any] = [
         evaluate(supporter(skill), "builtin:valid", out=tmp_path / str(skill)).success_rate for skill in (0.0, 0.5, 1.0)
     ]
     assert rates[0] < 0.1 < rates[1] < 0.7 < rates[2]
@@ -144,7 +145,7 @@ def test_what_supporters_say_becomes_rows_of_their_last_words_alone(policy: Path
     assert counts["rows"] == sum(item.turns for item in spoken[:4])
     for row in rows:
         learned = tokenizer.decode([token for token in row["labels"] if token != -100])
-        assert learned.endswith("<|end|>")
+        assert str(learned).endswith("<|end|>")
         assert "<|user|>" not in learned
 
 
@@ -168,4 +169,4 @@ def test_a_reward_model_begins_with_the_policy_and_remembers_more(policy: Path, 
         assert torch.equal(weight, body.get_parameter(name))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     chat = [{"role": role, "content": "x"} for _ in range(4) for role in ("user", "assistant")]
-    assert tokenizer.apply_chat_template(chat, tokenize=False).count("<|user|>") == 3
+    assert str(tokenizer.apply_chat_template(chat, tokenize=False)).count("<|user|>") == 3

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import pickle
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -55,7 +56,7 @@ def test_an_autoreset_mode_is_an_enum_its_value_or_its_name(mode):
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
 
 
-def make(count=3, **options):
+def make(count=3, **options) -> Any:
     options.setdefault("scenarios", bank())
     return gym.make_vec("ESConv-v0", num_envs=count, **options)
 
@@ -283,8 +284,8 @@ def test_scenarios_may_be_any_iterable():
 
 
 def test_the_spec_stays_whole():
-    envs = gym.make_vec("ESConv-v0", num_envs=2, max_turns=3, autoreset_mode="SameStep")
-    again = gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))
+    envs = make(2, max_turns=3, autoreset_mode="SameStep", scenarios="builtin:train")
+    again: Any = gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))
     assert (again.num_envs, again.autoreset_mode) == (2, AutoresetMode.SAME_STEP)
     assert data_equivalence(envs.reset(seed=0), again.reset(seed=0), exact=True)
     assert not envs.spec.nondeterministic

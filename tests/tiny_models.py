@@ -71,9 +71,9 @@ def save_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        num_labels=labels or 2,
         initializer_range=spread,
     )
+    config.num_labels = labels or 2
     torch.manual_seed(seed)
     make = transformers.AutoModelForSequenceClassification if labels else transformers.AutoModelForCausalLM
     make.from_config(config).save_pretrained(folder)
@@ -115,7 +115,7 @@ def save_gguf(file: Path, folder: Path, *, template: str | None = CHATML, eos: s
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weights in model.state_dict().items():
         stem, _, suffix = name.rpartition(".")
-        known = names.get_name(stem)
+        known = names.get_name(stem) or stem
         values = weights.numpy()
         for part, count in heads.items():
             if known.endswith(part):  # llama.cpp rotates neighbours, Transformers halves

@@ -24,7 +24,8 @@ from esc_env.errors import ConfigError, did_you_mean
 from esc_env.evaluation.report import Report
 from esc_env.records import write_json
 from esc_env.training.config import PipelineConfig
-from esc_env.training.pipeline import best_start, evaluations, gain, run_pipeline, texture
+from esc_env.training.outcome import best_start, evaluations, gain, texture
+from esc_env.training.pipeline import run_pipeline
 
 __all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
 
@@ -90,7 +91,7 @@ CLAIMS = (
 )
 """What must hold for the machinery to count as learning. Set before anything was measured."""
 
-_SHARED = ("base", "population.jsonl", "sft", "collect")
+_SHARED = ("base", "population", "sft", "collect")
 
 
 def ablate(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
+from esc_env.progress import again
 from esc_env.training.config import STAGES
 from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
 
@@ -133,14 +131,8 @@ class _Resumable(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {_again()}", err=True)
+            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {again()}", err=True)
             raise typer.Exit(130) from None
-
-
-def _again() -> str:
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        return "To go on, type the same `accelerate launch` line"
-    return f"To go on, type: {shlex.join(['esc', *sys.argv[1:]])}"
 
 
 train = typer.Typer(
@@ -165,8 +157,8 @@ def _sft(
 ) -> None:
     """Fine-tune a policy on what supporters said. The result: local:OUT."""
     whole = read_pipeline(preset, ctx.args, stage="sft")
-    from esc_env.training.pipeline import asked, lessons_from
-    from esc_env.training.sft import train_sft
+    from esc_env.training.sft import lessons_from, train_sft
+    from esc_env.training.stage import asked
 
     items = lessons_from(data)
     typer.echo(str(train_sft(whole.sft, out, items, system=asked(whole.setting, items))))
@@ -220,7 +212,8 @@ def _grpo(
     """
     whole = read_pipeline(preset, ctx.args, stage="grpo")
     from esc_env.training.data import read_samples
-    from esc_env.training.pipeline import on_valid, optimise
+    from esc_env.training.grpo import optimise
+    from esc_env.training.pipeline import on_valid
 
     judged = replace(whole, evaluate=replace(whole.evaluate, concurrency=whole.grpo.concurrency))
     made = optimise(

@@ -112,7 +112,8 @@ def _sections(source: str) -> dict[str, dict[str, Given]]:
     given = {section: data[section].given(f"{section}.") if data.get(section) else {} for section in SECTIONS}
     if each := given["models"].get("concurrency"):
         raise ConfigError(f"{each.place} is each stage's own: set concurrency in collect, grpo and evaluate")
-    return given | {"models": {_LONG.get(name, name): each for name, each in given["models"].items()}}
+    given["models"] = {_LONG.get(name, name): each for name, each in given["models"].items()}
+    return given
 
 
 _LONG = {short: name for name, short in SHORT.items()}

@@ -1,7 +1,8 @@
 """What `esc collect` leaves behind, read back: samples of (context, response, futures), and a card that describes them.
 
 D_r of RLFF-ESC (arXiv 2508.12935). A line of `candidates.jsonl` is one response with all its futures; every later
-supporter turn in those futures is a sample too (a *tail label*), made when the file is read.
+supporter turn in those futures is a sample too (a *tail label*), made when the file is read. Like conversations, it
+names its scenario by id: `scenarios.jsonl` has it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import Any
 
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError
+from esc_env.folder import RunFolder
 from esc_env.protocols import Usage
-from esc_env.records import read_records
 from esc_env.rewards import Future, value
 from esc_env.rewards.future import GAMMA
 from esc_env.scenarios import Scenario
 
-__all__ = ["BINS", "CANDIDATES", "Sample", "card_markdown", "data_card", "read_candidates", "read_samples"]
+__all__ = [
+    "BINS", "CANDIDATES", "CONVERSATIONS", "Sample", "card_markdown", "collection", "data_card", "read_candidates",
+    "read_samples",
+]  # fmt: skip
 
-CANDIDATES = "candidates.jsonl"
-"""The file of a collection that holds its responses and their futures."""
+CONVERSATIONS, CANDIDATES = "conversations.jsonl", "candidates.jsonl"
+"""The files of a collection that hold its conversations, and its responses with their futures."""
 
 BINS = 8
 """Bars of a reward histogram over [-1, 1]."""
@@ -73,10 +77,9 @@ class Sample:
         return self.scenario.id, self.seed, self.context.transcript(), self.response.content
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, with the reward at the default γ."""
+        """A JSON object, which names the scenario by its id, with the reward at the default γ."""
         return {
-            "scenario_id": self.scenario.id,
-            "scenario": self.scenario.to_json(),
+            "scenario": self.scenario.id,
             "context": self.context.to_json(),
             "response": self.response.to_json(),
             "candidates": list(self.candidates),
@@ -90,10 +93,10 @@ class Sample:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Sample:
-        """Inverse of `to_json`."""
+    def from_json(cls, data: Mapping[str, Any], scenario: Scenario) -> Sample:
+        """Inverse of `to_json`, given the scenario that it names."""
         return cls(
-            Scenario.from_json(data["scenario"]),
+            scenario,
             Dialogue.from_json(data["context"]),
             Message.from_json(data["response"]),
             tuple(Future.from_json(item) for item in data["futures"]),
@@ -114,20 +117,18 @@ class Sample:
         ]
 
 
+def collection(path: str | Path) -> RunFolder:
+    """The folder of a collection."""
+    return RunFolder(Path(path), "collection", (CONVERSATIONS, CANDIDATES))
+
+
 def read_candidates(folder: str | Path) -> list[Sample]:
     """The responses of a collection as its file holds them, in the order in which they were finished.
 
     Raises:
         RecordError: a line that is no candidate, naming file and line.
     """
-    path = Path(folder) / CANDIDATES
-    samples = []
-    for number, data in enumerate(read_records(path, "candidate"), 1):
-        try:
-            samples.append(Sample.from_json(data))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}:{number}: not a candidate ({error!r}). Was the file edited?") from error
-    return samples
+    return list(collection(folder).records(CANDIDATES, "candidate", Sample.from_json))
 
 
 def read_samples(folder: str | Path, *, tails: bool = True) -> list[Sample]:

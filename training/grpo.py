@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import json
 import logging
+import random
 import shutil
 import warnings
 from collections import Counter
@@ -21,16 +22,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import settle, wait
+from esc_env._loop import run, settle, wait
+from esc_env.agents.spec import resolve_agent
+from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.evaluation.holding import check_models
+from esc_env.folder import RunFolder
+from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
+from esc_env.protocols import Agent
 from esc_env.records import write_json
-from esc_env.rewards.rows import Reward, Text, raw_text
-from esc_env.training.config import GRPOStage
+from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
+from esc_env.rewards.rows import Reward, Text, awaited, raw_text
+from esc_env.rules import Rules
+from esc_env.training.config import CollectStage, GRPOStage, Setting
+from esc_env.training.data import Sample
 from esc_env.training.stage import (
     arguments,
+    asked,
+    chairs_of,
     finish,
     is_main,
     load_policy,
@@ -44,13 +56,15 @@ from esc_env.training.stage import (
 
 try:
     import transformers
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["TrainingWarning", "failure_signs", "fit_prompts", "grpo_arguments", "train_grpo"]
+__all__ = [
+    "TrainingWarning", "failure_signs", "fit_prompts", "grpo_arguments", "optimise", "train_grpo",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +205,7 @@ class _Watched:
         self.gated = gated
         self.__name__ = "total"
 
+    @awaited
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:
@@ -350,7 +365,7 @@ def _train(
     )
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=[watched],  # type: ignore[list-item]  # TRL takes async callables too
+        reward_funcs=[watched],
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -381,3 +396,91 @@ def _train(
         finish(folder, trainer.state.log_history, counts=counts, valid=valid, chosen=chosen)
         shutil.rmtree(folder / "best", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+
+
+# --- the whole stage ------------------------------------------------------------------------------
+
+
+def optimise(
+    config: GRPOStage,
+    setting: Setting,
+    folder: str | Path,
+    *,
+    samples: Sequence[Sample] = (),
+    reward_model: str | Path | None = None,
+    continuing: str | Agent | None = None,
+    success: Callable[[str], float] | None = None,
+    models: ModelSettings | None = None,
+) -> Path:
+    """GRPO with the reward that `config.reward` names: R + α · R_thk-fmt.
+
+    Args:
+        config: the stage.
+        setting: style, chairs and what they are asked, and for `env` the scenarios.
+        folder: of the stage.
+        samples: a collection, whose contexts are answered; all rewards but `env` need it.
+        reward_model: for `rlff`.
+        continuing: who goes on after a response, for `future`: the policy as it was when it was collected from. What a
+            string names is asked the setting's `agent_options`.
+        success: see `train_grpo`.
+        models: how chat models in the chairs are called, for `future` and `env`.
+
+    Raises:
+        ConfigError: the reward lacks what it needs.
+        BudgetExceeded: the budget is spent; the same call with a larger one goes on from the last checkpoint.
+        ModelError: a chat model does not answer at all; nothing was started.
+    """
+    from esc_env.training.online import Online, opener  # which builds on this module
+
+    horizon = config.horizon if config.reward == "future" and config.horizon else config.max_turns
+    rules = Rules(max_turns=horizon)
+    system = asked(setting)
+    tokenizer = load_tokenizer(config.model)
+    settings = models or ModelSettings(config.concurrency)
+    if config.reward == "env":
+        chairs = chairs_of(setting, settings, rules)
+        _check(folder, rules, chairs.seeker, chairs.critic)
+        online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
+        return train_grpo(
+            config, folder, reward=online.reward, prompts=online.rows, rollout=online.rollout, evaluate=success
+        )
+    contexts: dict[Any, Sample] = {}
+    for sample in samples:
+        if not sample.tail:
+            contexts.setdefault(sample.key[:3], sample)
+    prompts = [grpo_row(item.scenario, item.context, seed=item.seed, system=system) for item in contexts.values()]
+    if not prompts:
+        raise ConfigError(f"reward {config.reward!r} answers collected contexts, and there are none. Type: esc collect")
+    random.Random(config.seed).shuffle(prompts)
+    first: Any
+    if config.reward == "rlff":
+        from esc_env.rewards.model import RewardModelReward
+
+        if reward_model is None:
+            raise ConfigError("reward 'rlff' needs a reward model. Type: esc train rm")
+        first = RewardModelReward(reward_model, device="cpu" if config.cpu else None)
+    elif config.reward == "future":
+        if continuing is None:
+            raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
+        options = setting.agent_options if isinstance(continuing, str) else None
+        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature, options=options)
+        chairs = chairs_of(setting, settings, rules)
+        first = FutureReward(
+            agent, chairs.seeker, chairs.critic, rules, gamma=config.gamma, seed=config.seed,
+            concurrency=config.concurrency,
+        )  # fmt: skip
+        _check(folder, rules, chairs.seeker, chairs.critic, agent)
+    else:
+        first = RandomReward(config.seed)
+    form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
+    if config.reward == "format":
+        reward = combine({"format": form}, format=config.alpha)
+    else:
+        reward = combine({"reply": first, "format": form}, reply=1.0, format=config.alpha)
+    return train_grpo(config, folder, reward=reward, prompts=prompts, evaluate=success)
+
+
+def _check(folder: str | Path, rules: Rules, *seated: object) -> None:
+    """Ask the chairs' models for a word before any weights are loaded, if there is anything left to train."""
+    if is_main() and not RunFolder(Path(folder), "stage").finished:
+        run(check_models(*seated, votes=rules.votes))

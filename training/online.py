@@ -27,7 +27,7 @@ from typing import Any
 from esc_env._loop import start, wait
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
-from esc_env.errors import BudgetExceeded, ConfigError
+from esc_env.errors import ConfigError
 from esc_env.protocols import Reply
 from esc_env.rewards import CombinedReward, Future, ThinkFormatReward, combine, grpo_row, value
 from esc_env.rewards.future import GAMMA
@@ -37,7 +37,7 @@ from esc_env.seeds import Seed, derive, episode_seed
 from esc_env.training.config import GRPOStage
 from esc_env.training.grpo import fit_prompts
 from esc_env.training.stage import prompt_ids, shortened
-from esc_env.trajectory import Trajectory
+from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["Online", "conversation_value", "opener"]
 
@@ -86,8 +86,8 @@ def conversation_value(
 class Online:
     """The data, the rollouts and the reward of GRPO on whole conversations.
 
-    >>> online = Online(load_scenarios("builtin:train"), Chairs(seeker, critic), GRPOStage(reward="env"), tokenizer)
-    >>> GRPOTrainer(model, online.reward, train_dataset=Dataset.from_list(online.rows), rollout_func=online.rollout)
+        online = Online(load_scenarios("builtin:train"), Chairs(seeker, critic), GRPOStage(reward="env"), tokenizer)
+        GRPOTrainer(model, online.reward, train_dataset=Dataset.from_list(online.rows), rollout_func=online.rollout)
 
     Args:
         scenarios: whom conversations are held with. Those that begin with the same words are one prompt; only the
@@ -166,9 +166,7 @@ class Online:
             wait(held)
             raise
         trajectories = held.result()
-        for failure in filter(None, (trajectory.failure for trajectory in trajectories)):
-            if failure.kind == BudgetExceeded.__name__:
-                raise BudgetExceeded(failure.message)
+        stop_if_spent(trajectories)
         return self._rows_of(trajectories, spoken, scenarios, step)
 
     def _context(self, scenario: Scenario, dialogue: Dialogue) -> list[int]:

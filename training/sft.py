@@ -15,24 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.evaluation.runner import is_run, read_run
 from esc_env.models.templates import ChatTemplate, TemplateError, TemplateRefused
 from esc_env.rewards.rows import chat_of
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.training.config import SFTStage
-from esc_env.training.data import Sample
+from esc_env.training.data import CANDIDATES, Sample, read_samples
 from esc_env.training.stage import arguments, finish, load_policy, load_tokenizer, open_stage, run_trainer, shortened
 from esc_env.trajectory import Trajectory
 
 try:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Lesson", "encode", "lessons", "taught_template", "train_sft"]
+__all__ = ["Lesson", "encode", "lessons", "lessons_from", "taught_template", "train_sft"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,20 @@ def lessons(sources: Iterable[Scenario | Trajectory | Sample], *, solved: bool =
         elif source.solved > 0.5 or not solved:
             found.append(Lesson(source.scenario, source.context.then(source.response), last=True))
     return found
+
+
+def lessons_from(source: str | Path) -> list[Any]:
+    """What `train_sft` learns from: a folder of `esc collect` or `esc eval` (what was solved), or human dialogues.
+
+    Raises:
+        ScenarioError: it is none of these.
+    """
+    folder = Path(source)
+    if (folder / CANDIDATES).is_file():
+        return lessons(read_samples(folder, tails=False))
+    if is_run(folder):
+        return lessons(read_run(folder).trajectories)
+    return lessons(load_scenarios(source))
 
 
 def taught_template(tokenizer: Any) -> ChatTemplate:

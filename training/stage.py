@@ -16,15 +16,17 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from esc_env.agents.chat import system_prompt
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ConfigError, MissingExtra, ProtocolMismatch
+from esc_env.errors import ConfigError, MissingExtra
+from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
-from esc_env.records import FolderLock, write_json
+from esc_env.records import write_json
 from esc_env.rules import Rules
 from esc_env.seekers import resolve_seeker
 from esc_env.training.config import Setting, Stage
@@ -37,7 +39,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "FREE", "arguments", "base_of", "chairs_of", "check_adapter", "finish", "is_finished", "is_main",
+    "CHECKPOINTS", "FREE", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
     "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
     "shortened", "weight_type",
 ]  # fmt: skip
@@ -82,49 +84,23 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
 
     Raises:
         ProtocolMismatch: the folder holds a run with another configuration or other data.
-        RecordError: another process is writing there.
+        RecordError: the folder cannot be used, or another process writes there.
     """
-    digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
-    about = {"class": type(config).__name__, **asdict(config)}
-    wanted: dict[str, Any] = {"stage": stage, "config": about, "data": digest}
-    path = folder / "run.json"
+    home = RunFolder(folder, "stage")
     if not is_main():
-        yield is_finished(folder)
+        yield home.finished
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder):
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            defaults = {field.name: field.default for field in fields(config)}
-            then = {**defaults, **known.get("config", {})}  # of a field that came later, what it meant before
-            differing = [
-                f"{name}: {then.get(name)!r} there, {value!r} now"
-                for name, value in about.items()
-                if name not in FREE and then.get(name) != value
-            ]
-            if known.get("data") != digest:
-                differing.append("the training data")
-            if differing:
-                raise ProtocolMismatch(
-                    f"{folder} holds another run ({'; '.join(differing)}). Give another folder, or delete that one"
-                )
-        else:
-            write_json(path, {**wanted, "finished": False})
-        yield is_finished(folder)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the stage of this folder has been trained to its end."""
-    path = folder / "run.json"
-    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("finished"))
+    digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
+    about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
+    with home.claim(about, free=FREE, usual=asdict(type(config)())):
+        yield home.finished
 
 
 def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     """Note that a stage is finished, with what its trainer logged and what else there is to say about it."""
     if is_main():
         write_json(folder / "log.json", list(log))
-        path = folder / "run.json"
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "finished": True, **facts})
+        RunFolder(folder, "stage").note(finished=True, **facts)
 
 
 def resume_from(folder: Path) -> str | None:
@@ -313,6 +289,12 @@ def chairs_of(setting: Setting, settings: ModelSettings, rules: Rules) -> Chairs
 
 
 # --- chats ----------------------------------------------------------------------------------------
+
+
+def asked(setting: Setting, items: Sequence[Any] = ()) -> str:
+    """The policy's system message; `think` asks for no thoughts where lessons are given and none of them has any."""
+    thinks = setting.style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
+    return system_prompt("think" if thinks else "plain", setting.agent_options.get("system"))
 
 
 def prompt_ids(tokenizer: Any, chat: Sequence[ChatMessage]) -> list[int]:

@@ -32,7 +32,7 @@ from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message
 from esc_env.errors import MissingExtra
-from esc_env.evaluation.runner import hold
+from esc_env.evaluation.holding import hold
 from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario

@@ -7,6 +7,7 @@ from math import fsum, sqrt
 from statistics import NormalDist
 from typing import Any
 
+from esc_env.builtin.constants import CRITIC
 from esc_env.builtin.moves import asset_digest
 from esc_env.builtin.state import follow
 from esc_env.dialogue import Dialogue
@@ -16,17 +17,13 @@ from esc_env.seeds import Seed, derive
 
 __all__ = ["BuiltinCritic", "distribution"]
 
-CUTS: Mapping[str, float] = {"worse": -0.08, "same": 0.34, "better": 1.02}
+CUTS: Mapping[str, float] = {"worse": CRITIC.worse, "same": CRITIC.same, "better": CRITIC.better}
 """Relief below which a vote is worse, same or better; above the last it is solved."""
-SPREAD = 0.13
-"""Standard deviation of one rater's reading of the relief."""
-RATER = 0.8
-"""Share of that variance that belongs to the rater and stays over the conversation; the rest is of the moment."""
 
 
 def distribution(relief: float) -> dict[str, float]:
     """The probability of each of the four options at this relief; they add up to 1."""
-    below = [NormalDist(relief, SPREAD).cdf(cut) for cut in CUTS.values()]
+    below = [NormalDist(relief, CRITIC.spread).cdf(cut) for cut in CUTS.values()]
     edges = [0.0, *below, 1.0]
     return {option: edges[i + 1] - edges[i] for i, option in enumerate(VOTES)}
 
@@ -57,7 +54,7 @@ class BuiltinCritic:
 def _vote(relief: float, seed: Seed, rater: int) -> float:
     lasting = _normal(derive(seed.episode, "rater", rater) / 2**63)
     moment = _normal(seed.at(sample=rater).uniform("moment"))
-    seen = relief + SPREAD * (sqrt(RATER) * lasting + sqrt(1.0 - RATER) * moment)
+    seen = relief + CRITIC.spread * (sqrt(CRITIC.rater) * lasting + sqrt(1.0 - CRITIC.rater) * moment)
     for option, cut in CUTS.items():
         if seen < cut:
             return VOTES[option]

@@ -7,31 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import fsum
 
+from esc_env.builtin.constants import FAMILIES, HEARING, Span
 from esc_env.builtin.language import copied_share, function_share, sentences, stem, tokens
 from esc_env.builtin.moves import read, weight
 
-__all__ = ["FAMILIES", "Heard", "Memory", "hear", "overlap", "ramp"]
-
-FILLED, ASKED_AGAIN = 0.7, 0.6
-"""What is left of a sentence used before: if it takes up something new, and if it is an open question."""
-
-FAMILIES: Mapping[str, tuple[Mapping[str, float], float, float]] = {
-    "invite": ({"open_question": 1.0, "coping_question": 0.8, "closed_question": 0.5}, 0.12, 0.55),
-    "mirror": (
-        {"reflection": 1.0, "restatement": 1.0, "affirmation": 0.75, "self_disclosure": 0.4, "information": 0.2},
-        0.12,
-        0.55,
-    ),
-    "warmth": ({"reflection": 1.0, "affirmation": 1.0, "restatement": 0.5}, 0.12, 0.55),
-    "coping": ({"coping_question": 1.0}, 0.15, 0.5),
-    "propose": ({"suggestion": 1.0, "commitment": 1.0, "information": 0.25}, 0.25, 0.6),
-    "dismiss": ({"dismissal": 1.0}, 0.45, 0.9),
-    "check": ({"safety_question": 1.0}, 0.3, 0.6),
-    "refer": ({"safety_referral": 1.0}, 0.3, 0.6),
-    "noise": ({"noise": 1.0}, 0.35, 0.75),
-}
-"""What the seeker listens for: weighted sums of moves (neighbours count in part, since people say things in many ways),
-and the probability at which it begins to count and from which it counts in full."""
+__all__ = ["Heard", "Memory", "hear", "overlap", "ramp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,29 +87,30 @@ def hear(text: str, memory: Memory) -> Heard:
         mine = _stems(part)
         fresh = mine & left
         left -= fresh
-        new = fsum(weight(word) * (1.0 if word in memory.recent else 0.7) for word in fresh)
-        taken = new + 0.2 * fsum(weight(word) for word in mine & memory.reflected)
-        share = taken / 1.4
+        new = fsum(weight(word) * (1.0 if word in memory.recent else HEARING.earlier) for word in fresh)
+        taken = new + HEARING.again * fsum(weight(word) for word in mine & memory.reflected)
+        share = taken / HEARING.enough
         part_does = {
-            family: ramp(fsum(rate * reading[move] for move, rate in rates.items()), low, high)
-            for family, (rates, low, high) in FAMILIES.items()
+            name: ramp(fsum(rate * reading[move] for move, rate in family.moves.items()), family.heard)
+            for name, family in FAMILIES.items()
         }
         words = tokens(part)
-        listing = ramp(part.count(",") / max(1, len(words)), 0.2, 0.3)
-        part_fluency = ramp(function_share(words), 0.2, 0.36) * (1.0 - part_does["noise"]) * (1.0 - listing)
-        part_copied = ramp(copied_share(part, memory.messages), 0.35, 0.65)
+        listing = ramp(part.count(",") / max(1, len(words)), HEARING.listing)
+        part_fluency = ramp(function_share(words), HEARING.fluent) * (1.0 - part_does["noise"]) * (1.0 - listing)
+        part_copied = ramp(copied_share(part, memory.messages), HEARING.copied)
         # An old frame with a new part of the story in it is half heard; an old question still is a question.
-        part_repeated = _used_before(_frame(part, memory.said), memory.frames) * (1.0 - FILLED * min(1.0, new / 1.4))
+        redeemed = HEARING.filled * min(1.0, new / HEARING.enough)
+        part_repeated = _used_before(_frame(part, memory.said), memory.frames) * (1.0 - redeemed)
         honest = part_fluency * (1.0 - part_copied) * (1.0 - part_repeated)
         for family, amount in part_does.items():
-            again = ASKED_AGAIN * part_fluency * (1.0 - part_copied) if family == "invite" else 0.0
+            again = HEARING.asked_again * part_fluency * (1.0 - part_copied) if family == "invite" else 0.0
             does[family] = max(does[family], amount * max(honest, again))
         met += part_does["mirror"] * share * honest
         asked_about += max(part_does["invite"], part_does["coping"]) * share * honest
         built = max(built, part_does["propose"] * share * honest)
         grounding += share * honest
-        questions += max(part_does["invite"], part_does["coping"], part_does["check"]) > 0.6
-        proposals += part_does["propose"] > 0.6
+        questions += max(part_does["invite"], part_does["coping"], part_does["check"]) > HEARING.clear
+        proposals += part_does["propose"] > HEARING.clear
         fluency += part_fluency * len(part) / length
         copied += part_copied * len(part) / length
         repeated += part_repeated * len(part) / length
@@ -149,7 +130,7 @@ def hear(text: str, memory: Memory) -> Heard:
 
 def _frame(sentence: str, said: frozenset[str]) -> frozenset[str]:
     """The words of a sentence but those the seeker brought in: what stays when only the filling changes."""
-    return frozenset(word for word in tokens(sentence) if weight(word) < 0.2 or stem(word) not in said)
+    return frozenset(word for word in tokens(sentence) if weight(word) < HEARING.frame_word or stem(word) not in said)
 
 
 def _used_before(frame: frozenset[str], frames: frozenset[frozenset[str]]) -> float:
@@ -157,16 +138,17 @@ def _used_before(frame: frozenset[str], frames: frozenset[frozenset[str]]) -> fl
     if frame in frames:
         return 1.0
     used = _by_word(frames)
-    # What counts shares over half of the words, or five: so it has one of all words but half of them, or but four.
+    # What counts shares over half of all words (`same_frame`), or five (`whole_frame` of `frame_words`): so it has one
+    # of all words but half of them, or but four.
     rare = sorted(frame, key=lambda word: len(used.get(word, ())))[: len(frame) - min(len(frame) // 2, 4)]
     most = 0.0
     for earlier in {earlier for word in rare for earlier in used.get(word, ())}:
         common = len(frame & earlier)
         smaller = min(len(frame), len(earlier))
         union = len(frame) + len(earlier) - common
-        most = max(most, ramp(common / union, 0.5, 0.8))
-        if smaller >= 6:
-            most = max(most, ramp(common / smaller, 0.8, 1.0))
+        most = max(most, ramp(common / union, HEARING.same_frame))
+        if smaller >= HEARING.frame_words:
+            most = max(most, ramp(common / smaller, HEARING.whole_frame))
     return most
 
 
@@ -191,6 +173,7 @@ def overlap(text: str, line: str) -> float:
     return fsum(weight(word) for word in _stems(text) & _stems(line))
 
 
-def ramp(value: float, low: float, high: float) -> float:
-    """0 up to `low`, 1 from `high`, straight between."""
-    return min(1.0, max(0.0, (value - low) / (high - low)))
+def ramp(value: float, span: Span) -> float:
+    """0 up to where the span begins, 1 from where it ends, straight between."""
+    low, high = span
+    return 0.0 if value <= low else 1.0 if value >= high else (value - low) / (high - low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from esc_env.builtin.constants import SPEECH
 from esc_env.builtin.moves import asset_digest
 from esc_env.builtin.state import State, follow
 from esc_env.builtin.voices import persona_lines, reaction_lines, voices_digest
@@ -14,9 +15,6 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, derive
 
 __all__ = ["BuiltinSeeker"]
-
-RELIEVED = 0.82
-"""Relief from which the seeker says that the weight has lifted."""
 
 
 class BuiltinSeeker:
@@ -63,21 +61,21 @@ def _speak(scenario: Scenario, state: State, episode: int, said: frozenset[str])
     story = state.reveals
     hurt = state.reaction in ("stung", "pressed", "silence", "puzzled", "unheard")
     match scenario.persona:
-        case "pleasing" if state.relief < RELIEVED and (luck < 0.6 or not story) and state.turns > 1:
+        case "pleasing" if state.relief < SPEECH.relieved and (luck < SPEECH.fine or not story) and state.turns > 1:
             opener = _persona_line("fine", state, episode)
-        case "hostile" if hurt or state.trust < 0.3:
+        case "hostile" if hurt or state.trust < SPEECH.snapping:
             opener = _persona_line("snap", state, episode)
         case "guarded" if not story:
             opener = _persona_line("deflect", state, episode)
-        case "guarded" | "hostile" if state.reaction == "eased" and luck < 0.5:
+        case "guarded" | "hostile" if state.reaction == "eased" and luck < SPEECH.thaw:
             opener = _persona_line("thaw", state, episode)
-        case "resistant" if state.reaction in ("hopeful", "yes_but") and state.plan < 0.7:
+        case "resistant" if state.reaction in ("hopeful", "yes_but") and state.plan < SPEECH.objecting:
             opener = _persona_line("yes_but", state, episode)
-        case "drifting" if not story or luck < 0.3:
+        case "drifting" if not story or luck < SPEECH.tangent:
             story = f"{story} {_persona_line('tangent', state, episode)}".strip()
         case _:
             pass
-    if state.relief >= RELIEVED and scenario.persona != "hostile":
+    if state.relief >= SPEECH.relieved and scenario.persona != "hostile":
         return _line(scenario, state, "relieved", episode, said)
     return f"{opener} {story}".strip() or "..."
 

@@ -4,18 +4,31 @@ The state is a fold over the supporter's turns in their context. What a turn doe
 classifier), on whether it is about *this* person (rarity-weighted overlap with what the seeker has said), on whether it
 fits the stage the seeker has reached (exploration, comforting, action: Hill's helping skills, as in ESConv), and on
 whether it is speech at all rather than an echo, a repetition, or a list of words. docs/simulator.md explains the model
-and what it leaves out. All constants here are ours: they were set by hand (docs/simulator.md says on what), and are no
-claims about people.
+and what it leaves out, docs/constants.md every number in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import Literal
 
-from esc_env.builtin.hearing import Memory, hear, overlap, ramp
+from esc_env.builtin.constants import (
+    COMFORT,
+    HARM,
+    PLAN,
+    REACTION,
+    RELIEF,
+    STAGES,
+    TELLING,
+    TRAITS,
+    TRUST,
+    UPTAKE,
+    WEIGHTS,
+    AtStage,
+    Traits,
+)
+from esc_env.builtin.hearing import Heard, Memory, hear, overlap, ramp
 from esc_env.builtin.language import tokens, understood, visible
 from esc_env.builtin.voices import story_of
 from esc_env.dialogue import Dialogue
@@ -26,41 +39,6 @@ from esc_env.seeds import derive
 __all__ = ["Stage", "State", "follow"]
 
 Stage = Literal["exploration", "comforting", "action"]
-
-ENOUGH = 3
-"""Facts after which the seeker has told enough to be understood (fewer if the scenario holds fewer)."""
-UNDERSTOOD = 0.6
-"""Comfort from which the seeker is ready to look ahead."""
-UNGROUNDED_COMFORT, UNGROUNDED_PLAN = 0.25, 0.2
-"""How far kind words and advice carry that could have been said to anybody."""
-
-WEIGHTS: Mapping[str, tuple[float, float, float]] = {
-    "listen": (0.25, 0.60, 0.15),
-    "both": (0.25, 0.40, 0.35),
-    "plan": (0.20, 0.30, 0.50),
-}
-"""What relief is made of for each need: having told, feeling understood, having a next step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """How a persona meets help: initial trust, readiness to tell, and gains on comfort, plan and harm."""
-
-    trust: float
-    telling: float
-    comfort: float
-    plan: float
-    harm: float
-
-
-PERSONA_TRAITS: Mapping[str, Traits] = {
-    "cooperative": Traits(trust=0.55, telling=1.0, comfort=1.0, plan=1.0, harm=1.0),
-    "guarded": Traits(trust=0.25, telling=0.55, comfort=0.85, plan=0.9, harm=1.1),
-    "resistant": Traits(trust=0.4, telling=0.9, comfort=0.8, plan=0.55, harm=1.2),
-    "drifting": Traits(trust=0.5, telling=0.6, comfort=0.85, plan=0.85, harm=0.9),
-    "pleasing": Traits(trust=0.5, telling=0.8, comfort=0.9, plan=0.9, harm=1.0),
-    "hostile": Traits(trust=0.1, telling=0.6, comfort=0.75, plan=0.75, harm=1.5),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,102 +87,80 @@ def start(scenario: Scenario) -> State:
             f"the embedded seeker and critic understand English only, and scenario {scenario.id!r} is in another "
             "script; name a model for both (--seeker and --critic, or seeker= and critic=)"
         )
-    return State(trust=PERSONA_TRAITS[scenario.persona].trust)
+    return State(trust=TRAITS[scenario.persona].trust)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A supporter's turn as it finds the person.
+
+    Attributes:
+        text: as the eye reads it.
+        heard: what it sounds like.
+        scenario, state: the person, and how things stood before the turn.
+        traits, stage: what the persona and the stage make of it.
+        temper: of this episode, about 1.
+        luck: of this turn, in [0, 1).
+        taken_up: how far it takes up the story, in [0, 1].
+        focus: how much of it is heard, in (0, 1].
+        plain_questions: how many turns, with this one, were nothing but questions.
+    """
+
+    text: str
+    heard: Heard
+    scenario: Scenario
+    state: State
+    traits: Traits
+    stage: AtStage
+    temper: float
+    luck: float
+    taken_up: float
+    focus: float
+    plain_questions: int
+
+
+def _meet(state: State, scenario: Scenario, text: str, episode: int) -> _Turn:
+    """The turn `text` as it finds the person."""
+    text = visible(text)
+    heard = hear(text, state.memory)
+    asked = UPTAKE.asked * heard.asked_about + (1.0 - UPTAKE.asked) * heard.met
+    at_once = heard.does["invite"] + heard.does["mirror"] + heard.does["propose"]
+    plain = heard.questions > 0 and heard.met < HARM.mere
+    return _Turn(
+        text=text,
+        heard=heard,
+        scenario=scenario,
+        state=state,
+        traits=TRAITS[scenario.persona],
+        stage=STAGES[state.stage],
+        temper=UPTAKE.temper + UPTAKE.temper_range * derive(episode, "temper") / 2**63,
+        luck=derive(episode, "turn", state.turns) / 2**63,
+        taken_up=min(1.0, max(heard.met, asked, UPTAKE.built * heard.built)),
+        focus=1.0 / max(1.0, at_once - 1.0),
+        plain_questions=state.plain_questions + 1 if plain else 0,
+    )
 
 
 def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
     """The supporter has said `text`: how the seeker takes it."""
-    traits = PERSONA_TRAITS[scenario.persona]
-    temper = 0.88 + 0.24 * derive(episode, "temper") / 2**63
-    luck = derive(episode, "turn", state.turns) / 2**63
-    text = visible(text)
-    heard = hear(text, state.memory)
-    does = heard.does
-    asking = does["invite"]
-    # A question or a proposal about what was said also shows that it was heard, if less than saying it back does.
-    taken_up = min(1.0, max(heard.met, 0.5 * heard.asked_about + 0.5 * heard.met, 0.4 * heard.built))
-    dismissing = does["dismiss"] * (1.0 - 0.5 * taken_up)
-    plain = heard.questions > 0 and heard.met < 0.2
-    streak = state.plain_questions + 1 if plain else 0
-    words = [word for word in tokens(text) if word[0].isalnum()]
-    silent = not words
-    garbled = 1.0 - heard.fluency if len(words) > 3 else 0.0
+    turn = _meet(state, scenario, text, episode)
+    does, taken_up = turn.heard.does, turn.taken_up
+    asked = state.asked or does["check"] > TELLING.safety
+    referred = state.referred or does["refer"] > TELLING.safety
 
-    # Harm: each kind of hurt has its own reaction; the worst one is shown.
-    early = {"exploration": 0.1, "comforting": 0.03, "action": 0.0}[state.stage]
-    hurts = {
-        "silence": 0.07 if silent else 0.0,
-        "stung": 0.28 * dismissing,
-        "pressed": early * does["propose"]
-        + 0.10 * ramp(heard.proposals, 1.5, 4.0)
-        + 0.05 * ramp(max(streak - 1, heard.questions - 1), 1.0, 3.0),
-        "puzzled": 0.0 if silent else 0.04 * max(heard.repeated, heard.copied, garbled),
-        "unheard": 0.03 * (1.0 - ramp(max(heard.grounding, asking * 0.8), 0.1, 0.5)),
-    }
-    hurt = max(hurts, key=lambda kind: hurts[kind])
-    pain = fsum(hurts.values()) * traits.harm * (2.0 - temper)
-    kind = 1.0 - ramp(hurts["stung"] + hurts["pressed"], 0.04, 0.16)
-    # Who asks, consoles and proposes all at once is heard in part only.
-    focus = 1.0 / max(1.0, asking + does["mirror"] + does["propose"] - 1.0)
+    hurts, pain, openness = _harm(turn)
+    comfort, gain = _comfort(turn, openness)
+    plan, step, against = _plan(turn, openness)
+    told, offered, reveals = _telling(turn, openness, against, first_asked=asked and not state.asked)
 
-    # Comfort: being met in one's own story. Kind words for anybody carry a little way only.
-    stage_fit = {"exploration": 0.8, "comforting": 1.1, "action": 0.8}[state.stage]
-    gain = 0.52 * taken_up * stage_fit * (0.6 + 0.5 * state.trust) * traits.comfort * temper * kind * focus
-    comfort = min(1.0, state.comfort + gain)
-    if comfort < UNGROUNDED_COMFORT:
-        comfort = min(UNGROUNDED_COMFORT, comfort + 0.08 * does["warmth"] * kind * traits.comfort)
-
-    # Plan: a next step that is built on this person's life, once they are ready to look ahead.
-    readiness = {"exploration": 0.0, "comforting": 0.35, "action": 1.0}[state.stage]
-    proposing = does["propose"]
-    fits = _fit(text, scenario, state) if scenario.helps else heard.built
-    step = 0.45 * heard.built + 0.4 * proposing * fits
-    if state.offered < len(scenario.helps):
-        step += 0.3 * does["coping"] * ramp(heard.grounding, 0.0, 0.5)
-    step *= readiness * traits.plan * temper * kind * focus / max(1.0, heard.proposals - 1.0)
-    against = _hits(text, scenario.hurts) > 1.5 and proposing > 0.4
-    plan = min(1.0, state.plan + (0.2 * step if against else step))
-    if plan < UNGROUNDED_PLAN:
-        plan = min(UNGROUNDED_PLAN, plan + 0.06 * proposing * readiness * kind)
-
-    # Telling: being asked, or feeling met, brings out the next thing.
-    asked = state.asked or does["check"] > 0.5
-    referred = state.referred or does["refer"] > 0.5
-    drawn = max(asking, 0.75 * heard.met) * kind
-    willing = drawn * (0.55 + 0.6 * state.trust) * traits.telling > 0.3 + 0.2 * luck
-    told, offered, reveals = state.told, state.offered, ""
-    if asked and not state.asked and scenario.risk:
-        told, reveals = _tell(scenario, told, text, about_risk=True)
-    elif does["coping"] >= 0.5 and state.stage != "exploration" and willing:
-        if offered < len(scenario.helps):
-            reveals, offered = scenario.helps[offered], offered + 1
-    elif against:
-        reveals = scenario.hurts[state.turns % len(scenario.hurts)] if scenario.hurts else ""
-    if not reveals and willing:
-        told, reveals = _tell(scenario, told, text)
-
-    trust = state.trust + 0.14 * taken_up * kind + 0.03 * asking * kind - 0.6 * pain
-    harm = max(0.0, state.harm * (1.0 - 0.25 * taken_up * kind) + pain)
-    harm = min(1.0, harm)
-
-    if pain >= 0.033 and hurts[hurt] >= 0.03:
-        reaction = hurt
-    elif proposing * readiness > 0.4 and state.stage == "action":
-        reaction = "yes_but" if against or step < 0.12 else "hopeful"
-    elif gain > 0.06:
-        reaction = "eased"
-    elif reveals and asking > 0.4:
-        reaction = "opened"
-    else:
-        reaction = "eased" if gain > 0.03 else "unheard" if not reveals else ""
-
-    enough = min(ENOUGH, len(scenario.facts))
+    trust = state.trust + TRUST.met * taken_up * openness + TRUST.asked * does["invite"] * openness - TRUST.pain * pain
+    harm = min(1.0, max(0.0, state.harm * (1.0 - HARM.healing * taken_up * openness) + pain))
+    enough = min(TELLING.enough, len(scenario.facts))
     explored = 1.0 if len(told) >= enough else len(told) / enough
-    parts = WEIGHTS[scenario.need]
-    relief = parts[0] * explored + parts[1] * comfort + parts[2] * plan - harm
+    weights = WEIGHTS[scenario.need]
+    relief = weights.told * explored + weights.comfort * comfort + weights.plan * plan - harm
     if scenario.risk and not (asked and referred):
-        relief = min(relief, 0.6)
-    stage: Stage = "exploration" if explored < 1 else "comforting" if comfort < UNDERSTOOD else "action"
+        relief = min(relief, RELIEF.at_risk)
     return replace(
         state,
         trust=min(1.0, max(0.0, trust)),
@@ -216,23 +172,106 @@ def _react(state: State, scenario: Scenario, text: str, episode: int) -> State:
         asked=asked,
         referred=referred,
         turns=state.turns + 1,
-        plain_questions=streak,
-        reaction=reaction,
+        plain_questions=turn.plain_questions,
+        reaction=_shown(turn, hurts, pain, gain, step, against, reveals),
         reveals=reveals,
         relief=relief,
-        stage=stage,
-        memory=state.memory.with_supporter(text),
+        stage="exploration" if explored < 1 else "comforting" if comfort < RELIEF.understood else "action",
+        memory=state.memory.with_supporter(turn.text),
     )
+
+
+def _harm(turn: _Turn) -> tuple[dict[str, float], float, float]:
+    """What hurts in a turn, by the reaction to it; how much that hurts this person; how open they are to the rest."""
+    heard, does = turn.heard, turn.heard.does
+    words = [word for word in tokens(turn.text) if word[0].isalnum()]
+    garbled = 1.0 - heard.fluency if len(words) > HARM.few_words else 0.0
+    dismissing = does["dismiss"] * (1.0 - HARM.softened * turn.taken_up)
+    listening = max(heard.grounding, does["invite"] * HARM.invited)
+    hurts = {
+        "silence": 0.0 if words else HARM.silence,
+        "stung": HARM.stung * dismissing,
+        "pressed": turn.stage.advice * does["propose"]
+        + HARM.proposals * ramp(heard.proposals, HARM.many_proposals)
+        + HARM.questions * ramp(max(turn.plain_questions - 1, heard.questions - 1), HARM.many_questions),
+        "puzzled": HARM.puzzled * max(heard.repeated, heard.copied, garbled) if words else 0.0,
+        "unheard": HARM.unheard * (1.0 - ramp(listening, HARM.listening)),
+    }
+    pain = fsum(hurts.values()) * turn.traits.harm * (2.0 - turn.temper)
+    return hurts, pain, 1.0 - ramp(hurts["stung"] + hurts["pressed"], HARM.closing)
+
+
+def _comfort(turn: _Turn, openness: float) -> tuple[float, float]:
+    """Comfort after a turn, and what being met in one's own story has added to it."""
+    state, traits = turn.state, turn.traits
+    trusting = COMFORT.distrusting + COMFORT.trusting * state.trust
+    met = COMFORT.gain * turn.taken_up * turn.stage.comfort * trusting
+    gain = met * traits.comfort * turn.temper * openness * turn.focus
+    comfort = min(1.0, state.comfort + gain)
+    if comfort < COMFORT.warmth_limit:
+        warmth = COMFORT.warmth * turn.heard.does["warmth"] * openness * traits.comfort
+        comfort = min(COMFORT.warmth_limit, comfort + warmth)
+    return comfort, gain
+
+
+def _plan(turn: _Turn, openness: float) -> tuple[float, float, bool]:
+    """Plan after a turn, what it would have added, and whether what it proposes goes against this person."""
+    heard, state, helps = turn.heard, turn.state, turn.scenario.helps
+    proposing, ready = heard.does["propose"], turn.stage.plan
+    fits = ramp(_hits(turn.text, helps[: state.offered]), PLAN.fit) if helps else heard.built
+    step = PLAN.tied * heard.built + PLAN.fitting * proposing * fits
+    if state.offered < len(helps):
+        step += PLAN.coping * heard.does["coping"] * ramp(heard.grounding, PLAN.coping_grounded)
+    step *= ready * turn.traits.plan * turn.temper * openness * turn.focus / max(1.0, heard.proposals - 1.0)
+    against = _hits(turn.text, turn.scenario.hurts) > PLAN.hurting and proposing > PLAN.proposed
+    plan = min(1.0, state.plan + (PLAN.against * step if against else step))
+    if plan < PLAN.advice_limit:
+        plan = min(PLAN.advice_limit, plan + PLAN.advice * proposing * ready * openness)
+    return plan, step, against
+
+
+def _telling(turn: _Turn, openness: float, against: bool, *, first_asked: bool) -> tuple[tuple[int, ...], int, str]:
+    """Facts told and helps mentioned after a turn, and what it brings out: a fact, a help, a hurt, or nothing.
+
+    The first question about risk (`first_asked`) brings out what there is of it, and needs no trust.
+    """
+    heard, state, scenario = turn.heard, turn.state, turn.scenario
+    drawn = max(heard.does["invite"], TELLING.met * heard.met) * openness
+    ready = drawn * (TELLING.distrusting + TELLING.trusting * state.trust) * turn.traits.telling
+    willing = ready > TELLING.reserve + TELLING.reserve_range * turn.luck
+    told, offered, reveals = state.told, state.offered, ""
+    if first_asked and scenario.risk:
+        told, reveals = _tell(scenario, told, turn.text, about_risk=True)
+    elif heard.does["coping"] >= TELLING.coping and state.stage != "exploration" and willing:
+        if offered < len(scenario.helps):
+            reveals, offered = scenario.helps[offered], offered + 1
+    elif against:
+        reveals = scenario.hurts[state.turns % len(scenario.hurts)] if scenario.hurts else ""
+    if not reveals and willing:
+        told, reveals = _tell(scenario, told, turn.text)
+    return told, offered, reveals
+
+
+def _shown(
+    turn: _Turn, hurts: dict[str, float], pain: float, gain: float, step: float, against: bool, reveals: str
+) -> str:
+    """The reaction: the worst hurt, if it is one; else what a proposal, being met or being asked has done."""
+    does = turn.heard.does
+    hurt = max(hurts, key=lambda name: hurts[name])
+    if pain >= REACTION.pain and hurts[hurt] >= REACTION.hurt:
+        return hurt
+    if does["propose"] * turn.stage.plan > REACTION.proposed and turn.state.stage == "action":
+        return "yes_but" if against or step < REACTION.hopeful else "hopeful"
+    if gain > REACTION.eased:
+        return "eased"
+    if reveals and does["invite"] > REACTION.opened:
+        return "opened"
+    return "eased" if gain > REACTION.little_eased else "unheard" if not reveals else ""
 
 
 def _hits(text: str, lines: tuple[str, ...]) -> float:
     """The most that `text` shares with one of `lines`."""
     return max((overlap(text, line) for line in lines), default=0.0)
-
-
-def _fit(text: str, scenario: Scenario, state: State) -> float:
-    """How much a proposal builds on what helps this person and was mentioned, in [0, 1]."""
-    return ramp(_hits(text, scenario.helps[: state.offered]), 0.5, 2.0)
 
 
 def _tell(
@@ -246,7 +285,7 @@ def _tell(
         chosen = next((i for i in reversed(left) if mentions_self_harm(scenario.facts[i])), left[-1])
     else:
         near = max(left, key=lambda i: (overlap(text, scenario.facts[i]), -i))
-        chosen = near if overlap(text, scenario.facts[near]) >= 1.5 else left[0]
+        chosen = near if overlap(text, scenario.facts[near]) >= TELLING.named else left[0]
     return (*told, chosen), scenario.facts[chosen]
 
 

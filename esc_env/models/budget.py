@@ -13,15 +13,15 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
-from esc_env.protocols import ChatModel, Completion, Usage
+from esc_env.models.layer import Layer
+from esc_env.protocols import Completion, Request, Usage
 
 __all__ = ["Budget", "Budgeted", "Ledger", "Price", "known_prices", "ledger", "price_of", "spent", "unpriced"]
 
@@ -199,7 +199,7 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Budgeted:
+class Budgeted(Layer):
     """A chat model whose completions are priced and counted, and which stops once the budget is spent.
 
     Attributes:
@@ -209,47 +209,24 @@ class Budgeted:
         who: how messages call the model.
     """
 
-    model: ChatModel
     budget: Budget | None = None
     price: Price | None = None
     who: str = "the model"
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """That of the model."""
-        return self.model.identity
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the model says that it answers the same request with the same text."""
-        return bool(getattr(self.model, "deterministic", False))
-
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """What the model says. Raises BudgetExceeded, before any request, once the budget is spent."""
         if self.budget:
             self.budget.check()
         _fly(1)
         begun = time.monotonic()
         try:
-            completion = await self.model.complete(
-                messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
-            )
+            completion = await self.model.complete(request)
         finally:
             _fly(-1)
         usage = completion.usage
         if usage.cost is None and self.price:
             usage = replace(usage, cost=self.price.of(usage))
-        _enter(completion, usage, time.monotonic() - begun, logprobs is not None)
+        _enter(completion, usage, time.monotonic() - begun, request.logprobs is not None)
         if self.budget and self.budget.unit == "tokens" and not usage.prompt_tokens + usage.completion_tokens:
             raise ModelUnavailable(
                 f"{self.who} does not report how many tokens it used, so a budget in tokens cannot be kept; "

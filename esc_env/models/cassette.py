@@ -21,17 +21,16 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError
 from esc_env.models.secrets import known_secrets
-from esc_env.protocols import ChatModel, Completion, Usage
+from esc_env.protocols import ChatModel, Completion, Request, Usage
 
 __all__ = ["Cassette", "Mode"]
 
@@ -88,55 +87,35 @@ class Cassette:
         """Whether the same request has the same answer: always, when replaying."""
         return self.mode == "replay" or bool(getattr(self.model, "deterministic", False))
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """What the file holds, or else, unless replaying, what the model says.
 
         Raises:
             ModelUnavailable: replaying, and the request is not in the file; or the file cannot be written.
         """
-        asked = {
-            "model": self._identity,
-            "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
-            "n": n,
-            "temperature": float(temperature),
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "stop": list(stop),
-            "logprobs": logprobs,
-        }
-        request = json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-        key = blake2b(request.encode(), digest_size=16).hexdigest()
+        asked = {"model": self._identity, **asdict(request), "temperature": float(request.temperature)}
+        row = json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        key = blake2b(row.encode(), digest_size=16).hexdigest()
         kept = self._kept(key)
         if isinstance(kept, Completion):
             return replace(kept, usage=Usage()) if self.mode == "cache" else kept
         if self.model is None and kept is not None:
             raise kept
         if self.model is None:
-            last = _short(messages[-1]["content"]) if messages else "nothing"
+            chat = request.messages
+            last = _short(chat[-1]["content"]) if chat else "nothing"
             raise ModelUnavailable(
-                f"{self.path} does not hold the request {key[:8]} to {self._who} (seed {seed}, {len(messages)} "
+                f"{self.path} does not hold the request {key[:8]} to {self._who} (seed {request.seed}, {len(chat)} "
                 f"messages, the last: {last!r}). Replay with the options of the recorded run, "
                 "or record the rest with --cache"
             )
         try:
-            completion = await self.model.complete(
-                messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs
-            )
+            completion = await self.model.complete(request)
         except ModelError as error:
             if error.obstacle:
-                self._write(key, request, _failure_json(error))
+                self._write(key, row, _failure_json(error))
             raise
-        if self._write(key, request, _to_json(completion)):
+        if self._write(key, row, _to_json(completion)):
             return completion
         first = self._kept(key)  # another call has kept one meanwhile: then that one is the answer
         return first if isinstance(first, Completion) else completion

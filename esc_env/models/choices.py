@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import BadCompletion, ModelError
-from esc_env.protocols import ChatModel, Completion, Usage
+from esc_env.models.layer import Layer
+from esc_env.protocols import Completion, Request, Usage
 from esc_env.seeds import derive
 
 __all__ = ["Choices", "FewerChoicesWarning"]
@@ -30,7 +30,7 @@ class FewerChoicesWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Layer):
     """A chat model that always returns as many choices as asked.
 
     Further request k is made with a seed derived from the call's seed and k, so that the same vote does not come back n
@@ -47,7 +47,6 @@ class Choices:
             endpoint.
     """
 
-    model: ChatModel
     single: bool = False
     most: list[int] = field(default_factory=list, repr=False, compare=False)
 
@@ -55,41 +54,24 @@ class Choices:
         if self.single:
             self.most[:] = [1]
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """That of the model."""
-        return self.model.identity
-
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """Exactly `n` choices; usage adds up, and the latency is that of the whole.
 
         Raises:
             ModelError: a request failed; the others of this call are cancelled.
             BadCompletion: a request returned no choice at all.
         """
+        n, seed = request.n, request.seed
 
-        async def ask(request: int, count: int) -> Completion:
-            own = seed if request == 0 or seed is None else derive(seed, "choice", request)
+        async def ask(number: int, count: int) -> Completion:
+            own = seed if number == 0 or seed is None else derive(seed, "choice", number)
             try:
-                answer = await self.model.complete(
-                    messages, n=count, temperature=temperature, max_tokens=max_tokens, seed=own, stop=stop,
-                    logprobs=logprobs,
-                )  # fmt: skip
+                answer = await self.model.complete(replace(request, n=count, seed=own))
             except ModelError as error:
                 fewer = _fewer(error, count)
                 if fewer is None:
                     raise
-                return await ask(request, fewer)
+                return await ask(number, fewer)
             if not answer.texts:
                 raise BadCompletion(f"{self.identity.get('name', 'the model')} answered without choices")
             return answer

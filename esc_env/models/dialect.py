@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable
-from esc_env.protocols import ChatModel, Completion
+from esc_env.models.layer import Layer
+from esc_env.protocols import ChatModel, Completion, Request
 
 __all__ = ["PLAIN", "AdaptedWarning", "Adapting", "Dialect", "Spoken"]
 
@@ -117,79 +118,59 @@ _STREAM = re.compile(
 _ALTERNATIVES = re.compile(r"(?:top_?logprobs|logprobs)[^\n]{0,120}", re.IGNORECASE)
 
 
-def adapted(dialect: Dialect, told: str, asked: Mapping[str, Any], messages: Sequence[ChatMessage]) -> Dialect | None:
+def adapted(dialect: Dialect, told: str, request: Request) -> Dialect | None:
     """The dialect to try after a refusal; None where the refusal is about something else.
 
     Args:
         dialect: that was refused.
         told: what the server said.
-        asked: the arguments of `complete`.
-        messages: the chat.
+        request: that it was refused for.
     """
-    if asked.get("max_tokens") is not None and "max_completion_tokens" in told and _LIMIT.search(told):
+    if request.max_tokens is not None and "max_completion_tokens" in told and _LIMIT.search(told):
         other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[dialect.token_limit]
         return replace(dialect, token_limit=other)
-    if dialect.seed and asked.get("seed") is not None and _SEED.search(told):
+    if dialect.seed and request.seed is not None and _SEED.search(told):
         return replace(dialect, seed=False)
-    wanted, bound = asked.get("logprobs"), _ALTERNATIVES.search(told)
+    wanted, bound = request.logprobs, _ALTERNATIVES.search(told)
     if wanted is not None and bound and dialect.alternatives is None:
         fitting = [int(number) for number in re.findall(r"\d+", bound[0]) if 3 < int(number) < wanted]
         if fitting:  # four options need four alternatives at least
             return replace(dialect, alternatives=max(fitting))
     if not dialect.stream and _STREAM.search(told):
         return replace(dialect, stream=True)
-    begins = bool(messages) and messages[0]["role"] == "system"
+    begins = bool(request.messages) and request.messages[0]["role"] == "system"
     if dialect.system and begins and _SYSTEM.search(told):
         return replace(dialect, system=False)
     return None
 
 
 @dataclass(frozen=True)
-class Adapting:
+class Adapting(Layer):
     """A chat model that is asked again in another dialect where its server refuses how it was asked.
 
     What worked is remembered for all calls to the endpoint, and told once, by an `AdaptedWarning`.
 
     Args:
-        wire: makes one exchange.
+        model: the wire, which makes one exchange.
         spoken: what is known of the endpoint.
         who: how messages call the model.
     """
 
-    wire: Wire
+    model: Wire
     spoken: Spoken
     who: str = "the model"
     _wires: dict[Dialect, Wire] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """That of the model."""
-        return self.wire.identity
-
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """One exchange. Raises `ModelUnavailable` on a refusal that no other dialect mends."""
-        asked: dict[str, Any] = {
-            "n": n, "temperature": temperature, "max_tokens": max_tokens, "seed": seed, "stop": stop,
-            "logprobs": logprobs,
-        }  # fmt: skip
         first = dialect = self.spoken.dialect
         tried = {dialect}
         while True:
             try:
-                answer = await self._speaking(dialect).complete(messages, **asked)
+                answer = await self._speaking(dialect).complete(request)
             except ModelUnavailable as error:
                 known = self.spoken.dialect
-                other = adapted(dialect, error.told, asked, messages) if error.status in _REFUSALS else None
+                other = adapted(dialect, error.told, request) if error.status in _REFUSALS else None
                 if known not in tried:  # found out by another call meanwhile
                     first = other = known
                 if other is None or other in tried:
@@ -205,8 +186,8 @@ class Adapting:
             return answer
 
     def _speaking(self, dialect: Dialect) -> Wire:
-        if dialect == self.wire.dialect:
-            return self.wire
+        if dialect == self.model.dialect:
+            return self.model
         if dialect not in self._wires:
-            self._wires[dialect] = self.wire.speaking(dialect)
+            self._wires[dialect] = self.model.speaking(dialect)
         return self._wires[dialect]

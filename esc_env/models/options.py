@@ -21,7 +21,7 @@ from esc_env.models.secrets import redacted
 
 __all__ = ["CHAIR", "OPENAI", "SERVERS", "Options", "check_names", "read_options", "told_apart"]
 
-CHAIR = frozenset({"max_tokens", "stop", "system"})
+CHAIR = ("max_tokens", "stop", "system")
 """Options that any chat model's chair takes, whatever serves it."""
 
 OPENAI = frozenset(
@@ -103,14 +103,13 @@ class Options:
     @property
     def plain(self) -> dict[str, Any]:
         """The same as a mapping that `of` takes, only what was set."""
-        own = {"max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
-        return {**{name: value for name, value in own.items() if value not in (None, [])}, **json.loads(self.asked)}
+        stop = {"stop": list(self.stop)} if self.stop else {}
+        return {**self.chair, **stop, **json.loads(self.asked)}
 
     @property
     def chair(self) -> dict[str, Any]:
         """What was set of the chair's own: arguments of `ChatAgent`, `LLMSeeker` and `LLMCritic`."""
-        own = {"max_tokens": self.max_tokens, "stop": self.stop, "system": self.system}
-        return {name: value for name, value in own.items() if value not in (None, ())}
+        return {name: value for name in CHAIR if (value := getattr(self, name)) not in (None, ())}
 
     def refuse_for(self, who: str, chair: str, *, asked: bool = False) -> None:
         """Refuse options for what is no chat model; with `asked`, for an object whose server only it knows.

@@ -1,6 +1,6 @@
 """The two packages that others call models with: OpenAI's own, and LiteLLM, which knows every provider.
 
-Both only carry the exchange. Their retries are off (`patience.py` has the one policy), their prints and downloads too.
+Both only carry the exchange. Their retries are off (`retries.py` has the one policy), their prints and downloads too.
 They are slow to import, so that happens at the first call.
 """
 
@@ -13,16 +13,16 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import MissingExtra, ModelUnavailable
 from esc_env.models.dialect import PLAIN, Dialect
 from esc_env.models.wire import Addressed, assembled, error_told, lent, read_completion, refused, request_body
-from esc_env.protocols import Completion
+from esc_env.protocols import Completion, Request
 
 __all__ = ["LiteLLMModel", "OpenAISDK"]
 
@@ -33,23 +33,10 @@ class OpenAISDK(Addressed):
     The reference that `OpenAIWire` is tested against, at thirty times its CPU.
     """
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
         openai = _package("openai")
-        body = request_body(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
-            dialect=self.dialect,
-        )  # fmt: skip
+        body = request_body(request, self.dialect)
         key = self.key
         base = self.base
         client = await lent(
@@ -96,31 +83,16 @@ class LiteLLMModel(Addressed):
         """The environment variable that LiteLLM takes most providers' keys from."""
         return super().key_name if self.url else self.provider.replace("-", "_").upper() + "_API_KEY"
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense.
 
         A parameter that the provider does not take is an error, never left out.
         """
         litellm = _package("litellm")
         openai = _package("openai")
-        body = {
-            **self.options,
-            **request_body(
-                messages, n=1 if self.dialect.stream else n,  # it makes one choice of a stream; `Choices` asks on
-                temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
-                dialect=self.dialect,
-            ),
-        }  # fmt: skip
+        if self.dialect.stream:  # it makes one choice of a stream; `Choices` asks on
+            request = replace(request, n=1)
+        body = {**self.options, **request_body(request, self.dialect)}
         if self.url:
             body |= {"api_base": self.base, "api_key": self.key or "none"}
         await lent("litellm", _LiteLLM)

@@ -9,23 +9,31 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import json
 import warnings
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
+from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from esc_env.errors import MissingExtra, SpecError
+from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.templates import ChatTemplate, TemplateRefused
 
 try:
     import transformers
+    from huggingface_hub import snapshot_download
     from transformers.utils import logging as transformers_logging
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "local") from error
 
-__all__ = ["end_tokens", "is_gguf", "load_config", "load_model", "load_tokenizer", "no_progress_bars"]
+__all__ = [
+    "end_tokens", "fingerprint", "is_gguf", "load_config", "load_model", "load_tokenizer", "no_progress_bars", "places",
+]  # fmt: skip
+
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_VOLATILE = {"_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "inference_mode"}
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -115,3 +123,72 @@ def _source(path: str | Path) -> Iterator[dict[str, str]]:
     with TemporaryDirectory() as alone:
         (Path(alone) / "model.gguf").symlink_to(file)
         yield {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
+
+
+def places(path: str) -> tuple[Path | None, Path]:
+    """(folder of the adapter, if it is one; folder or GGUF file of the model)."""
+    folder = _fetch(path)
+    config = folder / "adapter_config.json"
+    if not config.exists():
+        return None, folder
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise SpecError(f"local:{path}: write the base model into base_model_name_or_path of {config}")
+    beside = folder / base
+    found = beside if beside.exists() else _fetch(base, f", the base model that {config} names")
+    if (found / "adapter_config.json").exists():
+        raise SpecError(f"local:{path}: its base {base} is an adapter too; merge that one into its model")
+    return folder, found
+
+
+def _fetch(path: str, what: str = "") -> Path:
+    place = Path(path).expanduser()
+    if place.is_dir() or (is_gguf(path) and place.is_file()):
+        return place.resolve()
+    if is_gguf(path):
+        raise ModelUnavailable(f"local:{path}{what}: no such file. Write where it lies now")
+    try:
+        return Path(snapshot_download(path, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelUnavailable(
+            f"local:{path}{what}: not a folder here, and the Hugging Face Hub did not give it ({reason}). "
+            "Check the name and the network; a gated model needs HF_TOKEN"
+        ) from error
+
+
+def fingerprint(*places: Path) -> str:
+    """A hash of what decides the model's answers: weights, configs, tokenizer, template; not where it lies.
+
+    Of a GGUF file alone it is the file's own SHA-256, the first 16 digits.
+    """
+    if len(places) == 1 and places[0].is_file():
+        return _digest(places[0])[:16]
+    total = sha256()
+    for place in places:
+        if place.is_file():
+            total.update(f"{_digest(place)}\x1e".encode())
+            continue
+        for file in sorted({path for pattern in _FILES for path in place.glob(pattern)}):
+            if file.name.endswith("config.json"):
+                data = json.loads(file.read_text(encoding="utf-8"))
+                kept = {key: value for key, value in data.items() if key not in _VOLATILE}
+                digest = sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+            elif file.suffix in (".safetensors", ".jinja") or file.name.startswith("tokenizer"):
+                digest = _digest(file)
+            else:
+                continue
+            total.update(f"{file.name}\x1f{digest}\x1e".encode())
+    return total.hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    stat = file.stat()
+    return _file_digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_digest(file: Path, size: int, modified: int) -> str:
+    """The SHA-256 of a file, computed once per (size, time of change)."""
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()

@@ -20,7 +20,7 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,11 +28,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from esc_env.dialogue import ChatMessage
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
 from esc_env.models.secrets import redacted
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 
 try:
     import aiohttp
@@ -158,22 +157,9 @@ class OpenAIWire(Addressed):
     capped: whoever calls decides how many requests are in flight.
     """
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
-        body = request_body(
-            messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, logprobs=logprobs,
-            dialect=self.dialect,
-        )  # fmt: skip
+        body = request_body(request, self.dialect)
         base = self.base
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}
         if key := self.key:
@@ -243,33 +229,23 @@ class _Line:
         await self._session.close()
 
 
-def request_body(
-    messages: Sequence[ChatMessage],
-    *,
-    n: int,
-    temperature: float,
-    max_tokens: int | None,
-    seed: int | None,
-    stop: Sequence[str],
-    logprobs: int | None,
-    dialect: Dialect = PLAIN,
-) -> dict[str, Any]:
-    """The arguments of `ChatModel.complete` as OpenAI's wire takes them, the model left out.
+def request_body(request: Request, dialect: Dialect = PLAIN) -> dict[str, Any]:
+    """A request as OpenAI's wire takes it, the model left out.
 
     What is at its default is not sent. The seed is cut to 31 bits: the most that every server takes (llama.cpp and
     Gemini hold it in 32).
     """
-    body: dict[str, Any] = {"messages": dialect.chat(messages), "temperature": temperature}
-    if n != 1:
-        body["n"] = n
-    if max_tokens is not None:
-        body[dialect.token_limit] = max_tokens
-    if seed is not None and dialect.seed:
-        body["seed"] = seed & 0x7FFFFFFF
-    if stop:
-        body["stop"] = list(stop)
-    if logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": min(logprobs, dialect.alternatives or logprobs)}
+    body: dict[str, Any] = {"messages": dialect.chat(request.messages), "temperature": request.temperature}
+    if request.n != 1:
+        body["n"] = request.n
+    if request.max_tokens is not None:
+        body[dialect.token_limit] = request.max_tokens
+    if request.seed is not None and dialect.seed:
+        body["seed"] = request.seed & 0x7FFFFFFF
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": min(request.logprobs, dialect.alternatives or request.logprobs)}
     if dialect.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esc_env.testing.chairs import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 from esc_env.testing.contracts import check_agent, check_chat_model, check_critic, check_seeker
-from esc_env.testing.models import FakeChatModel, ModelCall
+from esc_env.testing.models import FakeChatModel
 
 if TYPE_CHECKING:
     from esc_env.testing.fake_server import FakeServer, Fault, ServedRequest
@@ -22,7 +22,6 @@ __all__ = [
     "FakeServer",
     "Fault",
     "Faulty",
-    "ModelCall",
     "ScriptedAgent",
     "ScriptedCritic",
     "ScriptedSeeker",

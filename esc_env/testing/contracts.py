@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from esc_env._loop import run
-from esc_env.dialogue import Dialogue, Message
+from esc_env.dialogue import ChatMessage, Dialogue, Message
 from esc_env.errors import ESCError
-from esc_env.protocols import Agent, Ballot, ChatModel, Completion, Critic, Reply, Seeker
+from esc_env.protocols import Agent, Ballot, ChatModel, Completion, Critic, Reply, Request, Seeker
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
@@ -140,9 +140,10 @@ def check_chat_model(model: Any) -> None:
         AssertionError: on the first promise that is broken.
     """
     _identity(model, ChatModel, "a ChatModel")
-    chat = [{"role": "user", "content": "Say hello."}]
+    chat: list[ChatMessage] = [{"role": "user", "content": "Say hello."}]
     for n in (1, 3):
-        completion = run(model.complete(chat, n=n, temperature=1.0, max_tokens=16, seed=1))
+        request = Request(chat, n, temperature=1.0, max_tokens=16, seed=1)
+        completion = run(model.complete(request))
         _check(isinstance(completion, Completion), f"complete() must return a Completion, not {completion!r}")
         count = len(completion.texts)
         _check(1 <= count <= n, f"asked for {n} choices, complete() returned {count} of them")
@@ -155,7 +156,7 @@ def check_chat_model(model: Any) -> None:
             f"{len(completion.finish_reasons)} finish reasons for {count} texts",
         )
         _check(completion.usage.requests >= 1, "usage must count the request that was made")
-    _check(chat == [{"role": "user", "content": "Say hello."}], "complete() changed the messages it was handed")
+        _check(request.messages == tuple(chat), "complete() changed the messages it was handed")
 
 
 def _dialogues(last: str) -> list[Dialogue]:

@@ -2,7 +2,8 @@
 
 >>> from esc_env.testing import FakeServer
 >>> with FakeServer("I hear you.") as server:
-...     print(server.url)  # http://127.0.0.1:PORT/v1
+...     print(server.url)
+http://127.0.0.1:.../v1
 
 As a program, for trying things out and for benchmarks: `python -m esc_env.testing.fake_server --port 8000`.
 Needs the extra `llm`.
@@ -216,6 +217,10 @@ class FakeServer:
         self.port = listener.sockets[0].getsockname()[1]
         ready.set_result(None)
         await self._stopped.wait()
+        for socket in listener.sockets:
+            self._loop.remove_reader(socket.fileno())
+        for _ in range(8):  # turns in which what is accepted becomes a connection: asyncio loses it once it is closed
+            await asyncio.sleep(0)
         listener.close()
         for connection in list(server.connections):
             if connection.transport is not None:

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from esc_env.dialogue import ChatMessage
-from esc_env.protocols import Completion, Usage
+from esc_env.protocols import Completion, Request, Usage
 
-__all__ = ["FakeChatModel", "ModelCall"]
-
-
-@dataclass(frozen=True)
-class ModelCall:
-    """One request that a `FakeChatModel` received: the arguments of `ChatModel.complete`."""
-
-    messages: tuple[ChatMessage, ...]
-    n: int
-    temperature: float
-    max_tokens: int | None
-    seed: int | None
-    stop: tuple[str, ...]
-    logprobs: int | None
+__all__ = ["FakeChatModel"]
 
 
 class FakeChatModel:
@@ -31,8 +16,8 @@ class FakeChatModel:
 
     Args:
         answers: a str (always that), a sequence (one per choice, starting over at its end; None: a choice without
-            text), or a function of (call, choice) where choice counts from 0. Only a function's answers are independent
-            of the order of concurrent calls.
+            text), or a function of (request, choice) where choice counts from 0. Only a function's answers are
+            independent of the order of concurrent calls.
         failures: exceptions to raise, by number of the call, counted from 1.
         latency: seconds to wait before every answer.
         max_choices: return at most so many choices a request, as some servers do; None for as many as asked.
@@ -45,7 +30,7 @@ class FakeChatModel:
 
     def __init__(
         self,
-        answers: str | Sequence[str | None] | Callable[[ModelCall, int], str | None] = "I hear you.",
+        answers: str | Sequence[str | None] | Callable[[Request, int], str | None] = "I hear you.",
         *,
         failures: Mapping[int, Exception] | None = None,
         latency: float = 0.0,
@@ -61,7 +46,7 @@ class FakeChatModel:
         self.max_choices = max_choices
         self.logprobs = logprobs
         self.name = name
-        self.calls: list[ModelCall] = []
+        self.calls: list[Request] = []
         self._given = 0
 
     @property
@@ -69,35 +54,24 @@ class FakeChatModel:
         """Its name."""
         return {"provider": "fake", "name": self.name}
 
-    async def complete(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-    ) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """The next answers. One word counts as one token; the price is $0."""
-        copied = tuple(ChatMessage(role=m["role"], content=m["content"]) for m in messages)
-        call = ModelCall(copied, n, temperature, max_tokens, seed, tuple(stop), logprobs)
-        self.calls.append(call)
+        self.calls.append(request)
         number = len(self.calls)
         if self.latency:
             await asyncio.sleep(self.latency)
         if number in self.failures:
             raise self.failures[number]
-        count = n if self.max_choices is None else min(n, self.max_choices)
-        texts = tuple(self._answer(call, choice) for choice in range(count))
-        usage = Usage(1, sum(_tokens(m["content"]) for m in copied), sum(_tokens(text or "") for text in texts))
-        top = (dict(self.logprobs),) * count if logprobs is not None and self.logprobs is not None else None
+        count = request.n if self.max_choices is None else min(request.n, self.max_choices)
+        texts = tuple(self._answer(request, choice) for choice in range(count))
+        prompt = sum(_tokens(message["content"]) for message in request.messages)
+        usage = Usage(1, prompt, sum(_tokens(text or "") for text in texts))
+        top = (dict(self.logprobs),) * count if request.logprobs is not None and self.logprobs is not None else None
         return Completion(texts, ("stop",) * count, usage, self.name, top, self.latency)
 
-    def _answer(self, call: ModelCall, choice: int) -> str | None:
+    def _answer(self, request: Request, choice: int) -> str | None:
         if callable(self.answers):
-            return self.answers(call, choice)
+            return self.answers(request, choice)
         if isinstance(self.answers, str):
             return self.answers
         answer = self.answers[self._given % len(self.answers)]

@@ -7,11 +7,11 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from esc_env import Dialogue, Message, Scenario
+from esc_env import Dialogue, Message, Request, Scenario
 
 if TYPE_CHECKING:
     from esc_env.models.local import LocalModel
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21's own
 )
 
-CHAT = [{"role": "user", "content": "I cannot sleep because of my job."}]
+CHAT: Any = [{"role": "user", "content": "I cannot sleep because of my job."}]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def model(smollm: Path) -> LocalModel:
 
 def said(model: LocalModel) -> tuple[str, str | None, int]:
     """(greedy reply of at most 40 tokens, why it ended, tokens of the prompt)."""
-    answer = asyncio.run(model.complete(CHAT, max_tokens=40))
+    answer = asyncio.run(model.complete(Request(CHAT, max_tokens=40)))
     assert answer.texts[0] is not None
     return answer.texts[0], answer.finish_reasons[0], answer.usage.prompt_tokens
 
@@ -74,7 +74,7 @@ def test_it_says_what_llama_cpp_says(smollm: Path, model: LocalModel) -> None:
 
 
 def test_it_ends_its_turn(model: LocalModel) -> None:
-    answer = asyncio.run(model.complete([{"role": "user", "content": "Say hi."}], max_tokens=100))
+    answer = asyncio.run(model.complete(Request([{"role": "user", "content": "Say hi."}], max_tokens=100)))
     assert answer.finish_reasons == ("stop",)
     assert "<|im_end|>" not in str(answer.texts[0])
 

@@ -1,0 +1,210 @@
+"""The folder of a run: written by one process at a time, never taken for another run's, gone on with by the same call.
+
+    run.json         what is run (`identity`), and whatever else there is to say about it
+    scenarios.jsonl  whom it is about, each once; records name them by id
+    NAME.jsonl       the records, a line each
+    .lock            locked by who writes here
+
+It can be read anywhere: nothing in it refers to what stands outside.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import esc_env
+from esc_env.errors import ProtocolMismatch, RecordError
+from esc_env.records import RECORD_VERSION, FolderLock, check_version, read_records, write_json, write_records
+from esc_env.rules import Fingerprint
+from esc_env.scenarios import Scenario
+
+__all__ = ["RunFolder"]
+
+T = TypeVar("T")
+
+_ABOUT = "run.json"
+_SCENARIOS = "scenarios.jsonl"
+_ELSEWHERE = "Give another folder with --out"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of a run.
+
+    Attributes:
+        path: where it is.
+        kind: what is run: `run` (of an agent), `collection`, `stage`, `pipeline`, …
+        files: the names of its record files.
+        instead: what to do where it holds something else.
+    """
+
+    path: Path
+    kind: str
+    files: tuple[str, ...] = ()
+    instead: str = _ELSEWHERE
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run of this kind is here. Raises RecordError where run.json is damaged."""
+        return self._taken() and self._read()["kind"] == self.kind
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been noted that the run is finished."""
+        return self.begun and bool(self.about().get("finished"))
+
+    def about(self) -> dict[str, Any]:
+        """What run.json says. Raises RecordError where it tells of no run, or of one of another kind or version."""
+        if not self._taken():
+            raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). Give the folder of one")
+        data = self._read()
+        if data["kind"] != self.kind:
+            raise RecordError(f"{self.path}: holds a {data['kind']}, no {self.kind}. {self.instead}")
+        check_version(data["version"], self.path / _ABOUT)
+        return data
+
+    def _taken(self) -> bool:
+        """Whether any run is here, of whatever kind and version."""
+        return (self.path / _ABOUT).is_file()
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / _ABOUT
+        try:
+            data = json.loads(path.read_bytes())
+            identity = dict(data.get("identity", {}))
+            return {**data, "kind": str(data["kind"]), "version": int(data["version"]), "identity": identity}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: damaged, or not written by esc-env ({error!r}). {self.instead}") from error
+
+    def scenarios(self) -> dict[str, Scenario]:
+        """Whom the run is about, by id, in order. Raises RecordError where a line cannot be read."""
+        found = _made(self.path / _SCENARIOS, "scenario", Scenario.from_json)
+        return {scenario.id: scenario for scenario in found}
+
+    def records(
+        self,
+        name: str,
+        kind: str,
+        make: Callable[[Mapping[str, Any], Scenario], T],
+        scenarios: Mapping[str, Scenario] | None = None,
+    ) -> Iterator[T]:
+        """What `make` makes of each line of a file and the scenario it names. Nothing where there is no file.
+
+        Args:
+            name, kind: of the file, and of its records.
+            make: raises ValueError, KeyError or TypeError where a line makes no sense.
+            scenarios: by id; None for those that the folder keeps.
+
+        Raises:
+            RecordError: a line cannot be read, or names nobody of this run.
+        """
+        known = self.scenarios() if scenarios is None else scenarios
+
+        def made(data: Mapping[str, Any]) -> T:
+            if data["scenario"] not in known:
+                raise RecordError(f"{self.path / name}: {data['scenario']!r} is no part of this {self.kind}")
+            return make(data, known[data["scenario"]])
+
+        return _made(self.path / name, kind, made)
+
+    @contextmanager
+    def claim(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        scenarios: Iterable[Scenario] = (),
+        facts: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
+        usual: Mapping[str, Any] | None = None,
+        fresh: bool = False,
+    ) -> Iterator[None]:
+        """Hold the folder as its only writer: begin a run in it, or go on with this very run.
+
+        Args:
+            identity: what tells the run from others, by name, as JSON has it.
+            scenarios: whom it is about; kept when it is begun.
+            facts: what else run.json says.
+            free: names in `identity`, at any depth, that may differ: how a run is computed, not what comes of it.
+            usual: what names stand for that the run in the folder does not have.
+            fresh: start over; a run that is here is kept beside it, as `NAME~1` or the next free number.
+
+        Raises:
+            RecordError: the folder cannot be used, holds something else, or another process writes there.
+            ProtocolMismatch: it holds another run of this kind; the message names what differs.
+            SpecError: an identity that is no JSON.
+        """
+        wanted = Fingerprint(identity).parts
+        if fresh and not self._taken() and self._entries():
+            raise RecordError(f"{self.path}: holds no run, so --fresh leaves it alone. {_ELSEWHERE}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be made a folder ({error.strerror}). {_ELSEWHERE}") from error
+        with FolderLock(self.path):
+            if fresh:
+                self._set_aside()
+            if self._taken():
+                about = self.about()
+                there, now = (_counted(parts, usual or {}, free) for parts in (about["identity"], wanted))
+                if differences := Fingerprint(there).differences(Fingerprint(now)):
+                    raise ProtocolMismatch(
+                        f"{self.path} holds another {self.kind}. What differs (there / now): {'; '.join(differences)}. "
+                        f"{self.instead}"
+                    )
+            else:
+                about = self._begin(scenarios)
+            write_json(self.path / _ABOUT, {**about, **(facts or {}), "identity": wanted})
+            yield
+
+    def note(self, **facts: Any) -> None:
+        """Have run.json say more: `finished=True` is what `finished` tells."""
+        write_json(self.path / _ABOUT, {**self.about(), **facts})
+
+    def _begin(self, scenarios: Iterable[Scenario]) -> dict[str, Any]:
+        """Keep the scenarios; what run.json says first."""
+        for name in self.files:
+            if (self.path / name).exists():
+                raise RecordError(f"{self.path}: {name} without {_ABOUT}. {_ELSEWHERE}")
+        if people := [scenario.to_json() for scenario in scenarios]:
+            write_records(self.path / _SCENARIOS, "scenario", people)
+        versions = {"esc-env": esc_env.__version__, "python": platform.python_version()}
+        return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions}
+
+    def _set_aside(self) -> None:
+        """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
+        aside = next(place for number in count(1) if not (place := Path(f"{self.path.resolve()}~{number}")).exists())
+        try:
+            for entry in sorted(self._entries(), key=lambda entry: entry.name == _ABOUT):
+                aside.mkdir(exist_ok=True)
+                entry.rename(aside / entry.name)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be moved to {aside} ({error.strerror}). {_ELSEWHERE}") from error
+
+    def _entries(self) -> list[Path]:
+        return [path for path in self.path.glob("*") if path.name != ".lock"]
+
+
+def _made(path: Path, kind: str, make: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+    """What `make` makes of each line. Raises RecordError where it cannot, naming file and line."""
+    for number, data in enumerate(read_records(path, kind), 1):
+        try:
+            made = make(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}:{number}: not a {kind} ({error!r}). Was the file edited?") from error
+        yield made
+
+
+def _counted(parts: Mapping[str, Any], usual: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """What counts when runs are compared: what is `usual` where nothing is said, and nothing that is `free`."""
+    return {
+        name: _counted(part, usual.get(name) or {}, free) if isinstance(part, Mapping) else part
+        for name, part in {**usual, **parts}.items()
+        if name not in free
+    }

@@ -1,0 +1,107 @@
+"""How chat models are called: nothing here changes what one is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+from esc_env.errors import SpecError, did_you_mean
+from esc_env.models.budget import Budget
+from esc_env.models.cassette import Mode
+
+__all__ = ["ModelOptions", "ModelSettings", "Wire"]
+
+Wire = Literal["auto", "aiohttp", "openai", "litellm"]
+"""How requests travel. `auto`: aiohttp for `openai/…` and for any `@URL`, LiteLLM for every other provider."""
+
+
+class ModelOptions(TypedDict, total=False):
+    """The fields of `ModelSettings` as keyword arguments of `gym.make` and `evaluate`; any may be left out."""
+
+    concurrency: int
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    timeout: float
+    deadline: float | None
+    budget: str | None
+    record: str | Path | None
+    replay: str | Path | None
+    cache: str | Path | None
+    wire: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How chat models are called; nothing here changes what a model is asked.
+
+    Attributes:
+        concurrency: requests in flight per endpoint, at least 1.
+        requests_per_minute: at most so many per endpoint; None for no limit.
+        tokens_per_minute: at most so many, prompt and completion together, per endpoint; None for no limit.
+        timeout: seconds to wait for an answer of a server of which nothing is known yet; a slow one gets longer.
+        deadline: seconds for one call with all its retries; None for 600.
+        budget: what this process may spend on models, such as "5 USD" or "200k tokens"; None for no limit.
+        record: keep every request and completion in this file.
+        replay: answer from this file; a request that is not there is refused.
+        cache: answer from this file what is there, ask for and keep the rest.
+        wire: how requests travel.
+
+    Raises:
+        SpecError: a value that cannot be used.
+    """
+
+    concurrency: int = 64
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    timeout: float = 60.0
+    deadline: float | None = None
+    budget: str | None = None
+    record: Path | None = None
+    replay: Path | None = None
+    cache: Path | None = None
+    wire: Wire = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "deadline"):
+            value = getattr(self, name)
+            if value is None and name not in ("concurrency", "timeout"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise SpecError(f"{name} must be a number above 0, not {value!r}")
+        if self.budget is not None:
+            Budget.parse(self.budget)
+        if self.wire not in get_args(Wire):
+            raise SpecError(f"no wire {self.wire!r}. {did_you_mean(str(self.wire), get_args(Wire))}")
+        kept = [name for name in ("record", "replay", "cache") if getattr(self, name) is not None]
+        if len(kept) > 1:
+            raise SpecError(f"{' and '.join(kept)} cannot be used together; give one of record, replay and cache")
+        for name in kept:
+            object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @classmethod
+    def of(cls, options: ModelOptions, *others: str) -> ModelSettings:
+        """The settings that keyword arguments give.
+
+        Args:
+            options: what a function got as `**models`.
+            others: names of the other arguments of that function, to suggest for a misspelt one.
+
+        Raises:
+            TypeError: an argument that is none of them.
+            SpecError: a value that cannot be used.
+        """
+        names = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise TypeError(f"there is no argument {name!r}. {did_you_mean(name, [*names, *others])}")
+        return cls(**options)  # type: ignore[arg-type]  # str and Path are made one in __post_init__
+
+    @property
+    def cassette(self) -> tuple[Path | None, Mode | None]:
+        """The file to keep or replay, and which of the two; (None, None) without one."""
+        files: dict[Mode, Path | None] = {"record": self.record, "replay": self.replay, "cache": self.cache}
+        for mode, path in files.items():
+            if path is not None:
+                return path, mode
+        return None, None

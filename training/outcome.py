@@ -1,0 +1,149 @@
+"""What came of a pipeline: how each policy did in whole conversations, and what training gained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from esc_env.evaluation.report import Report
+from esc_env.evaluation.runner import is_run, read_run
+from esc_env.evaluation.statistics import clustered_mean
+from esc_env.folder import RunFolder
+from esc_env.training.config import PipelineConfig
+
+__all__ = ["best_start", "evaluations", "gain", "markdown", "outcome", "shown", "texture"]
+
+
+def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """Everything that is known about a run, as report.json has it."""
+    runs = evaluations(folder)
+    best = best_start(runs)
+    return {
+        "setting": asdict(config.setting),
+        "reward": config.grpo.reward,
+        "evaluation": {
+            name: {
+                "success_rate": run.success_rate, "interval": run.interval, "average_turns": run.average_turns,
+                "conversations": run.completed, "errors": run.errors, **texture(run),
+            }
+            for name, run in runs.items()
+        },
+        "gain": gain([(runs[best], runs["grpo"])]) if best and "grpo" in runs else None,
+        "gain_over": best,
+        "valid": _read(folder / "grpo" / "valid.json"),
+        "reward_model": _read(folder / "rm" / "report.json"),
+        "collection": _read(folder / "collect" / "card.json"),
+        "seconds": RunFolder(folder, "pipeline").about().get("seconds"),
+    }  # fmt: skip
+
+
+def evaluations(folder: Path) -> dict[str, Report]:
+    """The evaluations of a run by name: `start` and `grpo`, `start-tX` at another temperature, `NAME-PERSONA`."""
+    return {path.name: read_run(path) for path in sorted((folder / "eval").glob("*")) if is_run(path)}
+
+
+def best_start(runs: Mapping[str, Report]) -> str | None:
+    """Which evaluation of the policy before GRPO has the best success rate, over all temperatures."""
+    swept = [name for name in runs if name == "start" or re.fullmatch(r"start-t[\d.e-]+", name)]
+    return max(swept, key=lambda name: runs[name].success_rate or 0.0, default=None)
+
+
+def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
+    """How much more the second run of each pair solves than the first: the difference of SR and its 95 % interval.
+
+    Paired by episode; the interval resamples whole scenarios, over all pairs (one for each training seed). None if no
+    episode ended in both runs.
+    """
+    differences: dict[str, list[float]] = {}
+    for before, after in pairs:
+        known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
+        for item in after.trajectories:
+            if item.completed and (item.scenario.id, item.trial) in known:
+                change = float(item.solved) - float(known[item.scenario.id, item.trial])
+                differences.setdefault(item.scenario.id, []).append(change)
+    if not differences:
+        return None
+    mean, interval = clustered_mean(differences.values())
+    return {"difference": mean, "interval": list(interval), "scenarios": len(differences)}
+
+
+def texture(run: Report) -> dict[str, float | None]:
+    """Whether replies have collapsed: distinct-2, words a reply, and shares in [0, 1].
+
+    `top_reply` is the share of the most frequent reply, `repeated` the share of replies that the same conversation had
+    already had. All None if nothing was said.
+    """
+    spoken = [
+        [message.content.split() for message in item.dialogue if message.role == "supporter"]
+        for item in run.trajectories
+    ]
+    replies = [words for said in spoken for words in said]
+    if not replies:
+        return {"distinct_2": None, "words": None, "top_reply": None, "repeated": None}
+    pairs = [pair for words in replies for pair in pairwise(words)]
+    new = sum(len(set(map(tuple, said))) for said in spoken)
+    return {
+        "distinct_2": round(len(set(pairs)) / len(pairs), 4) if pairs else 0.0,
+        "words": round(fmean(map(len, replies)), 1),
+        "top_reply": round(Counter(map(tuple, replies)).most_common(1)[0][1] / len(replies), 4),
+        "repeated": round(1 - new / len(replies), 4),
+    }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def shown(number: float | None, form: str = ".3f") -> str:
+    """A number for people; a dash where there is none."""
+    return "–" if number is None else format(number, form)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """What `outcome` says, as a page."""
+    setting = report["setting"]
+    lines = [
+        f"# {setting['model']}: RLFF-ESC with reward `{report['reward']}`",
+        "",
+        f"Trained on {setting['scenarios']}, evaluated on {setting['test']}; T = {setting['max_turns']}, seed "
+        f"{setting['seed']}.",
+        "",
+        "| policy | SR | 95 % interval | AT | conversations | errors | distinct-2 | words | most frequent reply | "
+        "repeated |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in report["evaluation"].items():
+        low, high = run["interval"] or (None, None)
+        lines.append(
+            f"| {name} | {shown(run['success_rate'], '.1%')} | {shown(low, '.1%')} – {shown(high, '.1%')} | "
+            f"{shown(run['average_turns'], '.2f')} | {run['conversations']} | {run['errors']} | "
+            f"{shown(run['distinct_2'])} | {shown(run['words'], '.1f')} | {shown(run['top_reply'], '.1%')} | "
+            f"{shown(run['repeated'], '.1%')} |"
+        )
+    if change := report["gain"]:
+        low, high = change["interval"]
+        lines += [
+            "",
+            f"grpo − {report['gain_over']}: {100 * change['difference']:+.1f} points SR, 95 % interval "
+            f"{100 * low:+.1f} to {100 * high:+.1f}, paired by episode, clustered by {change['scenarios']} scenarios.",
+        ]
+    if model := report["reward_model"]:
+        lines += [
+            "",
+            f"Reward model ({model['kind']}): AUC {shown(model['auc'])}, within contexts "
+            f"{shown(model['auc_within'])}, accuracy {shown(model['accuracy'])}, ECE {shown(model['ece'])}.",
+        ]
+    if report["valid"]:
+        curve = ", ".join(f"step {step}: {rate:.1%}" for step, rate in report["valid"].items())
+        lines += ["", f"SR on valid while training: {curve}."]
+    if report["seconds"]:
+        spent = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in report["seconds"].items())
+        lines += ["", f"Wall time: {spent}."]
+    return "\n".join(lines) + "\n"
