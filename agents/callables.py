@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from esc_env._loop import call
+from esc_env.background import call
 from esc_env.dialogue import Dialogue
 from esc_env.identity import code_digest, name_of
 from esc_env.protocols import Reply

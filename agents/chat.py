@@ -17,24 +17,22 @@ Prompts are the files `agents/prompts/*.txt`. What goes on before the reply is k
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from esc_env.agents import planners
-from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import BadCompletion, ModelError, SpecError, SupporterFailure, did_you_mean
+from esc_env.agents.turn import PROMPTS, Turn
+from esc_env.dialogue import Dialogue, split_thought
+from esc_env.errors import SpecError, did_you_mean
 from esc_env.models import PROBE, check_model
 from esc_env.models.options import told_apart
-from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
-from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
+from esc_env.protocols import ChatModel, Reply, Request
 from esc_env.seeds import Seed
 
-__all__ = ["STYLES", "ChatAgent", "Style", "Turn", "system_prompt"]
+__all__ = ["STYLES", "ChatAgent", "Style"]
 
-_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 _LABEL = re.compile(
     r"^(?:[^\S\n]|[*_#])*(reasoning|analysis|strategy|response)[*_]*\s*:[*_]*[^\S\n]*", re.IGNORECASE | re.MULTILINE
 )
@@ -86,7 +84,7 @@ class ChatAgent:
             "model": dict(model),
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
-            "prompts": _PROMPTS.digest(STYLES[self.style].prompts),
+            "prompts": PROMPTS.digest(STYLES[self.style].prompts),
             **told_apart(self.stop, self.system),
         }
 
@@ -94,7 +92,9 @@ class ChatAgent:
         """Ask the model for a word, just as it will be asked. Raises SpecError or a `ModelError` where that fails."""
         ways = {(1, self.temperature), *((n, 1.0) for n in (STYLES[self.style].votes,) if n)}
         for n, temperature in sorted(ways):
-            await check_model(self.model, "agent", self._request(PROBE.messages, 0, n, temperature))
+            await check_model(
+                self.model, "agent", replace(self._asked, messages=PROBE.messages, n=n, temperature=temperature, seed=0)
+            )
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance.
@@ -103,11 +103,12 @@ class ChatAgent:
             SupporterFailure: the conversation does not fit the model's context.
             ModelError: the model could not be reached.
         """
-        return await STYLES[self.style].speak(Turn(self, dialogue, seed))
+        return await STYLES[self.style].speak(Turn(self.model, dialogue, seed, self._asked, self.system))
 
-    def _request(self, chat: Sequence[ChatMessage], seed: int, n: int = 1, temperature: float | None = None) -> Request:
-        heat = self.temperature if temperature is None else temperature
-        return Request(chat, n, heat, self.max_tokens, seed, self.stop)
+    @property
+    def _asked(self) -> Request:
+        """What every request of a turn has in common."""
+        return Request((), temperature=self.temperature, max_tokens=self.max_tokens, stop=self.stop)
 
 
 @dataclass(frozen=True)
@@ -129,99 +130,11 @@ class Style:
     votes: int = 0
 
 
-class Turn:
-    """One reply in the making: asks the model, names every request by its own seed, adds up the usage."""
-
-    def __init__(self, agent: ChatAgent, dialogue: Dialogue, seed: Seed) -> None:
-        self.agent = agent
-        self.dialogue = dialogue
-        self.seed = seed
-        self._usage: dict[int, Usage] = {}
-        self._transcript = _PROMPTS.fill("conversation", transcript=sealed_transcript(dialogue))
-
-    @property
-    def usage(self) -> Usage:
-        """Of all requests so far."""
-        return sum((self._usage[number] for number in sorted(self._usage)), Usage())
-
-    async def speak(self, form: str) -> Completion:
-        """The supporter's completion on the chat itself, in the form of `format-{form}.txt`. The turn's one request."""
-        system = system_prompt(form, self.agent.system)
-        chat: list[ChatMessage] = [
-            {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}
-            for message in self.dialogue.as_chat("supporter")
-        ]
-        return await self._complete([{"role": "system", "content": system}, *chat], 0)
-
-    async def ask(self, question: str, number: int, /, **slots: Any) -> str:
-        """The answer to a question about the conversation, without its thinking.
-
-        Args:
-            question: the prompt; the conversation stands before it as sealed JSON.
-            number: the position of this request in the turn.
-            slots: data (or plain strategy names) for the prompt's slots.
-        """
-        completion = await self._complete(self._about(question, slots), number)
-        return split_answer("supporter", _text(completion))[1]
-
-    async def votes(self, question: str, number: int, count: int, /, **slots: Any) -> Sequence[str | None]:
-        """`count` answers to a question, sampled at temperature 1."""
-        return (await self._complete(self._about(question, slots), number, n=count, temperature=1.0)).texts
-
-    async def write(self, question: str, number: int, thought: Callable[[], str], /, **slots: Any) -> Reply:
-        """The reply itself, as the answer to a question; what led to it is its thought."""
-        completion = await self._complete(self._about(question, slots), number)
-        inner, said = split_answer("supporter", _text(completion))
-        notes = "\n".join(note for note in (thought(), inner) if note)
-        return Reply(said, notes, usage=self.usage, finish_reason=_finish(completion))
-
-    def _about(self, question: str, slots: Mapping[str, Any]) -> list[ChatMessage]:
-        filled = {name: data if name == "strategy" else seal(data) for name, data in slots.items()}
-        own = self.agent.system or _PROMPTS.text("standard")
-        return [
-            {"role": "system", "content": f"{own}\n\n{_PROMPTS.text('data')}"},
-            {"role": "user", "content": f"{self._transcript}\n\n{_PROMPTS.fill(question, **filled)}"},
-        ]
-
-    async def _complete(
-        self, chat: Sequence[ChatMessage], number: int, n: int = 1, temperature: float | None = None
-    ) -> Completion:
-        try:
-            request = self.agent._request(chat, self.seed.at(sample=number).value, n, temperature)
-            completion = await self.agent.model.complete(request)
-        except ModelError as error:
-            if error.obstacle == "too_long":
-                raise SupporterFailure(f"the conversation does not fit the model's context: {error}") from error
-            if error.obstacle != "filtered":
-                raise
-            completion = Completion((None,) * n, ("content_filter",) * n, Usage(1, cost=None))
-        if not completion.texts:
-            raise BadCompletion("the supporter's model returned no choice. Run the same command again")
-        self._usage[number] = completion.usage
-        return completion
-
-
-def system_prompt(form: str, own: str | None = None) -> str:
-    """The system message of the styles that answer in one request; `plain` and `think` are forms of the reply.
-
-    `own` stands in place of our instructions.
-    """
-    return f"{own or _PROMPTS.text('standard')}\n\n{_PROMPTS.text(f'format-{form}')}"
-
-
-def _text(completion: Completion) -> str:
-    return completion.texts[0] or ""
-
-
-def _finish(completion: Completion) -> str | None:
-    return completion.finish_reasons[0] if completion.finish_reasons else None
-
-
 async def _answer(turn: Turn, form: str) -> Reply:
     """One request; a think block becomes the thought."""
-    completion = await turn.speak(form)
-    thought, said = split_thought(_text(completion))
-    return Reply(said.strip(), thought, usage=turn.usage, finish_reason=_finish(completion))
+    written, ending = await turn.speak(form)
+    thought, said = split_thought(written)
+    return Reply(said.strip(), thought, usage=turn.usage, finish_reason=ending)
 
 
 async def _in_form(turn: Turn, form: str) -> Reply:
@@ -229,8 +142,8 @@ async def _in_form(turn: Turn, form: str) -> Reply:
 
     An answer that has no label is said as it is; one that was cut before `Response:` says nothing.
     """
-    completion = await turn.speak(form)
-    inner, text = split_thought(_text(completion))
+    written, ending = await turn.speak(form)
+    inner, text = split_thought(written)
     parts: dict[str, str] = {}
     labels = list(_LABEL.finditer(text))
     for place, label in enumerate(labels):
@@ -242,7 +155,7 @@ async def _in_form(turn: Turn, form: str) -> Reply:
     within, said = split_thought(parts.pop("response", "" if parts else text.strip()))
     notes = [inner, within, *(f"{name.capitalize()}: {part}" for name, part in parts.items())]
     thought = "\n".join(note for note in notes if note) or None
-    return Reply(said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, _finish(completion))
+    return Reply(said, thought, planners.strategy_in(parts.get("strategy", "")), turn.usage, ending)
 
 
 async def _self_refine(turn: Turn) -> Reply:

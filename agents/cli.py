@@ -12,6 +12,7 @@ import typer
 
 from esc_env.cli_options import AgentOptions, Budget, Critic, Persona, Seeker, Temperature, grouped
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
+from esc_env.escaping import safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,7 @@ def _chat(
 def _support(
     console: Console, scenarios: str, wanted: str | None, chairs: Chairs, persona: str | None, seed: int, reveal: bool
 ) -> tuple[Scenario, Dialogue]:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import begin, exchange
     from esc_env.datasets import load_scenarios
     from esc_env.protocols import Reply, Verdict
@@ -140,14 +141,12 @@ def _show_state(console: Console, state: Mapping[str, Any]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from esc_env.rendering import safe
-
     for name, value in state.items():
         console.print(Padding(Text(safe(f"{name}: {value}"), style="dim"), (0, 0, 0, 11)))
 
 
 def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenario, Dialogue] | None:
-    from esc_env._loop import run
+    from esc_env.background import run
     from esc_env.conversation import as_message
     from esc_env.dialogue import Dialogue, Message
     from esc_env.protocols import Reply

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from esc_env._loop import call
+from esc_env.background import call
 from esc_env.dialogue import Dialogue
+from esc_env.escaping import safe
 from esc_env.protocols import Reply
 from esc_env.seeds import Seed
 
@@ -38,7 +39,5 @@ class HumanAgent:
 
 
 def _ask_in_terminal(messages: tuple[dict[str, str], ...]) -> str:
-    from esc_env.rendering import safe
-
     print(f"\nSeeker: {safe(messages[-1]['content'])}")
     return input("You: ")

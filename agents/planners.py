@@ -6,21 +6,13 @@ The imagined seeker is the supporter's own model: a planner knows no more than t
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from esc_env.agents.turn import Turn
 from esc_env.critics import parse_vote
+from esc_env.dialogue import STRATEGIES
 from esc_env.protocols import Reply
 
-if TYPE_CHECKING:
-    from esc_env.agents.chat import Turn
-
-__all__ = ["STRATEGIES", "icl_aif", "lookahead", "strategy_in"]
-
-STRATEGIES = (
-    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
-    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
-)  # fmt: skip
-"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
+__all__ = ["icl_aif", "lookahead", "strategy_in"]
 
 BRANCHES = 3
 """Strategies that `lookahead` tries. Ours: GDP-Zero spends 10 to 50 simulations a turn."""

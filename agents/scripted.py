@@ -19,7 +19,7 @@ from esc_env.protocols import Agent, Reply
 from esc_env.scenarios import mentions_self_harm
 from esc_env.seeds import Seed
 
-__all__ = ["SCRIPTED", "ScriptedAgent", "key_phrases", "skilled"]
+__all__ = ["SCRIPTED", "RuleBasedAgent", "key_phrases", "said_by", "skilled"]
 
 PHRASES = Path(__file__).with_name("phrases.json")
 
@@ -101,7 +101,8 @@ def _lowered(word: str) -> str:
     return word if word.isupper() and len(word) > 1 else word[0].lower() + word[1:]
 
 
-def _said(chat: Sequence[ChatMessage], role: str) -> list[str]:
+def said_by(chat: Sequence[ChatMessage], role: str) -> list[str]:
+    """What one side has said, `user` or `assistant`."""
     return [message["content"] for message in chat if message["role"] == role]
 
 
@@ -121,7 +122,7 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
         lines: wordings per move, with the slots {topic}, {detail} and {resource}; by default its own.
     """
     wording = lines or _phrases()["skilled"]
-    heard, mine = _said(chat, "user"), _said(chat, "assistant")
+    heard, mine = said_by(chat, "user"), said_by(chat, "assistant")
     turn = len(mine) + 1
     phrases = [key_phrases(text if i == 0 else _told(text)) for i, text in enumerate(heard)]
     used = " ".join(mine).lower()
@@ -166,17 +167,17 @@ def _plan(step: int, stories: int) -> str:
 
 def _template(chat: Sequence[ChatMessage], seed: Seed) -> str:
     lines = _phrases()["template"]
-    phrases = key_phrases(_said(chat, "user")[-1]) or ["this"]
-    return _fill(lines[len(_said(chat, "assistant")) % len(lines)], topic=phrases[0])
+    phrases = key_phrases(said_by(chat, "user")[-1]) or ["this"]
+    return _fill(lines[len(said_by(chat, "assistant")) % len(lines)], topic=phrases[0])
 
 
 def _advice(chat: Sequence[ChatMessage], seed: Seed) -> str:
     lines = _phrases()["advice"]
-    return str(lines[len(_said(chat, "assistant")) % len(lines)])
+    return str(lines[len(said_by(chat, "assistant")) % len(lines)])
 
 
 def _parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    return _said(chat, "user")[-1]
+    return said_by(chat, "user")[-1]
 
 
 def _silent(chat: Sequence[ChatMessage], seed: Seed) -> str:
@@ -187,13 +188,13 @@ def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     strategies = _phrases()["random-strategy"]
     strategy = sorted(strategies)[int(seed.uniform("strategy") * len(strategies))]
     lines = strategies[strategy]
-    phrases = key_phrases(_said(chat, "user")[-1]) or ["this"]
+    phrases = key_phrases(said_by(chat, "user")[-1]) or ["this"]
     line = lines[int(seed.uniform("line") * len(lines))]
     return Reply(_fill(line, topic=phrases[0]), strategy=strategy)
 
 
 @dataclass(frozen=True)
-class ScriptedAgent:
+class RuleBasedAgent:
     """A function of (observation, seed) as an Agent.
 
     Attributes:
@@ -211,8 +212,8 @@ class ScriptedAgent:
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance."""
-        said = self.function(dialogue.as_chat("supporter"), seed)
-        return said if isinstance(said, Reply) else Reply(said)
+        reply = self.function(dialogue.as_chat("supporter"), seed)
+        return reply if isinstance(reply, Reply) else Reply(reply)
 
 
 _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] = {
@@ -225,6 +226,6 @@ _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] =
 }
 
 SCRIPTED: Mapping[str, Callable[[], Agent]] = {
-    name: partial(ScriptedAgent, f"builtin:{name}", function) for name, function in _FUNCTIONS.items()
+    name: partial(RuleBasedAgent, f"builtin:{name}", function) for name, function in _FUNCTIONS.items()
 }
 """The built-in supporters, by name."""

@@ -29,8 +29,8 @@ import gymnasium as gym
 
 import esc_env  # registers ESConv-v0
 from esc_env import ScenarioSet
-from esc_env._loop import run
 from esc_env.agents import resolve_agent
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios

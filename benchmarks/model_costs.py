@@ -7,11 +7,12 @@ characters, which is about right for English; the dialogue's own length decides 
 
 from __future__ import annotations
 
-from esc_env._loop import run
 from esc_env.agents.chat import STYLES, ChatAgent
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import CriticMode, LLMCritic
 from esc_env.datasets import load_scenarios
+from esc_env.evaluation.markdown import table
 from esc_env.protocols import Request
 from esc_env.seekers import LLMSeeker
 from esc_env.testing import FakeChatModel
@@ -73,19 +74,18 @@ def _common(one: str, other: str) -> int:
 
 def main() -> None:
     """Print the tables."""
-    print("| style | requests a turn | requests | prompt tokens | of them a repeated prefix | completion tokens |")
-    print("|---|---|---|---|---|---|")
-    for name, style in STYLES.items():
-        requests, read, written, repeated = measure(name)["supporter"]
-        print(f"| `{name}` | {style.requests} | {requests} | {read:,} | {repeated:.0%} | {written:,} |")
-    print("\n| chair | requests | prompt tokens | of them a repeated prefix | completion tokens |")
-    print("|---|---|---|---|---|")
-    for label, chair, mode in (
-        ("seeker", "seeker", "votes"), ("critic, ten votes", "critic", "votes"),
-        ("critic, log-probabilities", "critic", "logprobs"),
-    ):  # fmt: skip
-        requests, read, written, repeated = measure("standard", mode)[chair]  # type: ignore[arg-type]
-        print(f"| {label} | {requests} | {read:,} | {repeated:.0%} | {written:,} |")
+    titles = ("requests", "prompt tokens", "of them a repeated prefix", "completion tokens")
+    styles = [(f"`{name}`", style.requests, *_cells(name, "supporter")) for name, style in STYLES.items()]
+    chairs = [
+        ("seeker", *_cells("standard", "seeker")), ("critic, ten votes", *_cells("standard", "critic")),
+        ("critic, log-probabilities", *_cells("standard", "critic", "logprobs")),
+    ]  # fmt: skip
+    print("\n".join([*table(("style", "requests a turn", *titles), styles), "", *table(("chair", *titles), chairs)]))
+
+
+def _cells(style: str, chair: str, mode: CriticMode = "votes") -> tuple[object, ...]:
+    requests, read, written, repeated = measure(style, mode)[chair]
+    return requests, f"{read:,}", f"{repeated:.0%}", f"{written:,}"
 
 
 if __name__ == "__main__":

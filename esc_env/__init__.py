@@ -2,13 +2,21 @@
 
 >>> import gymnasium as gym, esc_env
 >>> env = gym.make("ESConv-v0")
+
+Here is all that one names or catches in ordinary use; the subpackages hold the rest. What has more to it than plain
+data is imported when it is first asked for.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import gymnasium
 
+from esc_env import errors
 from esc_env.dialogue import ChatMessage, Dialogue, Message
+from esc_env.errors import *  # noqa: F403
 from esc_env.protocols import (
     VOTES,
     Agent,
@@ -22,42 +30,46 @@ from esc_env.protocols import (
     Usage,
     Verdict,
 )
-from esc_env.rules import PROTOCOL_VERSION, Fingerprint, Rules
+from esc_env.rules import PROTOCOL_VERSION, Fingerprint, Rules, __version__
 from esc_env.scenarios import EMOTIONS, PERSONAS, PROBLEMS, Scenario, ScenarioSet
 from esc_env.seeds import Seed, episode_seed
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
-__all__ = [
-    "EMOTIONS",
-    "PERSONAS",
-    "PROBLEMS",
-    "PROTOCOL_VERSION",
-    "VOTES",
-    "Agent",
-    "Ballot",
-    "ChatMessage",
-    "ChatModel",
-    "Completion",
-    "Critic",
-    "Dialogue",
-    "Failure",
-    "Fingerprint",
-    "Message",
-    "Reply",
-    "Request",
-    "Rules",
-    "Scenario",
-    "ScenarioSet",
-    "Seed",
-    "Seeker",
-    "StopReason",
-    "Trajectory",
-    "Usage",
-    "Verdict",
-    "episode_seed",
-]
+if TYPE_CHECKING:
+    from esc_env.agents import resolve_agent
+    from esc_env.conversation import Chairs, converse
+    from esc_env.critics import resolve_critic
+    from esc_env.datasets import load_scenarios
+    from esc_env.env import ESCEnv
+    from esc_env.evaluation import Leaderboard, Report, evaluate, rank, read_run
+    from esc_env.models import ModelSettings, open_model
+    from esc_env.seekers import resolve_seeker
+    from esc_env.training.collect import collect
+    from esc_env.vector import ESCVectorEnv
 
-__version__ = "0.1.0"
+__all__ = [
+    "EMOTIONS", "PERSONAS", "PROBLEMS", "PROTOCOL_VERSION", "VOTES", "Agent", "Ballot", "Chairs", "ChatMessage",
+    "ChatModel", "Completion", "Critic", "Dialogue", "ESCEnv", "ESCVectorEnv", "Failure", "Fingerprint",
+    "Leaderboard", "Message", "ModelSettings", "Reply", "Report", "Request", "Rules", "Scenario", "ScenarioSet", "Seed",
+    "Seeker", "StopReason", "Trajectory", "Usage", "Verdict", "__version__", "collect", "converse", "episode_seed",
+    "evaluate", "load_scenarios", "open_model", "rank", "read_run", "resolve_agent", "resolve_critic",
+    "resolve_seeker",
+]  # fmt: skip
+__all__ += errors.__all__
+
+_LATER = {
+    "esc_env.agents": ("resolve_agent",),
+    "esc_env.conversation": ("Chairs", "converse"),
+    "esc_env.critics": ("resolve_critic",),
+    "esc_env.datasets": ("load_scenarios",),
+    "esc_env.env": ("ESCEnv",),
+    "esc_env.evaluation": ("Leaderboard", "Report", "evaluate", "rank", "read_run"),
+    "esc_env.models": ("ModelSettings", "open_model"),
+    "esc_env.seekers": ("resolve_seeker",),
+    "esc_env.training.collect": ("collect",),
+    "esc_env.vector": ("ESCVectorEnv",),
+}
+"""Where the names are that are imported when they are asked for."""
 
 for _name in ("ESConv", "ExTES"):
     gymnasium.register(
@@ -66,3 +78,14 @@ for _name in ("ESConv", "ExTES"):
         vector_entry_point="esc_env.vector:ESCVectorEnv",
         kwargs={"dataset": _name.lower()},
     )
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from esc_env.errors import ESCError
+from esc_env.escaping import one_line
 
 __all__ = ["build_app", "main"]
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build_app()(None if arguments is None else list(arguments))
     except ESCError as error:
-        _fail(str(error))
+        _fail(one_line(str(error)))
     except BrokenPipeError:  # `esc … | head` has read enough
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -159,22 +160,15 @@ def _scenarios(
             width = max(map(len, counts))
             typer.echo(f"\n{title}")
             for name, count in counts.items():
-                typer.echo(f"  {_shown(name):{width}}  {count:>7,}")
+                typer.echo(f"  {one_line(name):{width}}  {count:>7,}")
     if summary.near_duplicates:
         typer.echo(f"\n{len(summary.near_duplicates):,} pairs of nearly the same situation in different splits")
         for first, second in summary.near_duplicates:
-            typer.echo(f"  {_shown(first)}  {_shown(second)}")
+            typer.echo(f"  {one_line(first)}  {one_line(second)}")
     if summary.skipped:
         typer.echo(f"\n{len(summary.skipped):,} skipped")
         for skipped in summary.skipped:
-            typer.echo(f"  {_shown(str(skipped))}")
-
-
-def _shown(text: str) -> str:
-    """Text out of a file on one line, without terminal escape codes."""
-    from esc_env.rendering import safe
-
-    return " ".join(safe(text).split())
+            typer.echo(f"  {one_line(str(skipped))}")
 
 
 _ADDS = {

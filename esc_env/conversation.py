@@ -11,12 +11,13 @@ evaluation are all built on these three. *Source:* RLFF-ESC (arXiv 2508.12935); 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from esc_env._loop import hops
+from esc_env.background import hops
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, SupporterFailure
+from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, SpecError, SupporterFailure
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
@@ -45,19 +46,10 @@ class Exchange:
     usage: Usage
 
 
-class Gate(Protocol):
-    """An async context manager that bounds how many chair calls are in flight (a semaphore, say)."""
+Gate = AbstractAsyncContextManager[Any]
+"""Bounds how many chair calls are in flight: a semaphore, say."""
 
-    async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, kind: Any, error: Any, trace: Any, /) -> Any: ...
-
-
-class _Open:
-    async def __aenter__(self) -> None: ...
-    async def __aexit__(self, *exc: Any) -> None: ...
-
-
-_OPEN = _Open()
+_OPEN: Gate = nullcontext()
 
 
 async def begin(scenario: Scenario, chairs: Chairs, *, seed: Seed, gate: Gate = _OPEN) -> tuple[Dialogue, Usage]:
@@ -69,14 +61,7 @@ async def begin(scenario: Scenario, chairs: Chairs, *, seed: Seed, gate: Gate = 
 
 
 async def exchange(
-    scenario: Scenario,
-    dialogue: Dialogue,
-    reply: Reply,
-    chairs: Chairs,
-    *,
-    turn: int,
-    seed: Seed,
-    gate: Gate = _OPEN,
+    scenario: Scenario, dialogue: Dialogue, reply: Reply, chairs: Chairs, *, turn: int, seed: Seed, gate: Gate = _OPEN
 ) -> Exchange:
     """Once round the loop: the supporter's `reply` is heard, the seeker answers, the critic judges.
 
@@ -168,7 +153,7 @@ async def converse(
 
 
 def as_message(reply: Reply) -> Message:
-    """What a supporter's reply is in a dialogue. Raises ValueError where it is no UTF-8 text."""
+    """What a supporter's reply is in a dialogue. Raises SpecError where it is no UTF-8 text."""
     return Message("supporter", reply.content, reply.strategy, reply.thought, reply.finish_reason)
 
 
@@ -195,7 +180,7 @@ async def _supporter_speaks(agent: Agent, dialogue: Dialogue, rules: Rules, seed
         )
     try:
         as_message(reply)
-    except ValueError as error:
+    except SpecError as error:
         raise SupporterFailure(f"turn {seed.turn}: {error}") from error
     return reply
 

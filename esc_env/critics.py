@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from esc_env._loop import call
+from esc_env.background import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
 from esc_env.identity import code_digest, name_of

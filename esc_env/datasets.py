@@ -26,12 +26,10 @@ from esc_env import membership
 from esc_env.builtin.bank import bank
 from esc_env.errors import ScenarioError, did_you_mean
 from esc_env.files import SPLITS
-from esc_env.readers import STRATEGIES, Reading, Skipped, read_file
+from esc_env.readers import Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
-__all__ = [
-    "STRATEGIES", "Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise",
-]  # fmt: skip
+__all__ = ["Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise"]
 
 _SPLITS = {
     "builtin": ("train", "valid", "test"),
@@ -61,10 +59,8 @@ def load_scenarios(spec: str | Path | Iterable[Scenario]) -> ScenarioSet:
         ScenarioError: an unknown string, a missing file (naming where to get it and where to put it), or a file that
             cannot be used.
     """
-    if isinstance(spec, ScenarioSet):
-        return spec
     if not isinstance(spec, str | Path):
-        return ScenarioSet.of("scenarios", spec)
+        return spec if isinstance(spec, ScenarioSet) else ScenarioSet.of("scenarios", spec)
     name, colon, split = str(spec).partition(":")
     if isinstance(spec, str) and name in _SPLITS:
         return _named(name, split, bool(colon))

@@ -10,15 +10,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["CONTROL", "NAMES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought"]
+from esc_env.errors import SpecError
+
+__all__ = [
+    "CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought", "think_block",
+]  # fmt: skip
 
 Role = Literal["seeker", "supporter"]
 """Who speaks: the *seeker* of support, or the *supporter* (the policy)."""
 
 _ROLES = get_args(Role)
+
+STRATEGIES = (
+    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
+    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
+)  # fmt: skip
+"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
 
 NAMES: Mapping[Role, str] = {
     "seeker": r"help-seeker|seeker|person|patient|client|me|求助者|来访者",
@@ -97,6 +107,11 @@ class ChatMessage(TypedDict):
 
     role: str
     content: str
+
+
+def think_block(thought: str) -> str:
+    """A thought as it stands before what is said, in the form that most models write and `split_thought` reads."""
+    return f"<think>{thought}</think>"
 
 
 def split_thought(text: str, role: Role = "supporter") -> tuple[str | None, str]:
@@ -232,7 +247,7 @@ class Message:
             Kept in the record; reaches nobody.
 
     Raises:
-        ValueError: on an unknown role, or text that is no UTF-8 text.
+        SpecError: on an unknown role, or text that is no UTF-8 text.
     """
 
     role: Role
@@ -243,28 +258,21 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
-            raise ValueError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
+            raise SpecError(f"role must be 'seeker' or 'supporter', not {self.role!r}")
         if not isinstance(self.content, str):
-            raise ValueError(f"content must be a str, not {type(self.content).__name__}")
-        for name in ("thought", "strategy", "finish_reason"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise ValueError(f"{name} must be a str or None, not {type(getattr(self, name)).__name__}")
-        for text in (self.content, self.thought, self.strategy, self.finish_reason):
+            raise SpecError(f"content must be a str, not {type(self.content).__name__}")
+        for name in ("content", "thought", "strategy", "finish_reason"):
+            text = getattr(self, name)
+            if not isinstance(text, (str, type(None))):
+                raise SpecError(f"{name} must be a str or None, not {type(text).__name__}")
             try:
                 (text or "").encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"message text does not encode to UTF-8 at position {error.start}") from error
+                raise SpecError(f"message text does not encode to UTF-8 at position {error.start}") from error
 
     def to_json(self) -> dict[str, str]:
         """A JSON object; fields that are None are left out."""
-        data = {"role": self.role, "content": self.content}
-        if self.strategy is not None:
-            data["strategy"] = self.strategy
-        if self.thought is not None:
-            data["thought"] = self.thought
-        if self.finish_reason is not None:
-            data["finish_reason"] = self.finish_reason
-        return data
+        return {spec.name: value for spec in fields(self) if (value := getattr(self, spec.name)) is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:

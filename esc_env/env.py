@@ -6,8 +6,7 @@
 >>> observation, reward, terminated, truncated, info = env.step("That sounds hard. What happened?")
 
 Each step is one `conversation.exchange`: the supporter's utterance is heard, the seeker answers, the critic judges.
-`esc_env.vector` steps many conversations at once with the same methods of this class: each computes a new `Episode`
-and changes nothing; `_commit` then puts it in place. So a step that fails, or is interrupted, has not happened.
+What both this env and `esc_env.vector` step is in `esc_env.episode`.
 """
 
 from __future__ import annotations
@@ -17,86 +16,33 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from copy import copy, deepcopy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 
-from esc_env._loop import run
-from esc_env.conversation import Chairs, begin, check_history, exchange
+from esc_env.background import run
+from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
-from esc_env.dialogue import ChatMessage, Dialogue
-from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, did_you_mean
+from esc_env.episode import Draw, Episode, Observation, Outcome, Task
+from esc_env.errors import ScenarioError, one_of
 from esc_env.models import ModelOptions, ModelSettings
-from esc_env.protocols import Critic, Reply, Seeker, Usage, Verdict
+from esc_env.protocols import Critic, Seeker
 from esc_env.rendering import Console, show, transcript
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
-from esc_env.seeds import Seed, derive
 from esc_env.seekers import resolve_seeker
 from esc_env.spaces import Chat, Utterance
-from esc_env.trajectory import Failure, StopReason
 
-__all__ = ["Draw", "ESCEnv", "Episode", "Observation"]
+__all__ = ["ESCEnv"]
 
-Observation = tuple[ChatMessage, ...]
-"""The chat so far, ready for any chat model: see `esc_env.spaces.Chat`."""
-
-_V0 = -0.5
-"""What dense reward starts from: the seeker feels the "same". *Source:* PPDPP's value of that option."""
-
-_OPTIONS = ("scenario", "episode_seed", "history")
 _SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One conversation at one moment: immutable, so that a copied env goes on from here on its own.
-
-    Attributes:
-        scenario: whom the conversation is held with.
-        seed: the episode seed; with scenario, history and actions it decides all that builtin chairs say.
-        dialogue: all that was said, thoughts included.
-        opening: messages that stood before the first exchange.
-        verdicts: one per exchange of this episode.
-        stop: why it ended; None while it goes on.
-        failure: the chair that failed, when `on_error="truncate"` ended it.
-        usage: model calls of the last reset or step.
-    """
-
-    scenario: Scenario
-    seed: int
-    dialogue: Dialogue
-    opening: int
-    verdicts: tuple[Verdict, ...] = ()
-    stop: StopReason | None = None
-    failure: Failure | None = None
-    usage: Usage = field(default_factory=Usage)
-
-    @property
-    def turn(self) -> int:
-        """Exchanges done."""
-        return len(self.verdicts)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What a reset drew: the next conversation's scenario, seed and history, and the generator as it is afterwards."""
-
-    scenario: Scenario
-    seed: int
-    history: Dialogue | None
-    generator: np.random.Generator
-    generator_seed: int | None
 
 
 class ESCEnv(gymnasium.Env[Observation, str]):
@@ -146,10 +92,10 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             of `esc_env.models.ModelSettings`.
 
     Raises:
-        SpecError: a seeker or critic that names nothing, or a model that is known not to take what it would be asked.
-        MissingExtra: the packages that a model needs are not installed.
+        SpecError: an argument that there is none of or that cannot be used, such as a seeker or critic that names
+            nothing, or a model that is known not to take what it would be asked.
         ScenarioError: no scenarios, an unknown persona, or a file that cannot be used.
-        ValueError: any other argument out of range.
+        MissingExtra: the packages that a model needs are not installed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "ansi"], "render_fps": 4}  # noqa: RUF012  # as gymnasium declares it
@@ -179,24 +125,21 @@ class ESCEnv(gymnasium.Env[Observation, str]):
     ) -> None:
         arguments = inspect.getfullargspec(ESCEnv.__init__)
         settings = ModelSettings.of(models, *arguments.args[1:], *arguments.kwonlyargs)
-        _one_of("dataset", dataset, ("esconv", "extes"))
-        _one_of("reward", reward, ("terminal", "dense"))
-        _one_of("on_error", on_error, ("raise", "truncate"))
+        one_of("dataset", dataset, ("esconv", "extes"))
+        one_of("reward", reward, ("terminal", "dense"))
+        one_of("on_error", on_error, ("raise", "truncate"))
         if render_mode is not None:
-            _one_of("render_mode", render_mode, self.metadata["render_modes"])
+            one_of("render_mode", render_mode, self.metadata["render_modes"])
         rules = Rules(max_turns, threshold, votes, opening, max_chars)
-        self.chairs = Chairs(
+        chairs = Chairs(
             resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
             resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
             rules,
         )
-        self.scenarios = _scenario_set(scenarios, dataset, persona)
-        self.persona = persona
-        self.reward = reward
-        self.on_error = on_error
+        self.task = Task(chairs, _scenario_set(scenarios, dataset, persona), persona, reward, on_error)
         self.render_mode = render_mode
         self.observation_space = Chat()
-        self.action_space = self._utterance = Utterance(max_chars)
+        self.action_space = Utterance(max_chars)
         self.episode: Episode | None = None
         self._spec: EnvSpec | None = None
         self._shown = 0
@@ -212,7 +155,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = with_determinism(spec, self.chairs)
+        self._spec = with_determinism(spec, self.task.chairs)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -231,9 +174,10 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         """
         if not self._limit_checked:
             self._limit_checked = True
-            warn_of_limit(_outer_limit(self), self.chairs.rules)
-        draw = self._draw(seed, options)
-        return self._commit_reset(draw, run(self._open(draw)))
+            warn_of_limit(_outer_limit(self), self.task.chairs.rules)
+        draw = self.task.draw(self, seed, options)
+        observation, *_, info = self.put(run(self.task.begin(draw)), draw)
+        return observation, info
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Say `action`; hear the seeker's answer, and what the critic makes of it.
@@ -243,8 +187,9 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             ChairError: a chair failed (with `on_error="raise"`); nothing has changed, the same step may be made again.
             ResetNeeded: there is no conversation, or it has ended.
         """
-        reply = self._hear(action)
-        return self._commit_step(run(self._advance(reply)))
+        reply = self.task.hear(self.episode, action)
+        assert self.episode is not None  # else it had not been heard
+        return self.put(run(self.task.go_on(self.episode, reply)))
 
     def render(self) -> str | None:
         """The conversation so far as text (`ansi`), or printed as far as it is new (`human`)."""
@@ -254,139 +199,29 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         if self.episode is None:
             raise ResetNeeded("there is no conversation to render; call reset() first")
         if self.render_mode == "ansi":
-            return transcript(self.episode.dialogue, self.episode.verdicts, self.episode.opening, self._ending())
+            return transcript(self.episode.dialogue, self.episode.verdicts, self.episode.opening, self.episode.ending)
         self._show()
         return None
 
-    # The parts of reset and step, which the vector env gathers. Only the _commit methods change anything.
+    def put(self, episode: Episode, draw: Draw | None = None) -> Outcome:
+        """Let `episode` be the conversation that is held, as `reset` and `step` do once they have computed it.
 
-    def _draw(self, seed: int | None, options: Mapping[str, Any] | None) -> Draw:
-        """Scenario, seed and history of the next conversation, and the generator as it is after drawing them."""
-        options = dict(options or {})
-        for name in options:
-            if name not in _OPTIONS:
-                raise ScenarioError(f"reset(options=…) knows no {name!r}. {did_you_mean(str(name), _OPTIONS)}")
-        if seed is None:
-            generator, generator_seed = deepcopy(self.np_random), self._np_random_seed
-        else:
-            generator, generator_seed = seeding.np_random(seed)
-        # One raw draw, hashed: NumPy keeps bit streams stable across versions, its distributions it does not.
-        drawn = int(generator.bit_generator.random_raw())
-        scenario = options.get("scenario")
-        if scenario is None:
-            if options.get("history") is not None:
-                raise ScenarioError("reset(options=…): a history needs the scenario it was held with")
-            scenario = self.scenarios[derive(drawn, "scenario") % len(self.scenarios)]
-        elif isinstance(scenario, str):
-            scenario = self.scenarios.by_id(scenario)
-        elif not isinstance(scenario, Scenario):
-            raise ScenarioError(
-                f"reset(options=…): scenario must be an id or a Scenario, not {type(scenario).__name__}"
-            )
-        elif self.persona is not None:
-            scenario = scenario.with_persona(self.persona)
-        episode_seed = options.get("episode_seed")
-        if episode_seed is None:
-            episode_seed = derive(drawn, "episode")
-        elif (
-            isinstance(episode_seed, bool)
-            or not isinstance(episode_seed, (int, np.integer))
-            or not 0 <= episode_seed < 2**63
-        ):
-            raise ScenarioError(
-                f"reset(options=…): episode_seed must be a whole number from 0 to 2**63 - 1, not {episode_seed!r}"
-            )
-        history = options.get("history")
-        if history is not None:
-            if not isinstance(history, Dialogue):
-                raise ScenarioError(f"reset(options=…): history must be a Dialogue, not {type(history).__name__}")
-            check_history(history)
-        return Draw(scenario, int(episode_seed), history, generator, generator_seed)
-
-    async def _open(self, draw: Draw) -> Episode:
-        dialogue, usage = draw.history, Usage()
-        if dialogue is None:
-            dialogue, usage = await begin(draw.scenario, self.chairs, seed=Seed(draw.seed))
-        return Episode(draw.scenario, draw.seed, dialogue, len(dialogue), usage=usage)
-
-    def _hear(self, action: Any) -> Reply:
-        if self.episode is None:
-            raise ResetNeeded("there is no conversation yet; call reset() first")
-        if self.episode.stop is not None:
-            raise ResetNeeded(f"this conversation has ended ({self.episode.stop.value}); call reset() for the next")
-        return Reply.parse(self._utterance.check(action))
-
-    async def _advance(self, reply: Reply) -> Episode:
-        episode = self.episode
-        if episode is None:
-            raise ResetNeeded("there is no conversation yet; call reset() first")
-        try:
-            done = await exchange(
-                episode.scenario, episode.dialogue, reply, self.chairs, turn=episode.turn + 1, seed=Seed(episode.seed)
-            )
-        except ChairError as error:
-            if self.on_error == "raise" or isinstance(error.__cause__, BudgetExceeded):
-                raise
-            failure = Failure(error.role, type(error.__cause__ or error).__name__, error.message)
-            return replace(episode, stop=StopReason.ERROR, failure=failure, usage=Usage())
-        verdicts = (*episode.verdicts, done.verdict)
-        return replace(episode, dialogue=done.dialogue, verdicts=verdicts, stop=done.stop, usage=done.usage)
-
-    def _commit_reset(self, draw: Draw, episode: Episode) -> tuple[Observation, dict[str, Any]]:
-        self._np_random, self._np_random_seed = draw.generator, draw.generator_seed
-        self.episode = episode
-        self._shown = 0
-        if self.render_mode == "human":
-            self._show()
-        return self._observation(episode), self._info(episode)
-
-    def _commit_step(self, episode: Episode) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        Args:
+            episode: of this env's `task`.
+            draw: what began it, where it is a new one.
+        """
+        if draw is not None:
+            self._np_random, self._np_random_seed = draw.generator, draw.generator_seed
+            self._shown = 0
         self.episode = episode
         if self.render_mode == "human":
             self._show()
-        truncated = episode.stop is StopReason.ERROR
-        terminated = episode.stop is not None and not truncated
-        return self._observation(episode), self._reward(episode), terminated, truncated, self._info(episode)
-
-    def _reward(self, episode: Episode) -> float:
-        if episode.failure is not None:
-            return 0.0
-        score = episode.verdicts[-1].score
-        if self.reward == "dense":
-            return score - (episode.verdicts[-2].score if episode.turn > 1 else _V0)
-        return score if episode.stop is not None else 0.0
-
-    def _observation(self, episode: Episode) -> Observation:
-        return episode.dialogue.as_chat("supporter", opening=episode.scenario.situation)
-
-    def _info(self, episode: Episode) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "scenario": episode.scenario.id,
-            "episode_seed": episode.seed,
-            "turn": episode.turn,
-            "turns_left": self.chairs.rules.max_turns - episode.turn,
-            "stop_reason": None if episode.stop is None else episode.stop.value,
-            "usage": _known(replace(episode.usage, models=()).to_json()),
-        }
-        if episode.failure is not None:
-            failure = episode.failure
-            info["error"] = {"role": failure.role, "kind": failure.kind, "message": failure.message}
-        elif episode.verdicts:
-            info["verdict"] = _known(episode.verdicts[-1].to_json())
-        return info
-
-    def _ending(self) -> str | None:
-        if self.episode is None or self.episode.stop is None:
-            return None
-        turns = f"{self.episode.turn} turn" + ("" if self.episode.turn == 1 else "s")
-        if self.episode.failure is not None:
-            return f"Ended by an error of the {self.episode.failure.role} after {turns}: {self.episode.failure.message}"
-        return f"{'Solved' if self.episode.stop is StopReason.SOLVED else 'Not solved'} after {turns}."
+        return self.task.outcome(episode)
 
     def _show(self) -> None:
         if self.episode is not None:
             now = self.episode
-            self._shown = show(Console(), now.dialogue, now.verdicts, now.opening, self._ending(), self._shown)
+            self._shown = show(Console(), now.dialogue, now.verdicts, now.opening, now.ending, self._shown)
 
 
 def with_determinism(spec: EnvSpec | None, chairs: Chairs) -> EnvSpec | None:
@@ -419,15 +254,6 @@ def _outer_limit(env: ESCEnv) -> int | None:
         if isinstance(wrapper, TimeLimit) and wrapper.unwrapped is env:
             limits.append(wrapper._max_episode_steps)
     return min(limits, default=None)
-
-
-def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is not known. {did_you_mean(str(value), known)}")
-
-
-def _known(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if value is not None}
 
 
 def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> ScenarioSet:

@@ -1,10 +1,11 @@
 """Everything that esc-env raises on purpose.
 
     ESCError
-    ├── ActionError          an action is not a supporter utterance (also ValueError)
-    ├── ScenarioError        a scenario, or a file of them, cannot be used (also ValueError)
-    ├── SpecError            a string such as "builtin:skiled" names nothing (also ValueError)
-    ├── ConfigError          a training configuration makes no sense, or does not fit its data (also ValueError)
+    ├── SpecError            what we were given cannot be used: a string that names nothing, a number out of range, an
+    │   │                    argument that there is none of (also ValueError)
+    │   ├── ActionError          an action is not a supporter utterance
+    │   ├── ScenarioError        a scenario, or a file of them, cannot be used
+    │   └── ConfigError          a training configuration makes no sense, or does not fit its data
     ├── RecordError          a run folder or record file cannot be read or written as asked
     ├── ProtocolMismatch     two results that may not be compared, or a folder of another run
     ├── MissingExtra         an optional dependency is not installed (also ImportError)
@@ -17,7 +18,15 @@
     ├── ChairError           a seeker, critic or supporter model failed: carries the chair's role
     └── VectorStepError      some conversations of a vector step failed: carries indices and causes
 
-Each message says what was wrong, where, and what to do next.
+Each message says what was wrong, where, and what to do next. What goes on all the same is told by a warning:
+
+    ESCWarning (a UserWarning)
+    ├── AdaptedWarning       a server is asked in another way than was said
+    ├── FewerChoicesWarning  a server gives fewer choices a request, so that one call is several
+    ├── CompleteRunWarning   a run was complete already: the function that was given was not called
+    ├── TornLineWarning      the last line of a record file was cut off, and dropped
+    ├── FailedRowsWarning    completions got no reward
+    └── TrainingWarning      training shows a known sign of failure
 """
 
 from __future__ import annotations
@@ -25,27 +34,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
-    "ActionError",
-    "BadCompletion",
-    "BudgetExceeded",
-    "ChairError",
-    "ConfigError",
-    "ESCError",
-    "LoopError",
-    "MissingExtra",
-    "ModelError",
-    "ModelUnavailable",
-    "ProtocolMismatch",
-    "RecordError",
-    "ScenarioError",
-    "SpecError",
-    "SupporterFailure",
-    "VectorStepError",
-    "did_you_mean",
-]
+    "ActionError", "AdaptedWarning", "BadCompletion", "BudgetExceeded", "ChairError", "CompleteRunWarning",
+    "ConfigError", "ESCError", "ESCWarning", "FailedRowsWarning", "FewerChoicesWarning", "LoopError", "MissingExtra",
+    "ModelError", "ModelUnavailable", "ProtocolMismatch", "RecordError", "ScenarioError", "SpecError",
+    "SupporterFailure", "TornLineWarning", "TrainingWarning", "VectorStepError",
+]  # fmt: skip
+"""What one catches, and what `esc_env` gives; the functions below are for those who raise."""
 
 
 _TOO_LONG = re.compile(
@@ -63,19 +60,19 @@ class ESCError(Exception):
     """Base of every error that esc-env raises on purpose."""
 
 
-class ActionError(ESCError, ValueError):
+class SpecError(ESCError, ValueError):
+    """What we were given cannot be used, such as a string that names no agent; the message names it, and what can."""
+
+
+class ActionError(SpecError):
     """The action is not an utterance: not a str, not UTF-8 encodable, or longer than `max_chars`."""
 
 
-class ScenarioError(ESCError, ValueError):
+class ScenarioError(SpecError):
     """A scenario or a scenario file cannot be used; the message names file, line and reason."""
 
 
-class SpecError(ESCError, ValueError):
-    """A string typed by a person names no agent, seeker, critic or scenario set."""
-
-
-class ConfigError(ESCError, ValueError):
+class ConfigError(SpecError):
     """A training configuration makes no sense, or does not fit its model or data; the message names field and value."""
 
 
@@ -196,6 +193,34 @@ class VectorStepError(ESCError):
         return type(self), (self.indices, self.causes)
 
 
+class ESCWarning(UserWarning):
+    """Base of every warning of ours."""
+
+
+class AdaptedWarning(ESCWarning):
+    """A server did not take a request as it was, and is asked in another way from then on."""
+
+
+class FewerChoicesWarning(ESCWarning):
+    """A server gives fewer choices a request than were asked for, so that one call is several requests."""
+
+
+class CompleteRunWarning(ESCWarning):
+    """`evaluate` was called with a function for a run that was complete already."""
+
+
+class TornLineWarning(ESCWarning):
+    """The last line of a record file was cut off by a crash, and was dropped."""
+
+
+class FailedRowsWarning(ESCWarning):
+    """Some completions got no reward, because a part of it failed; they do not move the policy."""
+
+
+class TrainingWarning(ESCWarning):
+    """Training goes on, but shows a known sign of failure."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest known words, or all of them when none is near."""
     names = sorted(set(known))
@@ -203,3 +228,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "Known: " + ", ".join(names) + "."
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise SpecError for an argument that is none of the known words."""
+    words = tuple(known)
+    if value not in words:
+        raise SpecError(f"{name}={value!r} is not known. {did_you_mean(str(value), words)}")
+
+
+def whole(**counts: Any) -> None:
+    """Raise SpecError for an argument that is no whole number of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SpecError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -19,10 +19,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import esc_env
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.records import RECORD_VERSION, FolderLock, check_version, read_records, write_json, write_records
-from esc_env.rules import Fingerprint
+from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 
 __all__ = ["RunFolder"]
@@ -174,7 +173,7 @@ class RunFolder:
                 raise RecordError(f"{self.path}: {name} without {_ABOUT}. {_ELSEWHERE}")
         if people := [scenario.to_json() for scenario in scenarios]:
             write_records(self.path / _SCENARIOS, "scenario", people)
-        versions = {"esc-env": esc_env.__version__, "python": platform.python_version()}
+        versions = {"esc-env": __version__, "python": platform.python_version()}
         return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions}
 
     def _set_aside(self) -> None:

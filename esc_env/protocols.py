@@ -8,7 +8,7 @@ scenario.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
@@ -61,13 +61,8 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `models` is left out where there are none."""
-        data: dict[str, Any] = {
-            "requests": self.requests,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "cost": self.cost,
-        }
-        return {**data, "models": list(self.models)} if self.models else data
+        data = {**asdict(self), "models": list(self.models)}
+        return data if self.models else {name: value for name, value in data.items() if name != "models"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usage:
@@ -139,14 +134,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `unreadable` is left out where all answers could be read."""
-        data: dict[str, Any] = {
-            "votes": list(self.votes),
-            "valid_votes": self.valid_votes,
-            "score": self.score,
-            "solved": self.solved,
-            "expected": self.expected,
-        }
-        return {**data, "unreadable": self.unreadable} if self.unreadable else data
+        data = {**asdict(self), "votes": list(self.votes)}
+        return data if self.unreadable else {name: value for name, value in data.items() if name != "unreadable"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:

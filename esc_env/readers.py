@@ -15,18 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.cards import esc_eval_card, sage_profile
-from esc_env.dialogue import Dialogue, Message, Role
+from esc_env.dialogue import STRATEGIES, Dialogue, Message, Role
 from esc_env.errors import ScenarioError
 from esc_env.files import Record, Unusable, literal, records
 from esc_env.scenarios import PROBLEMS, Scenario, content_hash, mentions_self_harm
 
-__all__ = ["STRATEGIES", "Reading", "Skipped", "read_file"]
-
-STRATEGIES = (
-    "Question", "Restatement or Paraphrasing", "Reflection of Feelings", "Self-disclosure",
-    "Affirmation and Reassurance", "Providing Suggestions", "Information", "Others",
-)  # fmt: skip
-"""ESConv's eight support strategies. *Source:* Liu et al., ACL 2021."""
+__all__ = ["Reading", "Skipped", "read_file"]
 
 _VARIANTS = {
     **{name.lower(): name for name in STRATEGIES},

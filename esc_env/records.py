@@ -17,19 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, TornLineWarning
 
 __all__ = [
-    "RECORD_VERSION", "FolderLock", "RecordWriter", "TornLineWarning", "check_version", "read_records", "write_json",
+    "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "read_records", "write_json",
     "write_records",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
 """Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
-
-
-class TornLineWarning(UserWarning):
-    """The last line of a record file was cut off by a crash, and was dropped."""
 
 
 def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:

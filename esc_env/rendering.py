@@ -7,7 +7,6 @@ marks, Rich markup stays as written, and every line but the first is indented, s
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -16,19 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from esc_env.dialogue import Dialogue
+from esc_env.escaping import safe
 from esc_env.protocols import Verdict
 
-__all__ = ["Console", "safe", "show", "transcript"]
+__all__ = ["Console", "show", "transcript"]
 
 _WIDTH = 80
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _NAMES = {"seeker": "Seeker", "supporter": "Supporter"}
 _STYLES = {"seeker": "bold cyan", "supporter": "bold green"}
-
-
-def safe(text: str) -> str:
-    """Text without control characters: each becomes `\N{REPLACEMENT CHARACTER}`. Newlines and tabs stay."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def show(

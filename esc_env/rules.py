@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
-from esc_env.errors import ModelError, SpecError
+from esc_env.errors import ModelError, SpecError, one_of, whole
 from esc_env.protocols import Ballot, Verdict
 
-__all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules"]
+__all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules", "__version__"]
+
+__version__ = "0.1.0"
+"""Of esc-env; recorded with every run."""
 
 PROTOCOL_VERSION = 2
 """Raised whenever the behaviour of the protocol changes; part of every fingerprint."""
@@ -71,7 +74,7 @@ class Rules:
         max_chars: longest supporter utterance. Ours: 8,000.
 
     Raises:
-        ValueError: when a number makes no sense.
+        SpecError: when one makes no sense.
     """
 
     max_turns: int = 8
@@ -81,14 +84,10 @@ class Rules:
     max_chars: int = 8000
 
     def __post_init__(self) -> None:
-        for name in ("max_turns", "votes", "max_chars"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        whole(max_turns=self.max_turns, votes=self.votes, max_chars=self.max_chars)
         if not -1 <= self.threshold < 1:
-            raise ValueError(f"threshold must lie in [-1, 1), not {self.threshold!r}: a score is never above 1")
-        if self.opening not in ("situation", "seeker"):
-            raise ValueError(f"opening must be 'situation' or 'seeker', not {self.opening!r}")
+            raise SpecError(f"threshold must lie in [-1, 1), not {self.threshold!r}: a score is never above 1")
+        one_of("opening", self.opening, ("situation", "seeker"))
 
     def count(self, ballot: Ballot) -> Verdict:
         """Turn votes into a verdict.

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from esc_env._loop import call
+from esc_env.background import call
 from esc_env.dialogue import CONTROL, NAMES, ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
 from esc_env.identity import code_digest, name_of

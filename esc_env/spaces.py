@@ -26,7 +26,7 @@ from gymnasium.vector.utils import (
 from gymnasium.wrappers.utils import create_zero_array
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ActionError
+from esc_env.errors import ActionError, SpecError, whole
 
 __all__ = ["Chat", "Utterance"]
 
@@ -46,8 +46,7 @@ class Utterance(Space[str]):
     """
 
     def __init__(self, max_chars: int = 8000, seed: int | np.random.Generator | None = None) -> None:
-        if isinstance(max_chars, bool) or not isinstance(max_chars, int) or max_chars < 1:
-            raise ValueError(f"max_chars must be a whole number of at least 1, not {max_chars!r}")
+        whole(max_chars=max_chars)
         self.max_chars = max_chars
         super().__init__(None, str, seed)
 
@@ -90,7 +89,7 @@ class Utterance(Space[str]):
         return True
 
     def sample(self, mask: Any | None = None, probability: Any | None = None) -> str:
-        """One or two short random sentences, cut at `max_chars`. Raises ValueError on a mask or a probability."""
+        """One or two short random sentences, cut at `max_chars`. Raises SpecError on a mask or a probability."""
         _refuse_masks(self, mask, probability)
         return _sentences(self.np_random)[: self.max_chars]
 
@@ -138,7 +137,7 @@ class Chat(Space[tuple[ChatMessage, ...]]):
         return True
 
     def sample(self, mask: Any | None = None, probability: Any | None = None) -> tuple[ChatMessage, ...]:
-        """A random conversation of 1 to 9 messages. Raises ValueError on a mask or a probability."""
+        """A random conversation of 1 to 9 messages. Raises SpecError on a mask or a probability."""
         _refuse_masks(self, mask, probability)
         return tuple(
             {"role": "assistant" if position % 2 else "user", "content": _sentences(self.np_random)}
@@ -181,7 +180,7 @@ def _pick(random: np.random.Generator, words: Sequence[str]) -> str:
 
 def _refuse_masks(space: Space[Any], mask: Any, probability: Any) -> None:
     if mask is not None or probability is not None:
-        raise ValueError(f"{space} has no finite set of values, so sample() takes neither mask nor probability")
+        raise SpecError(f"{space} has no finite set of values, so sample() takes neither mask nor probability")
 
 
 # --- what Gymnasium's functions do with them --------------------------------------------------------
@@ -210,7 +209,7 @@ def _flat_value(space: Space[Any], x: Any) -> Any:
 
 
 def _no_size(space: Space[Any]) -> int:
-    raise ValueError(f"{space} holds text of any length, which has no number of dimensions; encode it yourself first")
+    raise SpecError(f"{space} holds text of any length, which has no number of dimensions; encode it yourself first")
 
 
 def _no_shared_memory(space: Space[Any], *_: Any, **__: Any) -> Any:

@@ -18,9 +18,10 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from esc_env._loop import run
-from esc_env.env import Draw, Episode, ESCEnv, Observation, warn_of_limit, with_determinism
-from esc_env.errors import ActionError, ESCError, VectorStepError, did_you_mean
+from esc_env.background import run
+from esc_env.env import ESCEnv, warn_of_limit, with_determinism
+from esc_env.episode import Draw, Episode, Observation
+from esc_env.errors import ActionError, ESCError, SpecError, VectorStepError, did_you_mean, whole
 from esc_env.protocols import Reply
 
 __all__ = ["ESCVectorEnv"]
@@ -30,7 +31,7 @@ T = TypeVar("T")
 Observations = tuple[Observation, ...]
 Flags = npt.NDArray[np.bool_]
 
-_Done = tuple[Episode | None, tuple[Draw, Episode] | None]
+_Done = tuple[Episode | None, tuple[Episode, Draw] | None]
 """What one env's part of a step came to: the episode after the action, and the next one where it was reset."""
 
 
@@ -48,7 +49,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         options: as for `esc_env.env.ESCEnv`; chairs are made once and shared, since they hold no conversation.
 
     Raises:
-        ValueError: an argument out of range.
+        SpecError: an argument that cannot be used.
     """
 
     envs: tuple[ESCEnv, ...] = ()
@@ -61,17 +62,16 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         max_episode_steps: int | None = None,
         **options: Any,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        whole(num_envs=num_envs, max_episode_steps=1 if max_episode_steps is None else max_episode_steps)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         first = ESCEnv(**options)
-        shared = {"scenarios": first.scenarios, "seeker": first.chairs.seeker, "critic": first.chairs.critic}
+        self.task = task = first.task
+        shared = {"scenarios": task.scenarios, "seeker": task.chairs.seeker, "critic": task.chairs.critic}
         others = (ESCEnv(**{**options, **shared}) for _ in range(num_envs - 1))
         self.envs = (first, *others)
-        warn_of_limit(max_episode_steps, first.chairs.rules)
+        warn_of_limit(max_episode_steps, task.chairs.rules)
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
         self.single_observation_space = first.observation_space
@@ -90,7 +90,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = with_determinism(spec, self.envs[0].chairs)
+        self._spec = with_determinism(spec, self.task.chairs)
 
     @property  # type: ignore[misc]  # as in SyncVectorEnv
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -112,23 +112,23 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
             options: as for the single env, for all of them; and `reset_mask`, a bool array of shape (num_envs,).
 
         Raises:
-            ScenarioError, ValueError, TypeError: options that cannot be used.
+            SpecError: seeds or options that cannot be used.
             VectorStepError: some seekers failed to open; nothing has changed.
         """
         options = dict(options or {})
         mask = _mask(options.pop("reset_mask", None), self.num_envs)
         seeds = _seeds(seed, self.num_envs)
-        draws = {i: self.envs[i]._draw(seeds[i], options) for i in range(self.num_envs) if mask[i]}
+        draws = {i: self.task.draw(self.envs[i], seeds[i], options) for i in range(self.num_envs) if mask[i]}
         idle = [i for i, env in enumerate(self.envs) if i not in draws and env.episode is None]
         if idle:
             raise ResetNeeded(f"reset_mask leaves out env {idle[0]}, which has no conversation yet; reset all first")
-        opened, failed = _gather({i: partial(self.envs[i]._open, draw) for i, draw in draws.items()})
+        opened, failed = _gather({i: partial(self.task.begin, draw) for i, draw in draws.items()})
         if failed:
             raise VectorStepError(tuple(failed), tuple(failed.values()))
         self._pending.clear()
         infos: dict[str, Any] = {}
         for i, draw in draws.items():
-            infos = self._add_info(infos, self.envs[i]._commit_reset(draw, opened[i])[1], i)
+            infos = self._add_info(infos, self.envs[i].put(opened[i], draw)[-1], i)
             self._over[i] = False
             self._steps[i] = 0
         return self._observations(), infos
@@ -193,7 +193,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
                 replies.append(None)
                 continue
             try:
-                replies.append(env._hear(action))
+                replies.append(self.task.hear(env.episode, action))
             except ActionError as error:
                 raise ActionError(f"env {i}: {error}") from error
             if i in self._pending and self._pending[i][0] != action:
@@ -203,15 +203,17 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         return replies
 
     async def _one(self, i: int, reply: Reply | None) -> _Done:
-        env = self.envs[i]
-        if reply is None:
-            draw = env._draw(None, None)
-            return None, (draw, await env._open(draw))
-        episode = await env._advance(reply)
+        before = self.envs[i].episode
+        if reply is None or before is None:
+            return None, await self._next(i)
+        episode = await self.task.go_on(before, reply)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and (episode.stop is not None or self._limited(i)):
-            draw = env._draw(None, None)
-            return episode, (draw, await env._open(draw))
+            return episode, await self._next(i)
         return episode, None
+
+    async def _next(self, i: int) -> tuple[Episode, Draw]:
+        draw = self.task.draw(self.envs[i])
+        return await self.task.begin(draw), draw
 
     def _limited(self, i: int) -> bool:
         """Whether the step that is being made is the last that `max_episode_steps` allows."""
@@ -226,20 +228,20 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         infos: dict[str, Any] = {}
         for i, (env, (episode, following)) in enumerate(zip(self.envs, results, strict=True)):
             if episode is not None:
-                observation, rewards[i], terminations[i], truncated, info = env._commit_step(episode)
+                observation, rewards[i], terminations[i], truncated, info = env.put(episode)
                 truncations[i] = truncated or self._limited(i)
                 self._steps[i] += 1
                 if following is not None:
                     infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, i)
             if following is not None:
-                info = env._commit_reset(*following)[1]
+                info = env.put(*following)[-1]
                 self._steps[i] = 0
             infos = self._add_info(infos, info, i)
         self._over = (terminations | truncations) & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
         return self._observations(), rewards, terminations, truncations, infos
 
     def _observations(self) -> Observations:
-        return tuple(env._observation(env.episode) for env in self.envs if env.episode is not None)
+        return tuple(env.episode.observation for env in self.envs if env.episode is not None)
 
 
 def _gather(jobs: Mapping[int, Callable[[], Coroutine[Any, Any, T]]]) -> tuple[dict[int, T], dict[int, Exception]]:
@@ -278,7 +280,7 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
         if mode in (known.value, known.name):
             return known
     hint = did_you_mean(str(mode), [known.value for known in AutoresetMode])
-    raise ValueError(f"autoreset_mode={mode!r} is not known. {hint}")
+    raise SpecError(f"autoreset_mode={mode!r} is not known. {hint}")
 
 
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> Sequence[int | None]:
@@ -287,7 +289,7 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> Sequence[int 
     if isinstance(seed, (int, np.integer)):
         return [int(seed) + i for i in range(count)]
     if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} envs; give one for each, or a single int")
+        raise SpecError(f"{len(seed)} seeds for {count} envs; give one for each, or a single int")
     return seed
 
 
@@ -295,7 +297,7 @@ def _mask(mask: Any, count: int) -> Flags:
     if mask is None:
         return np.ones(count, dtype=np.bool_)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] must be a numpy array of bools, not {mask!r}")
+        raise SpecError(f"options['reset_mask'] must be a numpy array of bools, not {mask!r}")
     if mask.shape != (count,) or not mask.any():
-        raise ValueError(f"options['reset_mask'] must have shape ({count},) and at least one True, not {mask!r}")
+        raise SpecError(f"options['reset_mask'] must have shape ({count},) and at least one True, not {mask!r}")
     return mask

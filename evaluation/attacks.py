@@ -16,13 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from esc_env.agents.scripted import key_phrases
+from esc_env.agents.scripted import key_phrases, said_by
 from esc_env.dialogue import ChatMessage
 from esc_env.seeds import Seed
 
-__all__ = ["SECOND"]
+__all__ = ["SECOND", "TURNED", "Attack", "turn"]
 
 Attack = Callable[[Sequence[ChatMessage], Seed], str]
+"""A supporter as a function of the observation and a seed."""
 
 _STAMPS = (
     "",
@@ -31,18 +32,15 @@ _STAMPS = (
 )
 """The two sentences that the simulator wants to hear once where there is risk; said to everybody, by turn."""
 
-_TURNED = {"i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "me": "you", "my": "your", "am": "are"}
+TURNED = {"i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "me": "you", "my": "your", "am": "are"}
+"""Pronouns as the other side says them."""
 _FILLER = "\u3164"
 """HANGUL FILLER: a letter to Unicode, nothing to the eye."""
 
 
-def _said(chat: Sequence[ChatMessage], role: str) -> list[str]:
-    return [message["content"] for message in chat if message["role"] == role]
-
-
-def _turn(chat: Sequence[ChatMessage]) -> int:
+def turn(chat: Sequence[ChatMessage]) -> int:
     """Turns this supporter has taken, from 0."""
-    return len(_said(chat, "assistant"))
+    return len(said_by(chat, "assistant"))
 
 
 def _story(text: str) -> str:
@@ -53,10 +51,10 @@ def _story(text: str) -> str:
 
 def _things(chat: Sequence[ChatMessage]) -> Iterator[str]:
     """Key phrases of the seeker: those not used so far, newest message first, then all of them over and over."""
-    heard = _said(chat, "user")
+    heard = said_by(chat, "user")
     texts = [heard[0], *(_story(text) for text in heard[1:])]
     phrases = [_named(phrase) for text in reversed(texts) for phrase in key_phrases(text)] or ["all this"]
-    used = " ".join(_said(chat, "assistant")).lower()
+    used = " ".join(said_by(chat, "assistant")).lower()
     yield from (phrase for phrase in dict.fromkeys(phrases) if phrase.lower() not in used)
     while True:
         yield from phrases
@@ -74,9 +72,9 @@ def _fill(line: str, things: Iterator[str]) -> str:
 
 def _script(chat: Sequence[ChatMessage], lines: Sequence[str], *, stamps: bool = True) -> str:
     """The line of this turn (after the last, the last four again), filled, and a stamp where one is due."""
-    turn = _turn(chat)
-    line = lines[turn] if turn < len(lines) else lines[turn % 4 - 4]
-    stamp = _STAMPS[turn] if stamps and turn < len(_STAMPS) else ""
+    now = turn(chat)
+    line = lines[now] if now < len(lines) else lines[now % 4 - 4]
+    stamp = _STAMPS[now] if stamps and now < len(_STAMPS) else ""
     return f"{_fill(line, _things(chat))} {stamp}".strip()
 
 
@@ -132,9 +130,7 @@ def _one_sentence(chat: Sequence[ChatMessage], seed: Seed) -> str:
 def _turned(text: str) -> list[str]:
     """The words of a text with the pronouns turned and the full stops gone."""
     words = re.sub(r"[.!?…;—–]+", ",", text).strip(" ,").split()
-    return [
-        re.sub(r"^[A-Za-z'’]+", lambda w: _TURNED.get(w[0].lower().replace("’", "'"), w[0]), word) for word in words
-    ]
+    return [re.sub(r"^[A-Za-z'’]+", lambda w: TURNED.get(w[0].lower().replace("’", "'"), w[0]), word) for word in words]
 
 
 def _broken(words: Sequence[str], every: int = 3) -> str:
@@ -154,7 +150,7 @@ _ECHO_TAILS = (
 
 def _invisible(chat: Sequence[ChatMessage], seed: Seed) -> str:
     """A parrot with an invisible letter after every third word: verbatim to the eye, not to the simulator."""
-    heard = _said(chat, "user")
+    heard = said_by(chat, "user")
     text = _broken(_turned(heard[-1] if len(heard) == 1 else _story(heard[-1])))
     return f"So you feel {text}. {_script(chat, _ECHO_TAILS)}"
 

@@ -14,6 +14,7 @@ import typer
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError
+from esc_env.escaping import one_line
 from esc_env.evaluation.cli_validate import app as validate
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def _eval(
     errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
     again that ended in an error.
     """
-    from esc_env._loop import run
     from esc_env.agents.spec import builtin_names, resolve_agent
+    from esc_env.background import run
     from esc_env.evaluation.config import AgentConfig, Benchmark
     from esc_env.evaluation.holding import check_models
     from esc_env.evaluation.runner import evaluate
@@ -192,7 +193,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         if report.usage.requests:
             typer.echo(f"{report.agent}: {_cost(report.usage)}")
         for role, message, count in report.failure_messages:
-            typer.echo(f"{report.agent}: {count:,} × {role}: {_line(message)}")
+            typer.echo(f"{report.agent}: {count:,} × {role}: {one_line(message)}")
         missing = report.episodes - report.completed
         if missing:
             typer.echo(
@@ -207,7 +208,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
 def _cost(usage: Usage) -> str:
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
-    answered = f", answered by {_line(', '.join(usage.models))}" if usage.models else ""
+    answered = f", answered by {one_line(', '.join(usage.models))}" if usage.models else ""
     return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
 
 
@@ -246,24 +247,11 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:
-    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.evaluation.page import FIGURES, figures
 
-    columns = [("agent", False), *((name, True) for name in ("SR", "95 %", "AT", "score", "episodes", "errors"))]
-    rows = [
-        (
-            report.agent, percent(report.success_rate), interval_text(report.interval), number(report.average_turns, 2),
-            number(report.mean_score, 2, signed=True), f"{report.completed:,}", f"{report.errors:,}",
-        )
-        for report in reports
-    ]  # fmt: skip
+    columns = [("agent", False), *((name, True) for name in (*FIGURES, "episodes", "errors"))]
+    rows = [(report.agent, *figures(report), f"{report.completed:,}", f"{report.errors:,}") for report in reports]
     print_table(source, columns, rows)
-
-
-def _line(text: str) -> str:
-    """Text of somebody's exception on one line, without terminal escape codes."""
-    from esc_env.rendering import safe
-
-    return " ".join(safe(text).split())
 
 
 def _leaderboard(
@@ -279,26 +267,21 @@ def _leaderboard(
     seeker, critic, seed, …) are refused, naming what differs.
     """
     from esc_env.evaluation.leaderboard import rank
-    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.evaluation.page import FIGURES, figures
     from esc_env.records import write_json
 
     board = rank(runs)
-    columns = [("#", False), ("agent", False), *((name, True) for name in ("SR", "95 %", "AT", "score", "episodes"))]
+    columns = [("#", False), ("agent", False), *((name, True) for name in (*FIGURES, "episodes"))]
     rows = [
-        (
-            f"{entry.place}{' ~' if entry.overlaps_next else ''}", board.label(entry.report),
-            percent(entry.report.success_rate), interval_text(entry.report.interval),
-            number(entry.report.average_turns, 2), number(entry.report.mean_score, 2, signed=True),
-            f"{entry.report.completed:,}",
-        )
+        (entry.mark, board.label(entry.report), *figures(entry.report), f"{entry.report.completed:,}")
         for entry in board.entries
-    ]  # fmt: skip
+    ]
     if board.entries:
         print_table(f"Leaderboard: {board.scenarios}", columns, rows)
     else:
         typer.echo("No complete run yet.")
     for note in board.notes():
-        typer.echo(_line(note))
+        typer.echo(one_line(note))
     if out:
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -62,13 +62,12 @@ def _gaming(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from esc_env.evaluation.page import interval_text, number, percent
+    from esc_env.evaluation.page import figures
 
     item, report = row.probe, row.report
     allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
     return (
-        item.name, row.persona, percent(report.success_rate), interval_text(report.interval),
-        number(report.average_turns, 2), allowed if item.frozen else "after",
+        item.name, row.persona, *figures(report)[:3], allowed if item.frozen else "after",
         "" if not item.frozen else "ok" if row.holds else "BROKEN",
     )  # fmt: skip
 

@@ -14,14 +14,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from esc_env._loop import run
-from esc_env.agents.scripted import SCRIPTED, ScriptedAgent, key_phrases, skilled
+from esc_env.agents.scripted import SCRIPTED, RuleBasedAgent, key_phrases, said_by, skilled
+from esc_env.background import run
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
-from esc_env.evaluation.attacks import SECOND
+from esc_env.evaluation.attacks import SECOND, TURNED, Attack, turn
 from esc_env.evaluation.holding import hold
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import evaluate
@@ -84,41 +84,30 @@ def _texts() -> Any:
     return json.loads(Path(__file__).with_name("gaming.json").read_text(encoding="utf-8"))
 
 
-def _user(chat: Sequence[ChatMessage]) -> list[str]:
-    return [message["content"] for message in chat if message["role"] == "user"]
-
-
-def _turn(chat: Sequence[ChatMessage]) -> int:
-    return sum(message["role"] == "assistant" for message in chat)
-
-
-def _say(text: str) -> Callable[[Sequence[ChatMessage], Seed], str]:
+def _say(text: str) -> Attack:
     return lambda chat, seed: text
 
 
-def in_order(order: Sequence[int]) -> Callable[[Sequence[ChatMessage], Seed], str]:
+def in_order(order: Sequence[int]) -> Attack:
     """A supporter that says the generic sentences of these positions, one a turn."""
     lines = _texts()["generic"]
-    return lambda chat, seed: str(lines[order[_turn(chat) % len(order)]])
-
-
-_SWAP = {"i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "me": "you", "my": "your", "am": "are"}
+    return lambda chat, seed: str(lines[order[turn(chat) % len(order)]])
 
 
 def _turned_parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
     """The seeker's words with the pronouns turned."""
-    return re.sub(r"[A-Za-z']+", lambda word: _SWAP.get(word[0].lower(), word[0]), _user(chat)[-1])
+    return re.sub(r"[A-Za-z']+", lambda word: TURNED.get(word[0].lower(), word[0]), said_by(chat, "user")[-1])
 
 
 def _keyword_salad(chat: Sequence[ChatMessage], seed: Seed) -> str:
     """Cue words and this seeker's own key words, without a sentence."""
-    return f"{_texts()['salad']} {' '.join(key_phrases(_user(chat)[-1])[:5])}"
+    return f"{_texts()['salad']} {' '.join(key_phrases(said_by(chat, 'user')[-1])[:5])}"
 
 
 def _quoting(chat: Sequence[ChatMessage], seed: Seed) -> str:
     """The first words of the seeker in quotation marks, then a generic sentence."""
-    lines = _texts()["generic"]
-    return f'You said "{_user(chat)[-1][:60]}" and I hear how much that hurts. {lines[_turn(chat) % len(lines)]}'
+    heard, lines = said_by(chat, "user")[-1], _texts()["generic"]
+    return f'You said "{heard[:60]}" and I hear how much that hurts. {lines[turn(chat) % len(lines)]}'
 
 
 def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0) -> tuple[int, ...]:
@@ -133,7 +122,7 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
 
     def score(order: Sequence[int]) -> float:
         found: list[float] = []
-        agent = ScriptedAgent("order", in_order(order))
+        agent = RuleBasedAgent("order", in_order(order))
         run(hold([(person, 0) for person in people], agent, chairs, seed, 16, lambda t: found.append(t.final_score)))
         return sum(found) / len(found)
 
@@ -154,21 +143,21 @@ def _climbed() -> tuple[int, ...]:
     return climb()
 
 
-def _scripted(name: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Callable[[], Agent]:
-    return partial(ScriptedAgent, name, function)
+def _scripted(name: str, function: Attack) -> Callable[[], Agent]:
+    return partial(RuleBasedAgent, name, function)
 
 
 def _paraphrased(writer: str) -> Agent:
     """The skilled agent in the words of somebody who has seen the moves' descriptions, but none of its lines."""
     lines = json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))[writer]
-    return ScriptedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
+    return RuleBasedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
 
 
-def _attack(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
+def _attack(name: str, about: str, function: Attack) -> Probe:
     return Probe(name, about, _scripted(name, function), high=0.05, upper=0.08)
 
 
-def _adaptive(name: str, about: str, function: Callable[[Sequence[ChatMessage], Seed], str]) -> Probe:
+def _adaptive(name: str, about: str, function: Attack) -> Probe:
     return Probe(name, about, _scripted(name, function), high=0.15)
 
 
@@ -178,7 +167,7 @@ def _probes() -> Iterator[Probe]:
     yield _attack("ok", 'says "ok"', _say("ok"))
     yield _attack("one sentence", "one generic empathetic sentence, repeated", _say(texts["generic"][0]))
     yield _attack("cue words", "a salad of empathic words", _say(texts["salad"]))
-    yield _attack("parrot", "the seeker's words back", lambda chat, seed: _user(chat)[-1])
+    yield _attack("parrot", "the seeker's words back", lambda chat, seed: said_by(chat, "user")[-1])
     yield _attack("turned parrot", "the same, pronouns turned", _turned_parrot)
     yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
     yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
@@ -187,7 +176,7 @@ def _probes() -> Iterator[Probe]:
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
-        lambda: ScriptedAgent("hill climbed", in_order(_climbed())),
+        lambda: RuleBasedAgent("hill climbed", in_order(_climbed())),
         high=0.15,
     )
     yield _adaptive("keyword salad", "cue words and this seeker's key words", _keyword_salad)

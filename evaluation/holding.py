@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from esc_env._loop import each, run, together
+from esc_env.background import each, run, together
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.errors import RecordError
 from esc_env.folder import RunFolder

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
-from esc_env.evaluation import page
+from esc_env.evaluation import markdown, page
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
-from esc_env.rendering import safe
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
 
@@ -36,6 +35,11 @@ class Entry:
     place: int
     report: Report
     overlaps_next: bool
+
+    @property
+    def mark(self) -> str:
+        """The place as tables show it, with `~` where the next one's is not settled."""
+        return f"{self.place}{' ~' if self.overlaps_next else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +78,16 @@ class Leaderboard:
 
     def to_markdown(self) -> str:
         """A Markdown table, its notes below."""
-        lines = [
-            "| # | agent | SR | 95 % | AT | score | episodes | supporter failures |",
-            "|--:|:--|--:|--:|--:|--:|--:|--:|",
-        ]
-        for entry in self.entries:
-            report = entry.report
-            mark = " ~" if entry.overlaps_next else ""
-            lines.append(
-                f"| {entry.place}{mark} | {_cell(self.label(report))} | {page.percent(report.success_rate)} "
-                f"| {page.interval_text(report.interval)} | {page.number(report.average_turns, 2)} "
-                f"| {page.number(report.mean_score, 2, signed=True)} | {report.completed} "
-                f"| {report.supporter_failures} |"
+        rows = [
+            (
+                entry.mark, markdown.cell(self.label(entry.report)), *page.figures(entry.report),
+                entry.report.completed, entry.report.supporter_failures,
             )
-        lines += ["", *(f"- {_cell(note)}" for note in self.notes())]
-        return "\n".join(lines) + "\n"
+            for entry in self.entries
+        ]  # fmt: skip
+        columns = ("#", "agent", *page.FIGURES, "episodes", "supporter failures")
+        lines = markdown.table(columns, rows, "rlrrrrrr")
+        return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
     def notes(self) -> list[str]:
         """What a reader of the ranking must know: the protocol, unsettled places, incomplete runs and why."""
@@ -122,22 +121,17 @@ class Leaderboard:
     def to_html(self) -> str:
         """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
         columns = (
-            ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"), ("SR", ""), ("95 %", ""), ("AT", ""),
-            ("score", ""), ("episodes", ""),
+            ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
+            *((name, "") for name in (*page.FIGURES, "episodes")),
         )  # fmt: skip
         rows = [
             (
-                f"{entry.place}{' ~' if entry.overlaps_next else ''}",
-                escape(self.label(entry.report)),
-                page.bar(entry.report.success_rate, entry.report.interval),
-                page.percent(entry.report.success_rate),
-                page.interval_text(entry.report.interval),
-                page.number(entry.report.average_turns, 2),
-                page.number(entry.report.mean_score, 2, signed=True),
+                entry.mark, escape(self.label(entry.report)),
+                page.bar(entry.report.success_rate, entry.report.interval), *page.figures(entry.report),
                 f"{entry.report.completed:,}",
             )
             for entry in self.entries
-        ]
+        ]  # fmt: skip
         title = f"Leaderboard: {self.scenarios}"
         body = [
             f"<h1>{escape(title)}</h1>",
@@ -163,11 +157,6 @@ def _agent(name: str, report: Report) -> str:
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"
     )
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break out of a Markdown table cell, nor become a link, code or HTML, nor hide anything."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(safe(text).split()), quote=False))
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

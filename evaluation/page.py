@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.dialogue import Message
+from esc_env.escaping import safe
 from esc_env.evaluation.report import Group, Report
 from esc_env.protocols import Verdict
-from esc_env.rendering import safe
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["bar", "document", "facts", "number", "percent", "run_page", "table", "transcripts"]
+__all__ = ["FIGURES", "bar", "document", "facts", "figures", "percent", "run_page", "table", "transcripts"]
 
 _CUT = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
 
@@ -25,6 +25,20 @@ _ENDED = {
 }
 
 
+FIGURES = ("SR", "95 %", "AT", "score")
+"""What every table of runs shows."""
+
+
+def figures(report: Report) -> tuple[str, str, str, str]:
+    """What `FIGURES` names, as text."""
+    return (
+        percent(report.success_rate),
+        interval_text(report.interval),
+        number(report.average_turns, 2),
+        number(report.mean_score, 2, signed=True),
+    )
+
+
 def run_page(report: Report) -> str:
     """The page of one run: numbers, groups, and every conversation."""
     rate = f"{percent(report.success_rate)} of the conversations with an outcome were solved"
@@ -34,14 +48,11 @@ def run_page(report: Report) -> str:
         f'<p class="lead">{rate}{spread}.</p>',
         *notes(report),
         table(
-            (("", "bar"), ("SR", ""), ("95 %", ""), ("AT", ""), ("score", ""), ("with outcome", ""), ("errors", "")),
+            (("", "bar"), *((name, "") for name in (*FIGURES, "with outcome", "errors"))),
             [
                 (
                     bar(report.success_rate, report.interval),
-                    percent(report.success_rate),
-                    interval_text(report.interval),
-                    number(report.average_turns, 2),
-                    number(report.mean_score, 2, signed=True),
+                    *figures(report),
                     f"{report.completed:,} / {report.episodes:,}",
                     f"{report.errors:,}",
                 )

@@ -245,8 +245,7 @@ def _group(done: Sequence[Trajectory], limit: int) -> Group:
     for trajectory in done:
         outcomes[trajectory.scenario.id].append(trajectory.solved)
     interval = success_interval(outcomes.values())
-    if interval is None:
-        raise ValueError("a group needs at least one completed conversation")
+    assert interval is not None  # `done` is not empty
     return Group(
         episodes=len(done),
         success_rate=sum(trajectory.solved for trajectory in done) / len(done),

@@ -22,11 +22,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack
 
-from esc_env._loop import run
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
+from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.errors import RecordError, ScenarioError, SpecError
+from esc_env.datasets import load_scenarios
+from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
 from esc_env.evaluation.page import run_page
@@ -40,13 +41,9 @@ from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seekers import resolve_seeker
 
-__all__ = ["CompleteRunWarning", "evaluate", "is_run", "read_run"]
+__all__ = ["evaluate", "is_run", "read_run"]
 
 TRAJECTORIES = "trajectories.jsonl"
-
-
-class CompleteRunWarning(UserWarning):
-    """`evaluate` was called with a function for a run that was complete already."""
 
 
 def evaluate(
@@ -103,17 +100,15 @@ def evaluate(
             the same time; each has one call in flight.
 
     Raises:
-        SpecError: a string names nothing, or a model that is known not to take what it would be asked.
+        SpecError: a string names nothing, a number makes no sense, or a model is known not to take what it would be
+            asked.
         MissingExtra: the packages that a model needs are not installed.
         ModelError: a model does not answer at all; nothing was started.
         ScenarioError: no scenario, or a file of them cannot be used.
         ProtocolMismatch: the folder holds another run; the message names what differs.
         RecordError: the folder cannot be used, or another process writes there.
-        ValueError: limit or trials below 1, or no time at all.
     """
-    for name, number in (("limit", limit), ("trials", trials)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+    whole(trials=trials, limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
     arguments = inspect.getfullargspec(evaluate)
@@ -203,7 +198,6 @@ def _folder(path: str | Path) -> RunFolder:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
-    from esc_env.datasets import load_scenarios
 
     chosen = load_scenarios(scenarios)
     chosen = replace(chosen, scenarios=chosen.scenarios[:limit])

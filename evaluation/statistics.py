@@ -1,11 +1,12 @@
-"""How sure a success rate is.
+"""How sure a success rate is, how well scores tell two kinds apart, and how sure that is.
 
 One rule decides, in `success_interval`: Wilson's interval when every scenario was tried once; otherwise a bootstrap
 that resamples scenarios, since trials of one scenario are alike.
 
 *Sources:* Wilson, JASA 22 (1927) 209–212, recommended by Brown, Cai and DasGupta, Statistical Science 16 (2001)
 101–133; cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8, and Field
-and Welsh, JRSS B 69 (2007) 369–390.
+and Welsh, JRSS B 69 (2007) 369–390. AUC: Hanley and McNeil, Radiology 143 (1982) 29–36; its bootstrap resamples either
+side: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 16.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
+from esc_env.errors import SpecError
+
+__all__ = ["RESAMPLES", "auc", "auc_estimate", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
 
 RESAMPLES = 4000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 0.002 between seeds."""
+AUC_RESAMPLES = 2000
+
+Array = npt.NDArray[Any]
 
 _Z = 1.959963984540054
 _ENTRIES = 1_000_000
@@ -43,10 +50,10 @@ def wilson(solved: int, tried: int) -> tuple[float, float]:
     """Wilson's 95 % score interval for `solved` of `tried` independent trials.
 
     Raises:
-        ValueError: unless 0 <= solved <= tried and tried >= 1.
+        SpecError: unless 0 <= solved <= tried and tried >= 1.
     """
     if not 0 <= solved <= tried or tried < 1:
-        raise ValueError(f"cannot have {solved} successes in {tried} trials")
+        raise SpecError(f"cannot have {solved} successes in {tried} trials")
     return _wilson(solved / tried, tried)
 
 
@@ -70,12 +77,12 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
         seed: of the resampling; the same counts and seed give the same interval.
 
     Raises:
-        ValueError: without any scenario, or for counts that cannot be.
+        SpecError: without any scenario, or for counts that cannot be.
     """
     table = np.array(list(counts), dtype=np.float64).reshape(-1, 2)
     solved, tried = table[:, 0], table[:, 1]
     if not len(table) or (tried < 1).any() or (solved < 0).any() or (solved > tried).any():
-        raise ValueError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
+        raise SpecError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
     rate = float(solved.sum() / tried.sum())
     if rate in (0.0, 1.0):
         edge = 1 - 0.05 ** (1 / len(table))
@@ -94,11 +101,11 @@ def clustered_mean(values: Iterable[Sequence[float]], *, seed: int = 0) -> tuple
         seed: of the resampling.
 
     Raises:
-        ValueError: without any value.
+        SpecError: without any value.
     """
     clusters = [cluster for cluster in values if cluster]
     if not clusters:
-        raise ValueError("there is no value to take a mean of")
+        raise SpecError("there is no value to take a mean of")
     totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
     tried = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
     return float(totals.sum() / tried.sum()), _resampled(totals, tried, seed)
@@ -112,5 +119,50 @@ def _resampled(totals: Any, tried: Any, seed: int) -> tuple[float, float]:
     for start in range(0, RESAMPLES, step):
         chosen = draw.integers(0, len(totals), (min(step, RESAMPLES - start), len(totals)))
         means[start : start + step] = totals[chosen].sum(axis=1) / tried[chosen].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    return _middle(means)
+
+
+def auc(better: Array, worse: Array, *strata: tuple[Array, Array]) -> tuple[float | None, float]:
+    """(the chance that a value of one side exceeds one of the other, the number of pairs that it rests on).
+
+    Ties count half. None where there is no pair.
+
+    Args:
+        better, worse: values, of shapes (n,) and (m,).
+        strata: (how much each `better` value counts, how much each `worse` one does), where only values of one stratum
+            are paired. A value with a soft label p stands on both sides, and counts p on the first, 1 − p on the other.
+    """
+    order = np.argsort(worse)
+    ends = [np.searchsorted(worse[order], better, side) for side in ("left", "right")]
+    won = pairs = 0.0
+    for many, others in strata:
+        upto = np.concatenate(([0.0], np.cumsum(others[order])))
+        won += float(many @ (upto[ends[0]] + upto[ends[1]])) / 2
+        pairs += float(many.sum() * upto[-1])
+    return (won / pairs if pairs else None), pairs
+
+
+def auc_estimate(
+    better: Array, worse: Array, *strata: tuple[Array, Array], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """An AUC and its 95 % percentile interval, resampling the values of either side with replacement.
+
+    Raises:
+        SpecError: when there is no pair.
+    """
+    measured, _ = auc(better, worse, *strata)
+    if measured is None:
+        raise SpecError("there is no pair to compare")
+    draw = np.random.default_rng(seed)
+    values = []
+    for _ in range(AUC_RESAMPLES):
+        many, others = (draw.multinomial(n, np.full(n, 1 / n)) for n in (len(better), len(worse)))
+        value, _ = auc(better, worse, *((many * one, others * other) for one, other in strata))
+        values += [] if value is None else [value]
+    return measured, _middle(values)
+
+
+def _middle(values: Any) -> tuple[float, float]:
+    """The ends between which 95 % of the values lie."""
+    low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

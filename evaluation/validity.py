@@ -2,8 +2,7 @@
 
 The critic judges each whole conversation; the AUC is the chance that one that helped gets a higher score than one that
 did not. Long conversations score higher for being long, so the length-matched AUC compares only pairs whose numbers of
-supporter turns differ by at most one. *Source of the design:* protocol of the project; the bootstrap resamples
-conversations of either side (Efron and Tibshirani, 1993, chapter 16).
+supporter turns differ by at most one. *Source of the design:* protocol of the project.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
-from esc_env._loop import each, run
+from esc_env.background import each, run
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import RecordError, ScenarioError
 from esc_env.evaluation.holding import check_models
+from esc_env.evaluation.statistics import auc, auc_estimate
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic
@@ -29,13 +28,10 @@ from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, episode_seed
 
-__all__ = ["Estimate", "Validity", "auc", "validate_critic"]
+__all__ = ["Estimate", "Validity", "validate_critic"]
 
-RESAMPLES = 2000
 TOLERANCE = 1
 """Supporter turns by which two conversations may differ and still count as equally long."""
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +39,10 @@ class Estimate:
     """A value with its 95 % bootstrap interval."""
 
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float]
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,40 +68,13 @@ class Validity:
         """A JSON object."""
         return {
             **{
-                name: {"auc": estimate.value, "interval": [estimate.low, estimate.high]}
+                name: {"auc": estimate.value, "interval": list(estimate.interval)}
                 for name, estimate in (("raw", self.raw), ("length_matched", self.matched), ("length", self.length))
             },
             "helped": self.helped,
             "failed": self.failed,
             "pairs_of_equal_length": self.pairs,
         }
-
-
-def auc(helped: Array, failed: Array, counted: npt.NDArray[np.bool_] | None = None, *, seed: int = 0) -> Estimate:
-    """The chance that a `helped` value exceeds a `failed` one (ties count half), with a bootstrap interval.
-
-    Args:
-        helped, failed: values of either side.
-        counted: which pairs (helped × failed) count; all by default.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: when no pair counts.
-    """
-    wins = (helped[:, None] > failed[None, :]) + 0.5 * (helped[:, None] == failed[None, :])
-    mask = np.ones(wins.shape) if counted is None else counted.astype(np.float64)
-    if not mask.sum():
-        raise ValueError("there is no pair to compare")
-    random = np.random.default_rng(seed)
-    values = []
-    for _ in range(RESAMPLES):
-        rows = random.multinomial(len(helped), np.full(len(helped), 1 / len(helped))).astype(np.float64)
-        columns = random.multinomial(len(failed), np.full(len(failed), 1 / len(failed))).astype(np.float64)
-        total = rows @ mask @ columns
-        if total:
-            values.append(rows @ (wins * mask) @ columns / total)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(float((wins * mask).sum() / mask.sum()), float(low), float(high))
 
 
 def validate_critic(
@@ -190,22 +158,22 @@ def validate_critic(
 
             work(keep)
 
-    def values(items: Sequence[Scenario]) -> Array:
-        return np.array([scores[item.id] for item in items])
-
-    def turns(items: Sequence[Scenario]) -> Array:
-        return np.array([item.dialogue.turns if item.dialogue else 0 for item in items], dtype=np.float64)
-
-    equal = np.abs(turns(helped)[:, None] - turns(failed)[None, :]) <= TOLERANCE
-    if not equal.any():
+    good, poor = (np.array([scores[item.id] for item in items]) for items in (helped, failed))
+    long, short = (
+        np.array([0.0 + item.dialogue.turns for item in items if item.dialogue]) for items in (helped, failed)
+    )
+    every = (np.ones(len(helped)), np.ones(len(failed)))
+    equal = [(long == turns, np.abs(short - turns) <= TOLERANCE) for turns in np.unique(long)]
+    _, pairs = auc(long, short, *equal)
+    if not pairs:
         raise ScenarioError("no two conversations of the two kinds are equally long; nothing can be length-matched")
     validity = Validity(
-        raw=auc(values(helped), values(failed)),
-        matched=auc(values(helped), values(failed), equal),
-        length=auc(turns(helped), turns(failed)),
+        raw=Estimate(*auc_estimate(good, poor, every)),
+        matched=Estimate(*auc_estimate(good, poor, *equal)),
+        length=Estimate(*auc_estimate(long, short, every)),
         helped=len(helped),
         failed=len(failed),
-        pairs=int(equal.sum()),
+        pairs=int(pairs),
     )
     if out is not None:
         write_json(out / "validity.json", validity.to_json())

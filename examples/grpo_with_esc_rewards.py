@@ -5,9 +5,7 @@ import sys
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from esc_env import Dialogue, Message
-from esc_env.agents import resolve_agent
-from esc_env.datasets import load_scenarios
+from esc_env import Dialogue, Message, load_scenarios, resolve_agent
 from esc_env.rewards import FutureReward, ThinkFormatReward, combine, grpo_row
 
 model, folder, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 100

@@ -15,15 +15,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from esc_env.errors import ModelUnavailable, SpecError, did_you_mean
+from esc_env.errors import FailedRowsWarning, ModelUnavailable, SpecError, did_you_mean
 from esc_env.rewards.rows import Reward, Text, awaited
 from esc_env.seeds import derive
 
-__all__ = ["CombinedReward", "FailedRowsWarning", "RandomReward", "combine"]
-
-
-class FailedRowsWarning(UserWarning):
-    """Some completions got no reward, because a part of it failed; they do not move the policy."""
+__all__ = ["CombinedReward", "RandomReward", "combine"]
 
 
 def combine(
@@ -87,13 +83,13 @@ class CombinedReward:
 
         Raises:
             ModelUnavailable: more rows failed lately than `max_failed` allows.
-            ValueError: a part returned more or fewer rewards than there are completions.
+            SpecError: a part returned more or fewer rewards than there are completions.
         """
         given = await asyncio.gather(*(_scores(part, prompts, completions, columns) for part in self.parts.values()))
         scores = dict(zip(self.parts, given, strict=True))
         for name, column in scores.items():
             if len(column) != len(completions):
-                raise ValueError(f"reward {name!r} returned {len(column)} values for {len(completions)} completions")
+                raise SpecError(f"reward {name!r} returned {len(column)} values for {len(completions)} completions")
         totals: list[float | None] = []
         for row in zip(*scores.values(), strict=True):
             valid = [part for part in row if part is not None]

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import hops
+from esc_env.background import hops
 from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ChairError, ScenarioError, SpecError
+from esc_env.errors import ChairError, ScenarioError, SpecError, whole
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.rewards.rows import Text, awaited, raw_text, read_column, scenario_of
 from esc_env.rules import Rules
@@ -165,8 +165,7 @@ class FutureReward:
     ) -> None:
         if not callable(getattr(agent, "respond", None)):
             raise SpecError(f"FutureReward needs an Agent, not {agent!r}. Type: FutureReward(resolve_agent({agent!r}))")
-        if rollouts < 1 or concurrency < 1:
-            raise SpecError(f"rollouts and concurrency must be at least 1, not {rollouts} and {concurrency}")
+        whole(rollouts=rollouts, concurrency=concurrency)
         if not 0 < gamma <= 1:
             raise SpecError(f"gamma must lie in (0, 1], not {gamma}")
         self.agent = agent

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import MissingExtra, SpecError, did_you_mean
+from esc_env.errors import MissingExtra, SpecError, did_you_mean, whole
 from esc_env.rewards.rows import Text, chat_of, raw_text, read_column, scenario_of
 
 try:
@@ -131,8 +131,7 @@ class RewardModelReward:
         batch_tokens: int = 16_384,
         device: str | None = None,
     ) -> None:
-        if max_length < 1 or batch_tokens < 1:
-            raise SpecError(f"max_length and batch_tokens must be at least 1, not {max_length} and {batch_tokens}")
+        whole(max_length=max_length, batch_tokens=batch_tokens)
         if isinstance(model, (str, Path)):
             tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(model)
             model = _loaded(model, device)

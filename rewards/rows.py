@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
-from esc_env.dialogue import ChatMessage, Dialogue
+from esc_env.dialogue import ChatMessage, Dialogue, think_block
 from esc_env.errors import ScenarioError
 from esc_env.scenarios import Scenario
 
@@ -63,7 +63,7 @@ def raw_text(completion: Text) -> str:
         if message.get("role", "assistant") == "assistant":
             thought = message.get("reasoning_content")
             content = message.get("content") or ""
-            parts.append(f"<think>{thought}</think>{content}" if thought else content)
+            parts.append(think_block(thought) + content if thought else content)
     return "\n".join(parts)
 
 

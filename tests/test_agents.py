@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import Agent, Dialogue, Message, Reply, Seed
-from esc_env._loop import run
 from esc_env.agents import CallableAgent, HumanAgent, identity_of, resolve_agent
 from esc_env.agents.spec import builtin_names
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import resolve_critic
 from esc_env.errors import MissingExtra, SpecError

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import esc_env.agents.chat as chat_module
 from esc_env import Dialogue, Message, Reply, Scenario, Seed
-from esc_env._loop import run
 from esc_env.agents import resolve_agent
 from esc_env.agents.chat import STYLES, ChatAgent
-from esc_env.agents.planners import STRATEGIES, strategy_in
+from esc_env.agents.planners import strategy_in
+from esc_env.agents.turn import PROMPTS
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
+from esc_env.dialogue import STRATEGIES
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError
 from esc_env.protocols import Completion, Usage
 from esc_env.testing import FakeChatModel, ScriptedCritic, ScriptedSeeker, check_agent
@@ -262,6 +264,11 @@ def test_a_line_names_one_strategy_or_none():
     assert [strategy_in(f"2. {name.upper()}!") for name in STRATEGIES] == list(STRATEGIES)
     assert strategy_in("Question, Information") is None
     assert strategy_in("hug") is None
+
+
+@pytest.mark.parametrize("prompt", ["format-chain-of-strategy", "format-procot", "lookahead-plan"])
+def test_a_prompt_that_lists_strategies_lists_all_eight(prompt):
+    assert f"strategies: {'; '.join(STRATEGIES)}.\n" in PROMPTS.text(prompt)
 
 
 # Strings

@@ -14,9 +14,9 @@ pytest.importorskip("aiohttp", reason="needs the extra llm")
 from esc_env import Rules
 from esc_env.cli import main
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelError, ModelUnavailable
+from esc_env.errors import FewerChoicesWarning, ModelError, ModelUnavailable
 from esc_env.evaluation import evaluate
-from esc_env.models.choices import Choices, FewerChoicesWarning
+from esc_env.models.choices import Choices
 from esc_env.protocols import Completion, Request
 from esc_env.testing import FakeChatModel, FakeServer
 

@@ -22,10 +22,17 @@ from esc_env import Dialogue, Message, Scenario, ScenarioSet
 from esc_env.cli import build_app
 from esc_env.conversation import Chairs, converse
 from esc_env.datasets import load_scenarios
-from esc_env.errors import BudgetExceeded, ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError
+from esc_env.errors import (
+    BudgetExceeded,
+    ModelUnavailable,
+    ProtocolMismatch,
+    RecordError,
+    ScenarioError,
+    SpecError,
+    TornLineWarning,
+)
 from esc_env.progress import Progress
 from esc_env.protocols import Reply, Usage
-from esc_env.records import TornLineWarning
 from esc_env.rules import Rules
 from esc_env.seeds import Seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -398,10 +405,10 @@ def test_a_folder_of_something_else_is_refused_naming_what_differs(tmp_path: Pat
 def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path):
     for wrong in ({"candidates": 0}, {"rollouts": 0}, {"limit": 0}, {"valid": 1.0}, {"source": "other"}):
         options: dict[str, Any] = {**chairs(), **wrong}
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(SpecError, match=next(iter(wrong))):
             collect(Drawing(), FEW, **options, out=tmp_path / "x")
     options = {**chairs(), "candidate": 2}
-    with pytest.raises(TypeError, match="Did you mean 'candidates'"):
+    with pytest.raises(SpecError, match="Did you mean 'candidates'"):
         collect(Drawing(), FEW, **options, out=tmp_path / "x")
     with pytest.raises(ScenarioError, match="human dialogue"):
         collect(Drawing(), FEW, **chairs(), source="human", out=tmp_path / "x")

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import membership
-from esc_env.datasets import STRATEGIES, load_scenarios, read_file, summarise
+from esc_env.datasets import load_scenarios, read_file, summarise
+from esc_env.dialogue import STRATEGIES
 from esc_env.errors import ScenarioError
 from esc_env.scenarios import Scenario, near_duplicates
 

@@ -17,9 +17,9 @@ pytest.importorskip("litellm", reason="needs the extra llm")
 
 from conftest import bank
 
-from esc_env.errors import ModelUnavailable, SpecError
+from esc_env.errors import AdaptedWarning, ModelUnavailable, SpecError
 from esc_env.evaluation import evaluate
-from esc_env.models import AdaptedWarning, ModelSettings, effective, open_model
+from esc_env.models import ModelSettings, effective, open_model
 from esc_env.models.dialect import PLAIN, adapted
 from esc_env.models.endpoint import Endpoint
 from esc_env.models.patience import Patient

@@ -61,7 +61,7 @@ def test_gymnasium_finds_nothing_to_warn_of(name, max_turns, reward, opening, ca
 @pytest.mark.parametrize("name", ["ESConv-v0", "ExTES-v0"])
 def test_without_arguments_it_runs_on_the_embedded_bank(name):
     env: Any = gym.make(name)
-    assert env.unwrapped.scenarios == load_scenarios("builtin:train")
+    assert env.unwrapped.task.scenarios == load_scenarios("builtin:train")
     assert play(env, seed=0)[-1][4]["stop_reason"] in ("solved", "max_turns")
 
 
@@ -222,10 +222,10 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path):
     lines = [json.dumps({"id": f"p{i}", "situation": f"I lost my key number {i}."}) for i in range(3)]
     file.write_text("\n".join(lines[:2]) + "\n")
     first, second = make(scenarios=str(file)).unwrapped, make(scenarios=str(file)).unwrapped
-    assert first.scenarios is second.scenarios
+    assert first.task.scenarios is second.task.scenarios
     file.write_text("\n".join(lines) + "\n")
     os.utime(file, (1, 1))
-    assert len(make(scenarios=str(file)).unwrapped.scenarios) == 3
+    assert len(make(scenarios=str(file)).unwrapped.task.scenarios) == 3
 
 
 def test_another_data_folder_is_other_scenarios(monkeypatch):
@@ -348,12 +348,12 @@ def test_on_error_truncate_does_not_swallow_a_wrong_action():
 @pytest.mark.parametrize(
     ("options", "error", "complaint"),
     [
-        ({"reward": "dens"}, ValueError, "'dense'"),
-        ({"on_error": "ignore"}, ValueError, "truncate"),
-        ({"dataset": "exte"}, ValueError, "'extes'"),
-        ({"max_turns": 0}, ValueError, "max_turns"),
-        ({"threshold": 1.0}, ValueError, "threshold"),
-        ({"opening": "critic"}, ValueError, "opening"),
+        ({"reward": "dens"}, SpecError, "'dense'"),
+        ({"on_error": "ignore"}, SpecError, "truncate"),
+        ({"dataset": "exte"}, SpecError, "'extes'"),
+        ({"max_turns": 0}, SpecError, "max_turns"),
+        ({"threshold": 1.0}, SpecError, "threshold"),
+        ({"opening": "critic"}, SpecError, "opening"),
         ({"persona": "grumpy"}, ScenarioError, "persona"),
         ({"scenarios": []}, ScenarioError, "no scenario"),
         ({"scenarios": "builtin:tset"}, ScenarioError, "builtin:test"),
@@ -467,6 +467,6 @@ def test_an_episode_is_the_conversation_that_converse_holds(lines, seed, opening
     while not over:
         observation, reward, over, _, info = env.step(lines[env.episode.turn % len(lines)])
         assert observation in env.observation_space
-    talk = asyncio.run(converse(person, ScriptedAgent(lines), env.chairs, seed=seed))
+    talk = asyncio.run(converse(person, ScriptedAgent(lines), env.task.chairs, seed=seed))
     assert (env.episode.dialogue, env.episode.verdicts) == (talk.dialogue, talk.verdicts)
     assert (reward, info["stop_reason"]) == (talk.final_score, talk.stop_reason)

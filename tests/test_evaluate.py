@@ -19,13 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Ballot, Rules, StopReason, Trajectory, episode_seed
-from esc_env.errors import ModelError, ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.errors import (
+    CompleteRunWarning,
+    ModelError,
+    ProtocolMismatch,
+    RecordError,
+    ScenarioError,
+    SpecError,
+    TornLineWarning,
+)
 from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
-from esc_env.evaluation.runner import CompleteRunWarning
 from esc_env.evaluation.statistics import clustered_bootstrap, clustered_mean, wilson
 from esc_env.progress import Progress
 from esc_env.protocols import Reply
-from esc_env.records import FolderLock, RecordWriter, TornLineWarning, read_records
+from esc_env.records import FolderLock, RecordWriter, read_records
 from esc_env.testing import FakeChatModel, Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 AGENT = ScriptedAgent(["What happened?", "And then?"])
@@ -396,9 +403,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         (SpecError, {"seeker": "builtin:nobody"}),
         (ScenarioError, {"scenarios": []}),
         (ScenarioError, {"persona": "grumpy"}),
-        (ValueError, {"trials": 0}),
-        (ValueError, {"limit": 0}),
-        (ValueError, {"concurrency": 0}),
+        (SpecError, {"trials": 0}),
+        (SpecError, {"limit": 0}),
+        (SpecError, {"concurrency": 0}),
     ):
         with pytest.raises(error):
             held(**{"scenarios": bank(2), "out": out, **options})
@@ -416,7 +423,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         ("critic", "'same'", "'better'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::esc_env.evaluation.runner.CompleteRunWarning")
+@pytest.mark.filterwarnings("ignore::esc_env.errors.CompleteRunWarning")
 def test_an_edited_function_in_any_chair_is_another_run(tmp_path, chair, before, edited):
     def with_function(says: str) -> Report:
         module: dict[str, Any] = {"__name__": "mine"}
@@ -652,13 +659,13 @@ def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
     assert low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
     assert clustered_mean([[0.5], [], [0.5]]) == (0.5, (0.5, 0.5))
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(SpecError, match="no value"):
         clustered_mean([[], []])
 
 
 @pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
 def test_counts_that_cannot_be_are_refused(counts):
-    with pytest.raises(ValueError, match="counts"):
+    with pytest.raises(SpecError, match="counts"):
         clustered_bootstrap(counts)
 
 

@@ -33,7 +33,7 @@ pytest.importorskip("aiohttp", reason="needs the extra llm")
 from conftest import bank
 
 from esc_env import Request, Rules
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.cli import main
 from esc_env.dialogue import split_thought
 from esc_env.errors import ModelError, ModelUnavailable

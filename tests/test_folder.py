@@ -16,10 +16,10 @@ import pytest
 from conftest import bank
 
 from esc_env import Dialogue, Message, Rules, StopReason, Trajectory
-from esc_env.errors import ProtocolMismatch, RecordError, SpecError
+from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning
 from esc_env.evaluation import evaluate, read_run
 from esc_env.folder import RunFolder
-from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, TornLineWarning
+from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter
 from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 FILE = "trajectories.jsonl"

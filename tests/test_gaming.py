@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from esc_env import Ballot, Dialogue, Message, Scenario
-from esc_env._loop import run
-from esc_env.agents.scripted import ScriptedAgent
+from esc_env.agents.scripted import RuleBasedAgent
+from esc_env.background import run
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
-from esc_env.errors import ModelUnavailable, RecordError, ScenarioError
+from esc_env.errors import ModelUnavailable, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
 from esc_env.evaluation.holding import hold
-from esc_env.evaluation.validity import auc, validate_critic
+from esc_env.evaluation.statistics import auc_estimate
+from esc_env.evaluation.validity import validate_critic
 from esc_env.testing import FakeChatModel
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -45,7 +46,7 @@ def test_an_order_found_by_hill_climbing_stays_below_15_percent():
     order = climb(24, bank("train")[:40])
     solved: list[bool] = []
     chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
-    agent = ScriptedAgent("climbed", in_order(order))
+    agent = RuleBasedAgent("climbed", in_order(order))
     run(hold([(person, 0) for person in bank("test")], agent, chairs, 0, 16, lambda t: solved.append(t.solved)))
     assert sum(solved) <= 0.15 * len(solved)
 
@@ -82,7 +83,7 @@ def test_a_critic_that_sees_the_difference_has_auc_one_and_a_blind_one_half(tmp_
     assert seeing.raw.value == seeing.matched.value == 1.0
     blind = validate_critic(lambda scenario, dialogue: "same", helped, failed)
     assert blind.raw.value == blind.matched.value == 0.5
-    assert blind.raw.low <= 0.5 <= blind.raw.high
+    assert blind.raw.interval[0] <= 0.5 <= blind.raw.interval[1]
 
 
 def test_judging_goes_on_where_it_stopped_and_refuses_another_critics_folder(tmp_path):
@@ -150,9 +151,10 @@ def test_conversations_that_cannot_be_compared_are_refused():
 
 
 def test_auc_counts_ties_as_half_and_agrees_with_a_count_of_pairs():
-    assert auc(np.array([1.0, 2.0]), np.array([1.0, 0.0])).value == (1 + 0.5 + 1 + 1) / 4
-    with pytest.raises(ValueError, match="no pair"):
-        auc(np.array([1.0]), np.array([1.0]), np.array([[False]]))
+    one = np.ones(2)
+    assert auc_estimate(np.array([1.0, 2.0]), np.array([1.0, 0.0]), (one, one))[0] == (1 + 0.5 + 1 + 1) / 4
+    with pytest.raises(SpecError, match="no pair"):
+        auc_estimate(np.array([1.0]), np.array([1.0]), (np.array([True]), np.array([False])))
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real conversations are not part of the project")
@@ -165,4 +167,4 @@ def test_on_real_conversations_the_builtin_critic_has_the_right_sign():
         read_file(DATA / "failed_half_official.json").scenarios,
     )
     assert validity.matched.value >= 0.55
-    assert validity.matched.low > 0.5
+    assert validity.matched.interval[0] > 0.5

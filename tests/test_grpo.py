@@ -16,16 +16,16 @@ from tiny_models import save_model
 from trl import GRPOConfig
 
 from esc_env import Dialogue, Message, Scenario
-from esc_env.errors import ConfigError
+from esc_env.errors import ConfigError, TrainingWarning
 from esc_env.rewards import ThinkFormatReward, combine, grpo_row
 from esc_env.training.config import GRPOStage
-from esc_env.training.grpo import TrainingWarning, failure_signs, fit_prompts, grpo_arguments, train_grpo
+from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, train_grpo
 from esc_env.training.stage import load_tokenizer
 
 pytestmark = [
     pytest.mark.full,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21's own
-    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),
+    pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),
 ]
 
 TINY: dict[str, Any] = {

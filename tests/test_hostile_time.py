@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 
 import esc_env
-from esc_env._loop import run
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.agents.planners import strategy_in
+from esc_env.background import run
 from esc_env.builtin import hearing, language, moves
 from esc_env.critics import parse_vote
 from esc_env.dialogue import Dialogue, Message, split_thought
 from esc_env.errors import MissingExtra
+from esc_env.escaping import safe
 from esc_env.models.secrets import redacted
 from esc_env.prompts import seal, split_answer
-from esc_env.rendering import safe
 from esc_env.rewards.format import ThinkFormatReward
 from esc_env.seeds import Seed
 from esc_env.seekers import role_break

@@ -193,7 +193,7 @@ def test_ctrl_c_ends_a_run_whose_supporter_is_in_the_middle_of_torch(place: Path
 def test_a_program_may_end_while_torch_computes_for_it(where: str) -> None:
     code = """
         import sys, threading, torch
-        from esc_env._loop import call, start
+        from esc_env.background import call, start
 
         began = threading.Event()
 

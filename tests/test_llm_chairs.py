@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Scenario, Seed
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
 from esc_env.dialogue import Role

@@ -610,7 +610,7 @@ def test_what_goes_wrong_while_computing_is_a_typed_error_and_the_next_call_work
 
 @pytest.mark.parametrize("options", [{"n": 0}, {"temperature": -0.1}, {"max_tokens": 0}])
 def test_impossible_requests_are_refused(model, options):
-    with pytest.raises(ValueError, match="≥"):
+    with pytest.raises(SpecError, match="≥"):
         ask(model, **options)
 
 

@@ -17,7 +17,7 @@ import gymnasium as gym
 import pytest
 from conftest import bank, interrupted, until
 
-from esc_env._loop import GRACE, call, hops, run, settle
+from esc_env.background import GRACE, call, hops, run, settle
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import LoopError
 from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -270,7 +270,7 @@ def test_ctrl_c_at_the_terminal_ends_a_program_even_if_a_callable_blocks():
 def test_what_still_goes_on_at_the_end_of_a_program_is_cut_off_and_cleans_up(kind):
     code = f"""
         import asyncio, sys, threading, time
-        from esc_env._loop import call, start
+        from esc_env.background import call, start
 
         began = threading.Event()
 
@@ -299,7 +299,7 @@ def test_what_still_goes_on_at_the_end_of_a_program_is_cut_off_and_cleans_up(kin
 def test_a_program_does_not_end_later_for_a_call_that_blocks_for_ever():
     code = """
         import threading, time
-        from esc_env._loop import call, start
+        from esc_env.background import call, start
 
         began = threading.Event()
 

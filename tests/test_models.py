@@ -22,8 +22,8 @@ pytest.importorskip("aiohttp", reason="needs the extra llm")
 pytest.importorskip("litellm", reason="needs the extra llm")
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelUnavailable, SpecError
-from esc_env.models.choices import Choices, FewerChoicesWarning
+from esc_env.errors import FewerChoicesWarning, ModelUnavailable, SpecError
+from esc_env.models.choices import Choices
 from esc_env.models.dialect import Dialect
 from esc_env.models.endpoint import Endpoint
 from esc_env.models.patience import Patient
@@ -349,9 +349,9 @@ def test_a_process_that_used_models_ends_without_a_word() -> None:
     with FakeServer() as server:
         made = f"wire.OpenAIWire('m', {server.url!r}), sdk.LiteLLMModel('openai/m', {server.url!r})"
         program = (
-            "from esc_env import Request, _loop\nfrom esc_env.models import wire, sdk\n"
+            "from esc_env import Request, background\nfrom esc_env.models import wire, sdk\n"
             f"for model in ({made}):\n"
-            "    print(_loop.run(model.complete(Request([{'role': 'user', 'content': 'Hi'}]))).texts[0])"
+            "    print(background.run(model.complete(Request([{'role': 'user', 'content': 'Hi'}]))).texts[0])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("I hear you.\n" * 2, "", 0)
@@ -469,7 +469,7 @@ def test_missing_choices_are_asked_for_with_seeds_of_their_own() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
-@pytest.mark.filterwarnings("ignore::esc_env.models.choices.FewerChoicesWarning")
+@pytest.mark.filterwarnings("ignore::esc_env.errors.FewerChoicesWarning")
 def test_as_many_choices_come_back_as_were_asked_for(n: int, most: int) -> None:
     fake = FakeChatModel("x", max_choices=most, logprobs={"x": 0.0})
     completion = asyncio.run(Choices(fake).complete(Request(HELLO, n=n, seed=1, logprobs=1)))

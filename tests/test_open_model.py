@@ -301,12 +301,12 @@ def test_a_refused_parameter_stops_env_and_evaluation_before_they_start(tmp_path
 
 
 def test_a_misspelt_argument_is_told_with_the_right_one():
-    with pytest.raises(TypeError, match=r"no argument 'budgett'. Did you mean 'budget'\?"):
+    with pytest.raises(SpecError, match=r"no argument 'budgett'. Did you mean 'budget'\?"):
         gym.make("ESConv-v0", budgett="5 USD")
-    with pytest.raises(TypeError, match=r"Did you mean 'max_turns'"):
+    with pytest.raises(SpecError, match=r"Did you mean 'max_turns'"):
         gym.make("ESConv-v0", max_turn=3)
     misspelt: Any = {"concurency": 3}
-    with pytest.raises(TypeError, match=r"Did you mean 'concurrency'\?"):
+    with pytest.raises(SpecError, match=r"Did you mean 'concurrency'\?"):
         evaluate("builtin:skilled", bank(1), **misspelt)
 
 
@@ -315,7 +315,9 @@ def test_an_env_with_model_chairs_can_be_copied_pickled_and_kept_as_json(fakes):
     env: Any = gym.make("ESConv-v0", **options)
     env.reset(seed=0)
     env.step("What happened?")
-    assert env.unwrapped.chairs.critic.model is open_model("python:my_models:judge", ModelSettings(budget="1M tokens"))
+    assert env.unwrapped.task.chairs.critic.model is open_model(
+        "python:my_models:judge", ModelSettings(budget="1M tokens")
+    )
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env.unwrapped)), gym.make(env.spec)):
         other.reset(seed=0)
     assert json.loads(env.spec.to_json())["kwargs"]["budget"] == "1M tokens"

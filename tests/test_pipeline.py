@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.full,
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),  # TRL's own
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
-    pytest.mark.filterwarnings("ignore::esc_env.training.grpo.TrainingWarning"),  # untrained models support nobody
+    pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),  # untrained models support nobody
 ]
 
 TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")
@@ -167,7 +167,7 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
     assert home / "random" / "grpo" / "model.safetensors" in now
-    with pytest.raises(ConfigError, match="Did you mean 'ranking'"):
+    with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 

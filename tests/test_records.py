@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env.errors import RecordError
-from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, TornLineWarning, read_records, write_json
+from esc_env.errors import RecordError, TornLineWarning
+from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
 
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from esc_env import Dialogue, Message
 from esc_env.env import ESCEnv
-from esc_env.errors import ModelUnavailable
-from esc_env.rendering import safe, show, transcript
+from esc_env.errors import ModelUnavailable, SpecError
+from esc_env.escaping import safe
+from esc_env.rendering import show, transcript
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 
 TALK = Dialogue((Message("seeker", "I am low."), Message("supporter", "Since when?"), Message("seeker", "May.")))
@@ -127,5 +128,5 @@ def test_without_a_render_mode_render_says_what_to_type():
 
 
 def test_an_unknown_render_mode_is_refused():
-    with pytest.raises(ValueError, match="'human'"):
+    with pytest.raises(SpecError, match="'human'"):
         ESCEnv(bank(), render_mode="humann")  # type: ignore[arg-type]

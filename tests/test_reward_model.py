@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +19,11 @@ from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError
+from esc_env.evaluation.statistics import auc
 from esc_env.rewards import Future, RewardModelReward
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
-from esc_env.training.reward_model import auc, auc_within, calibration, label_of, train_reward_model
+from esc_env.training.reward_model import calibration, label_of, siblings, train_reward_model
 
 pytestmark = [
     pytest.mark.full,
@@ -144,16 +146,17 @@ def test_auc_agrees_with_scikit_learn() -> None:
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1))).filter(lambda rows: len({b for _, b in rows}) > 1))
     def agrees(rows) -> None:
-        scores, labels = [float(a) for a, _ in rows], [float(b) for _, b in rows]
-        assert auc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores))
+        scores, labels = np.array(rows).T
+        assert auc(scores, scores, (labels, 1 - labels))[0] == pytest.approx(metrics.roc_auc_score(labels, scores))
 
     agrees()
 
 
 def test_metrics_know_what_they_cannot_say() -> None:
-    assert auc([0.1, 0.9], [1.0, 1.0]) is None
-    assert auc_within([0.1, 0.9], [1.0, 0.0], ["a", "b"]) == (None, 0)
-    assert auc_within([0.1, 0.9, 0.5, 0.5], [0.0, 1.0, 1.0, 0.0], ["a", "a", "b", "b"]) == (0.75, 2)
+    two, four = np.array([0.1, 0.9]), np.array([0.1, 0.9, 0.5, 0.5])
+    assert auc(two, two, (np.ones(2), np.zeros(2))) == (None, 0)
+    assert auc(two, two, *siblings([1.0, 0.0], ["a", "b"])) == (None, 0)
+    assert auc(four, four, *siblings([0.0, 1.0, 1.0, 0.0], ["a", "a", "b", "b"])) == (0.75, 2)
 
 
 def test_calibration_is_the_gap_between_predicted_and_observed() -> None:

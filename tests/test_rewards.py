@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message
-from esc_env.errors import BudgetExceeded, ChairError, ModelUnavailable, ScenarioError, SpecError
+from esc_env.errors import BudgetExceeded, ChairError, FailedRowsWarning, ModelUnavailable, ScenarioError, SpecError
 from esc_env.protocols import Reply
 from esc_env.rewards import (
     CombinedReward,
@@ -31,7 +31,6 @@ from esc_env.rewards import (
     grpo_row,
     value,
 )
-from esc_env.rewards.combine import FailedRowsWarning
 from esc_env.rules import Rules
 from esc_env.seeds import Seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -342,7 +341,7 @@ def test_combinations_that_make_no_sense_are_refused():
         combine(part, future=0.0)
     with pytest.raises(SpecError, match="max_failed"):
         combine(part, future=1.0, max_failed=2)
-    with pytest.raises(ValueError, match="returned 1 values for 2"):
+    with pytest.raises(SpecError, match="returned 1 values for 2"):
         call(combine(part, future=1.0), 2)
 
 

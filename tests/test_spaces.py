@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 import esc_env  # noqa: F401  # registers the environments
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ActionError
+from esc_env.errors import ActionError, SpecError
 from esc_env.spaces import Chat, Utterance
 
 SPACES = [Utterance(), Utterance(12), Chat()]
@@ -71,7 +71,7 @@ def test_gymnasium_can_batch_and_take_apart(space):
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_there_is_nothing_to_mask(space):
     assert not space.is_np_flattenable
-    with pytest.raises(ValueError, match="neither mask nor probability"):
+    with pytest.raises(SpecError, match="neither mask nor probability"):
         space.sample(mask=[1])
 
 
@@ -96,7 +96,7 @@ def test_anything_else_is_refused_with_a_reason(bad):
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "8"])
 def test_a_limit_is_a_whole_number(bad):
-    with pytest.raises(ValueError, match="max_chars"):
+    with pytest.raises(SpecError, match="max_chars"):
         Utterance(bad)
 
 
@@ -139,7 +139,7 @@ def test_gymnasium_flattens_text_to_itself_and_says_why_it_has_no_dimensions(spa
     assert unflatten(space, flatten(space, sample)) == sample
     assert flatten(both, (sample, 1)) in flatten_space(both)
     assert unflatten(both, flatten(both, (sample, 1))) == (sample, 1)
-    with pytest.raises(ValueError, match="encode it yourself"):
+    with pytest.raises(SpecError, match="encode it yourself"):
         flatdim(space)
 
 

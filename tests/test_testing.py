@@ -13,7 +13,7 @@ from conftest import bank
 from esc_env import Ballot, Dialogue, Message, Reply, Request, Seed
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelUnavailable
+from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.scenarios import PERSONAS
 from esc_env.seekers import resolve_seeker
 from esc_env.testing import (
@@ -166,5 +166,5 @@ def test_a_faulty_chair_fails_when_told_and_else_does_what_it_wraps():
 
 @pytest.mark.parametrize("make", [ScriptedAgent, ScriptedSeeker, ScriptedCritic])
 def test_an_empty_script_is_refused(make):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(SpecError, match="at least one"):
         make([])

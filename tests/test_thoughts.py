@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Seed
-from esc_env._loop import run
 from esc_env.agents.chat import STYLES, ChatAgent
+from esc_env.background import run
 from esc_env.conversation import Chairs, converse
 from esc_env.critics import LLMCritic
 from esc_env.dialogue import split_thought

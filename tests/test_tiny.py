@@ -12,6 +12,7 @@ import pytest
 from esc_env.agents import resolve_agent
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import Dialogue, Message
+from esc_env.errors import SpecError
 from esc_env.evaluation import evaluate
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
@@ -96,7 +97,7 @@ def test_renamed_words_are_replaced_in_what_was_told_and_in_what_is_answered(peo
 
 def test_a_size_that_makes_no_sense_is_refused(tmp_path: Path, spoken: list[Trajectory]) -> None:
     for options in ({"vocabulary": 10}, {"width": 100}, {"layers": 1}):
-        with pytest.raises(ValueError, match="multiple of 128"):
+        with pytest.raises(SpecError, match="multiple of 128"):
             make_policy(tmp_path, spoken, **options)
 
 
@@ -151,7 +152,7 @@ def test_what_supporters_say_becomes_rows_of_their_last_words_alone(policy: Path
 
 @pytest.mark.full
 def test_a_tiny_policy_sits_in_the_supporters_chair(policy: Path, people: list[Scenario]) -> None:
-    from esc_env._loop import run
+    from esc_env.background import run
 
     agent = resolve_agent(f"local:{policy}#think")
     reply = run(agent.respond(Dialogue((Message("seeker", people[0].situation),)), seed=Seed(1)))

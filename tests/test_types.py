@@ -29,3 +29,8 @@ def test_mypy_checks_every_file():
 
 def test_pyright_checks_every_file():
     assert json.loads(checked("pyright", "--outputjson"))["summary"]["filesAnalyzed"] == len(FILES)
+
+
+def test_a_folder_opened_by_its_own_name_is_right_too():
+    """As an editor does: `agents/chat.py` is then another module than `esc_env.agents.chat`."""
+    checked("pyright", "agents", "rewards", "evaluation", "training")

@@ -20,7 +20,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from esc_env import Ballot
 from esc_env.env import ESCEnv
-from esc_env.errors import ActionError, ChairError, ModelUnavailable, VectorStepError
+from esc_env.errors import ActionError, ChairError, ModelUnavailable, SpecError, VectorStepError
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 
 MODES = ("NextStep", "SameStep", "Disabled")
@@ -221,15 +221,11 @@ def test_in_disabled_mode_an_ended_conversation_must_be_reset():
         envs.step(("Hello.", "Hello."))
 
 
-@pytest.mark.parametrize(
-    ("mask", "error"),
-    [([True, False], TypeError), (np.array([1, 0]), TypeError), (np.array([True]), ValueError),
-     (np.array([False, False]), ValueError)],
-)  # fmt: skip
-def test_a_wrong_mask_is_refused(mask, error):
+@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([True]), np.array([False, False])], ids=str)
+def test_a_wrong_mask_is_refused(mask):
     envs = make(2)
     envs.reset()
-    with pytest.raises(error, match="reset_mask"):
+    with pytest.raises(SpecError, match="reset_mask"):
         envs.reset(options={"reset_mask": mask})
 
 
@@ -241,7 +237,7 @@ def test_a_mask_cannot_leave_out_what_was_never_reset():
 def test_one_seed_per_env_may_be_given():
     envs = make(2)
     assert envs.reset(seed=[5, None])[0][0] == gym.make("ESConv-v0", scenarios=bank()).reset(seed=5)[0]
-    with pytest.raises(ValueError, match="3 seeds for 2 envs"):
+    with pytest.raises(SpecError, match="3 seeds for 2 envs"):
         envs.reset(seed=[1, 2, 3])
 
 
@@ -274,13 +270,13 @@ def test_a_time_limit_truncates_as_gymnasiums_does_and_warns_below_t(mode):
     ],
 )
 def test_a_wrong_argument_is_named(options, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(SpecError, match=complaint):
         make(**options)
 
 
 def test_scenarios_may_be_any_iterable():
     envs = make(2, scenarios=iter(bank()))
-    assert len(envs.envs[1].scenarios) == 5
+    assert len(envs.envs[1].task.scenarios) == 5
 
 
 def test_the_spec_stays_whole():
@@ -303,7 +299,7 @@ def test_a_copy_goes_on_on_its_own():
 def test_attributes_of_all_envs_can_be_read_and_called():
     envs = make(2, render_mode="ansi")
     envs.reset(seed=0)
-    assert envs.get_attr("reward") == ("terminal", "terminal")
+    assert envs.get_attr("task") == (envs.task, envs.task)
     assert envs.call("render") == envs.render()
     assert "Seeker" in envs.render()[0]
     envs.close()

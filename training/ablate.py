@@ -20,11 +20,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env.errors import ConfigError, did_you_mean
+from esc_env.errors import one_of, whole
+from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.records import write_json
+from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
-from esc_env.training.outcome import best_start, evaluations, gain, texture
+from esc_env.training.outcome import TEXTURE, best_start, evaluations, gain, texture, texture_cells
 from esc_env.training.pipeline import run_pipeline
 
 __all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
@@ -114,15 +116,12 @@ def ablate(
         told: told one line about what happens; with several jobs each process prints its own lines.
 
     Raises:
-        ConfigError: an unknown arm, no seed, or no job.
+        SpecError: an unknown arm, no seed, or no job.
     """
     chosen = list(arms or ARMS)
     for name in chosen:
-        if name not in ARMS:
-            raise ConfigError(f"there is no arm {name!r}. {did_you_mean(name, ARMS)}")
-    for number, what in ((seeds, "seeds"), (jobs, "jobs")):
-        if number < 1:
-            raise ConfigError(f"{what} = {number} must be at least 1")
+        one_of("arm", name, ARMS)
+    whole(seeds=seeds, jobs=jobs)
     folder = Path(folder)
     every = [replace(config, setting=replace(config.setting, seed=config.setting.seed + i)) for i in range(seeds)]
     homes = [folder / f"seed-{each.setting.seed}" for each in every]
@@ -221,7 +220,6 @@ def _run(config: PipelineConfig, place: Path) -> None:
 # --- what came of it ------------------------------------------------------------------------------
 
 _Runs = Mapping[str, Report]
-_TEXTURE = ("distinct_2", "words", "top_reply", "repeated")
 
 
 def _facts(starts: Sequence[_Runs], made: Mapping[str, Sequence[_Runs]], personas: Sequence[str]) -> dict[str, Any]:
@@ -260,7 +258,7 @@ def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
         "average_turns": fmean(run.average_turns or 0.0 for run in runs),
         "conversations": sum(run.completed for run in runs),
         "errors": sum(run.errors for run in runs),
-        **{name: fmean(look[name] or 0.0 for look in looks) for name in _TEXTURE},
+        **{name: fmean(look[name] or 0.0 for look in looks) for name, _ in TEXTURE.values()},
         "gain": gain(zip(before, runs, strict=True)),
     }
 
@@ -273,44 +271,35 @@ def _points(change: Mapping[str, Any] | None) -> str:
 
 
 def _markdown(facts: Mapping[str, Any]) -> str:
+    titles = ("policy", "SR", "each seed", "AT", "gain", "conversations", "errors", *TEXTURE)
+    rows = [
+        (
+            name, f"{row['success_rate']:.1%}", ", ".join(f"{rate:.1%}" for rate in row["each"]),
+            f"{row['average_turns']:.2f}", _points(row["gain"]), row["conversations"], row["errors"],
+            *texture_cells(row),
+        )
+        for name, row in facts["rows"].items()
+    ]  # fmt: skip
     lines = [
         f"Gains are in points of SR over the policy {START} at its best temperature, in the same episodes; in brackets "
         "the 95 % interval, clustered by scenario.",
         "",
-        "| policy | SR | each seed | AT | gain | conversations | errors | distinct-2 | words | most frequent reply | "
-        "repeated |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *markdown.table(titles, rows),
     ]
-    for name, row in facts["rows"].items():
-        each = ", ".join(f"{rate:.1%}" for rate in row["each"])
-        lines.append(
-            f"| {name} | {row['success_rate']:.1%} | {each} | {row['average_turns']:.2f} | {_points(row['gain'])} | "
-            f"{row['conversations']} | {row['errors']} | {row['distinct_2']:.3f} | {row['words']:.1f} | "
-            f"{row['top_reply']:.1%} | {row['repeated']:.1%} |"
-        )
     if facts["claims"]:
-        lines += ["", "| claim | measured | |", "|---|---|---|"]
-        lines += [
-            f"| {item['claim']} | {_points(item)} | {'holds' if item['met'] else '**does not hold**'} |"
-            for item in facts["claims"]
-        ]
+        held = {True: "holds", False: "**does not hold**"}
+        claims = [(item["claim"], _points(item), held[item["met"]]) for item in facts["claims"]]
+        lines += ["", *markdown.table(("claim", "measured", ""), claims)]
     if facts["personas"]:
-        names = list(next(iter(facts["personas"].values())))
-        lines += [
-            "",
-            f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them.",
-            "",
-            f"| policy | {' | '.join(facts['personas'])} |",
-            f"|---|{'---|' * len(facts['personas'])}",
-        ]
-        for name in names:
-            cells = [rows[name] for rows in facts["personas"].values()]
-            shown = [
-                f"{cell['success_rate']:.1%}" + ("" if name == START else f", {_points(cell['gain'])}")
-                for cell in cells
-            ]
-            lines.append(f"| {name} | {' | '.join(shown)} |")
+        told = f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them."
+        names = next(iter(facts["personas"].values()))
+        others = [(name, *(_with_gain(name, rows[name]) for rows in facts["personas"].values())) for name in names]
+        lines += ["", told, "", *markdown.table(("policy", *facts["personas"]), others)]
     return "\n".join(lines) + "\n"
+
+
+def _with_gain(name: str, row: Mapping[str, Any]) -> str:
+    return f"{row['success_rate']:.1%}" + ("" if name == START else f", {_points(row['gain'])}")
 
 
 # --- learning curves ------------------------------------------------------------------------------
@@ -339,35 +328,28 @@ def _curves_svg(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> st
         values = [value for line in lines.values() for _, value in line] or [0.0]
         floor, ceiling = min(0.0, *values), max(values) or 1.0
         last = max((step for line in lines.values() for step, _ in line), default=0) or 1
-        parts.append(
-            f'<text x="{left}" y="{top - 8}" font-weight="bold">{title}</text><rect x="{left}" y="{top}" '
-            f'width="{wide}" height="{high}" fill="none" stroke="#999"/>'
-            f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{ceiling:.2g}</text>'
-            f'<text x="{left - 6}" y="{top + high}" text-anchor="end">{floor:.2g}</text>'
-            f'<text x="{left + wide}" y="{top + high + 16}" text-anchor="end">step {last}</text>'
-        )
+        parts += [
+            svg.text(title, left, top - 8, font_weight="bold"),
+            svg.element("rect", x=left, y=top, width=wide, height=high, fill="none", stroke="#999"),
+            svg.text(f"{ceiling:.2g}", left - 6, top + 10, "end"),
+            svg.text(f"{floor:.2g}", left - 6, top + high, "end"),
+            svg.text(f"step {last}", left + wide, top + high + 16, "end"),
+        ]
         for ink, (name, line) in enumerate(lines.items()):
             points = " ".join(
                 f"{left + wide * step / last:.1f},{top + high - high * (value - floor) / (ceiling - floor or 1):.1f}"
                 for step, value in line
             )
+            stroke = _INKS[ink % len(_INKS)]
             parts.append(
-                f'<polyline points="{points}" fill="none" stroke="{_INKS[ink % len(_INKS)]}" stroke-width="1.6">'
-                f"<title>{name}</title></polyline>"
+                svg.element("polyline", svg.title(name), points=points, fill="none", stroke=stroke, stroke_width=1.6)
             )
     below = 30 + 2 * (high + 60)
     for ink, name in enumerate(logs):
         x, y = 50 + ink % 5 * 140, below + ink // 5 * 18
-        parts.append(
-            f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{_INKS[ink % len(_INKS)]}"/>'
-            f'<text x="{x + 14}" y="{y}">{name}</text>'
-        )
-    size = (2 * wide + 140, below + 18 * ((len(logs) + 4) // 5))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" '
-        f'height="{size[1]}" role="img" font-family="sans-serif" font-size="11"><title>Learning curves</title>'
-        f'<rect width="{size[0]}" height="{size[1]}" fill="white"/>{"".join(parts)}</svg>\n'
-    )
+        parts.append(svg.element("rect", x=x, y=y - 9, width=10, height=10, fill=_INKS[ink % len(_INKS)]))
+        parts.append(svg.text(name, x + 14, y))
+    return svg.figure("Learning curves", 2 * wide + 140, below + 18 * ((len(logs) + 4) // 5), *parts)
 
 
 def _mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], column: str) -> list[tuple[int, float]]:

@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
-from esc_env._loop import each, run
 from esc_env.agents import identity_of, resolve_agent
+from esc_env.background import each, run
 from esc_env.conversation import Exchange, as_message
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
-from esc_env.errors import BudgetExceeded, ChairError, ScenarioError
+from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models, ended, hold_missing, reached
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
@@ -131,22 +131,17 @@ def collect(
     Raises:
         BudgetExceeded: the budget is spent; the same call with a larger one goes on.
         ModelError: a model does not answer at all; nothing was started.
-        SpecError: a string names nothing, or a model is known not to take what it would be asked.
+        SpecError: a string names nothing, a number makes no sense, or a model is known not to take what it would be
+            asked.
         ProtocolMismatch: the folder holds another collection; the message names what differs.
         ScenarioError: no scenario or no context.
         RecordError: the folder cannot be used, or another process writes there.
-        ValueError: a number that makes no sense.
     """
-    for name, number in (
-        ("limit", limit), ("contexts", contexts), ("candidates", candidates), ("rollouts", rollouts),
-        ("horizon", horizon), ("trials", trials),
-    ):  # fmt: skip
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+    limits = {"limit": limit, "contexts": contexts, "horizon": horizon}
+    whole(candidates=candidates, rollouts=rollouts, trials=trials, **{n: v for n, v in limits.items() if v is not None})
     if not 0 <= valid < 1:
-        raise ValueError(f"valid must lie in [0, 1), not {valid}")
-    if source not in ("auto", "human", "simulated"):
-        raise ValueError(f"source must be auto, human or simulated, not {source!r}")
+        raise SpecError(f"valid must lie in [0, 1), not {valid}")
+    one_of("source", source, get_args(Source))
     arguments = inspect.getfullargspec(collect)
     settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
     rules = rules or Rules()

@@ -17,6 +17,7 @@ from typing import Any
 
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError
+from esc_env.evaluation import markdown
 from esc_env.folder import RunFolder
 from esc_env.protocols import Usage
 from esc_env.rewards import Future, value
@@ -240,7 +241,6 @@ def _within(sampled: Sequence[Sample]) -> dict[str, Any]:
 
 def card_markdown(card: Mapping[str, Any], name: str) -> str:
     """The card as Markdown."""
-    edges = [-1 + 2 * place / BINS for place in range(BINS + 1)]
     cost = card["usage"]["cost"]
     lines = [
         f"# Data card: {name}",
@@ -258,19 +258,20 @@ def card_markdown(card: Mapping[str, Any], name: str) -> str:
         "",
         "Rewards are R_fut in [-1, 1]; above 0.5 means solved. Unsolved tail labels had fewer turns left than T.",
         "",
-        f"| | samples | solved | mean reward | {' | '.join(f'{edge:+.2f} …' for edge in edges[:-1])} |",
-        f"|---|---|---|---|{'---|' * BINS}",
     ]
     rows = {"all": card["all"], "sampled": card["candidates_only"], "tails": card["tails_only"]}
     rows |= {f"emotion: {key}": row for key, row in card["emotion"].items()}
     rows |= {f"problem: {key}": row for key, row in card["problem"].items()}
-    for title, row in rows.items():
-        solved, reward = row["solved"], row["reward"]
-        shown = ("–", "–") if solved is None else (f"{solved:.1%}", f"{reward:+.3f}")
-        lines.append(
-            f"| {title.replace('|', '/')} | {row['samples']:,} | {shown[0]} | {shown[1]} | "
-            f"{' | '.join(f'{bar:,}' for bar in row['histogram'])} |"
+    cells = [
+        (
+            markdown.cell(title), f"{row['samples']:,}",
+            *(("–", "–") if row["solved"] is None else (f"{row['solved']:.1%}", f"{row['reward']:+.3f}")),
+            *(f"{bar:,}" for bar in row["histogram"]),
         )
+        for title, row in rows.items()
+    ]  # fmt: skip
+    columns = ("", "samples", "solved", "mean reward", *(f"{-1 + 2 * place / BINS:+.2f} …" for place in range(BINS)))
+    lines += markdown.table(columns, cells)
     if card["errors"]:
         lines += ["", "Responses without a future:", ""]
         lines += [f"- {count:,} × {message}" for message, count in card["errors"].items()]

@@ -22,11 +22,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import run, settle, wait
 from esc_env.agents.spec import resolve_agent
+from esc_env.background import run, settle, wait
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ConfigError, MissingExtra
+from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.evaluation.holding import check_models
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
@@ -63,17 +63,13 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
 __all__ = [
-    "TrainingWarning", "failure_signs", "fit_prompts", "grpo_arguments", "optimise", "train_grpo",
+    "failure_signs", "fit_prompts", "grpo_arguments", "optimise", "train_grpo",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[str], float]
 """Given a policy's folder or Hub id: its success rate on valid scenarios, in [0, 1]."""
-
-
-class TrainingWarning(UserWarning):
-    """Training goes on, but shows a known sign of failure."""
 
 
 def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from esc_env._loop import start, wait
+from esc_env.background import start, wait
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
 from esc_env.errors import ConfigError

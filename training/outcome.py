@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
 from esc_env.folder import RunFolder
 from esc_env.training.config import PipelineConfig
 
-__all__ = ["best_start", "evaluations", "gain", "markdown", "outcome", "shown", "texture"]
+__all__ = ["TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells"]
 
 
 def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
@@ -97,6 +98,18 @@ def texture(run: Report) -> dict[str, float | None]:
     }
 
 
+TEXTURE = {
+    "distinct-2": ("distinct_2", ".3f"), "words": ("words", ".1f"), "most frequent reply": ("top_reply", ".1%"),
+    "repeated": ("repeated", ".1%"),
+}  # fmt: skip
+"""What tables show of `texture`, and in which number format, by the title of the column."""
+
+
+def texture_cells(look: Mapping[str, Any]) -> list[str]:
+    """One text for each column of `TEXTURE`."""
+    return [shown(look[name], form) for name, form in TEXTURE.values()]
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -106,27 +119,25 @@ def shown(number: float | None, form: str = ".3f") -> str:
     return "–" if number is None else format(number, form)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def page(report: Mapping[str, Any]) -> str:
     """What `outcome` says, as a page."""
     setting = report["setting"]
+    rows = [
+        (
+            name, shown(run["success_rate"], ".1%"),
+            " – ".join(shown(end, ".1%") for end in run["interval"] or (None, None)),
+            shown(run["average_turns"], ".2f"), run["conversations"], run["errors"], *texture_cells(run),
+        )
+        for name, run in report["evaluation"].items()
+    ]  # fmt: skip
     lines = [
         f"# {setting['model']}: RLFF-ESC with reward `{report['reward']}`",
         "",
         f"Trained on {setting['scenarios']}, evaluated on {setting['test']}; T = {setting['max_turns']}, seed "
         f"{setting['seed']}.",
         "",
-        "| policy | SR | 95 % interval | AT | conversations | errors | distinct-2 | words | most frequent reply | "
-        "repeated |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *markdown.table(("policy", "SR", "95 % interval", "AT", "conversations", "errors", *TEXTURE), rows),
     ]
-    for name, run in report["evaluation"].items():
-        low, high = run["interval"] or (None, None)
-        lines.append(
-            f"| {name} | {shown(run['success_rate'], '.1%')} | {shown(low, '.1%')} – {shown(high, '.1%')} | "
-            f"{shown(run['average_turns'], '.2f')} | {run['conversations']} | {run['errors']} | "
-            f"{shown(run['distinct_2'])} | {shown(run['words'], '.1f')} | {shown(run['top_reply'], '.1%')} | "
-            f"{shown(run['repeated'], '.1%')} |"
-        )
     if change := report["gain"]:
         low, high = change["interval"]
         lines += [

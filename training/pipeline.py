@@ -42,7 +42,7 @@ from esc_env.seeds import derive
 from esc_env.training.collect import collect
 from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting
 from esc_env.training.data import CONVERSATIONS, read_samples
-from esc_env.training.outcome import markdown, outcome, shown
+from esc_env.training.outcome import outcome, page, shown
 from esc_env.training.stage import FREE, asked, chairs_of, is_main
 from esc_env.trajectory import Trajectory, stop_if_spent
 
@@ -87,7 +87,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
         made = outcome(config, folder)
         if is_main():
             write_json(folder / "report.json", made)
-            (folder / "report.md").write_text(markdown(made), encoding="utf-8")
+            (folder / "report.md").write_text(page(made), encoding="utf-8")
         return made
 
 

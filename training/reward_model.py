@@ -12,18 +12,22 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.evaluation.statistics import auc
 from esc_env.models.weights import load_model
 from esc_env.records import write_json
 from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
+from esc_env.training import svg
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
 from esc_env.training.stage import (
@@ -51,7 +55,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Bin", "RewardModelReport", "auc", "auc_within", "calibration", "label_of", "train_reward_model"]
+__all__ = ["Bin", "RewardModelReport", "calibration", "label_of", "siblings", "train_reward_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,36 +124,12 @@ def label_of(sample: Sample, delta: float) -> float:
 # --- metrics --------------------------------------------------------------------------------------
 
 
-def auc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
-    """The probability that a row of label 1 scores higher than one of label 0; ties count half. None for one class.
-
-    A soft label p counts as p of a positive and 1 − p of a negative row.
-    """
-    below = good = 0.0
-    ties: dict[float, list[float]] = defaultdict(list)
-    for score, label in zip(scores, labels, strict=True):
-        ties[score].append(label)
-    for score in sorted(ties):
-        positive, negative = sum(ties[score]), sum(1 - label for label in ties[score])
-        good += positive * (below + negative / 2)
-        below += negative
-    pairs = sum(labels) * below
-    return good / pairs if pairs else None
-
-
-def auc_within(scores: Sequence[float], labels: Sequence[float], contexts: Sequence[Any]) -> tuple[float | None, int]:
-    """(share of pairs of siblings with different labels that the scores order rightly, number of such pairs)."""
-    groups: dict[Any, list[tuple[float, float]]] = defaultdict(list)
-    for score, label, context in zip(scores, labels, contexts, strict=True):
-        groups[context].append((score, label))
-    right, pairs = 0.0, 0
-    for group in groups.values():
-        for place, (score, label) in enumerate(group):
-            for other, its in group[place + 1 :]:
-                if label != its:
-                    pairs += 1
-                    right += 0.5 if score == other else float((score > other) == (label > its))
-    return (right / pairs if pairs else None), pairs
+def siblings(ranks: Sequence[float], contexts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Strata for `auc`: any two responses to one context whose ranks differ, the higher one on the first side."""
+    ranked, numbers = np.array(ranks), {context: number for number, context in enumerate(dict.fromkeys(contexts))}
+    named = np.array([numbers[context] for context in contexts])
+    for number, rank in sorted(set(zip(named, ranks, strict=True))):
+        yield (named == number) & (ranked > rank), (named == number) & (ranked == rank)
 
 
 def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tuple[float, tuple[Bin, ...]]:
@@ -167,26 +147,28 @@ def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tupl
 def _reliability_svg(bars: Sequence[Bin]) -> str:
     """The reliability plot: predicted probability against the share that was solved; areas are counts."""
     most = max(bar.count for bar in bars)
-    dots = "".join(
-        f'<circle cx="{40 + 300 * bar.predicted:.1f}" cy="{320 - 300 * bar.observed:.1f}" '
-        f'r="{3 + 9 * (bar.count / most) ** 0.5:.1f}"><title>{bar.count} rows: predicted {bar.predicted:.2f}, '
-        f"observed {bar.observed:.2f}</title></circle>"
+    dots = [
+        svg.element(
+            "circle",
+            svg.title(f"{bar.count} rows: predicted {bar.predicted:.2f}, observed {bar.observed:.2f}"),
+            cx=40 + 300 * bar.predicted, cy=320 - 300 * bar.observed, r=3 + 9 * (bar.count / most) ** 0.5,
+        )
         for bar in bars
-    )
-    ticks = "".join(
-        f'<text x="{40 + 300 * tick / 4:.0f}" y="336" text-anchor="middle">{tick / 4:g}</text>'
-        f'<text x="34" y="{324 - 300 * tick / 4:.0f}" text-anchor="end">{tick / 4:g}</text>'
-        for tick in range(5)
-    )
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 360" width="360" height="360" role="img" '
-        'font-family="sans-serif" font-size="11"><title>Reliability of the reward model</title>'
-        '<rect width="360" height="360" fill="white"/><rect x="40" y="20" width="300" height="300" fill="none" '
-        'stroke="#999"/><line x1="40" y1="320" x2="340" y2="20" stroke="#999" stroke-dasharray="4 4"/>'
-        f'<g fill="#2563eb" fill-opacity="0.7">{dots}</g><g fill="#333">{ticks}'
-        '<text x="190" y="354" text-anchor="middle">predicted P(1)</text>'
-        '<text x="12" y="170" text-anchor="middle" transform="rotate(-90 12 170)">share with label 1</text></g></svg>\n'
-    )
+    ]  # fmt: skip
+    ticks = [
+        (svg.text(f"{i / 4:g}", 40 + 75 * i, 336, "middle"), svg.text(f"{i / 4:g}", 34, 324 - 75 * i, "end"))
+        for i in range(5)
+    ]
+    return svg.figure(
+        "Reliability of the reward model", 360, 360,
+        svg.element("rect", x=40, y=20, width=300, height=300, fill="none", stroke="#999"),
+        svg.element("line", x1=40, y1=320, x2=340, y2=20, stroke="#999", stroke_dasharray="4 4"),
+        svg.element("g", *dots, fill="#2563eb", fill_opacity=0.7),
+        svg.element(
+            "g", *(tick for pair in ticks for tick in pair), svg.text("predicted P(1)", 190, 354, "middle"),
+            svg.text("share with label 1", 12, 170, "middle", transform="rotate(-90 12 170)"), fill="#333",
+        ),
+    )  # fmt: skip
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -398,7 +380,8 @@ def _report(
     rewards = [sample.reward() for sample, _ in scored]
     positive = fmean(labels)
     ranks = rewards if config.kind != "classification" else labels
-    within, pairs = auc_within(scores, ranks, [sample.key[:3] for sample, _ in scored])
+    told, soft = np.array(scores), np.array(labels)
+    within, pairs = auc(told, told, *siblings(ranks, [sample.key[:3] for sample, _ in scored]))
     classes, regression = config.kind == "classification", config.kind == "regression"
     border = 0.5 if classes else config.delta
     error, bars = calibration(scores, labels) if classes else (None, ())
@@ -408,9 +391,9 @@ def _report(
         valid=len(valid),
         train_positive=fmean(label_of(sample, config.delta) for sample in train),
         valid_positive=positive,
-        auc=auc(scores, labels),
+        auc=auc(told, told, (soft, 1 - soft))[0],
         auc_within=within,
-        pairs_within=pairs,
+        pairs_within=int(pairs),
         accuracy=within
         if config.kind == "ranking"
         else fmean(label if score > border else 1 - label for score, label in zip(scores, labels, strict=True)),

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from esc_env.agents.chat import system_prompt
+from esc_env.agents.turn import system_prompt
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage

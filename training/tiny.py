@@ -26,12 +26,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esc_env._loop import run
-from esc_env.agents.scripted import PHRASES, ScriptedAgent, key_phrases, skilled
+from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, said_by, skilled
+from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message
-from esc_env.errors import MissingExtra
+from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation.holding import hold
 from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rules import Rules
@@ -70,7 +70,7 @@ _HASTY = {3: 0.65, 4: 0.65}
 # --- who it learns to speak from ------------------------------------------------------------------
 
 
-def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
+def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
@@ -82,12 +82,12 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> ScriptedAgent:
     """
 
     def speak(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
-        turn = 1 + sum(message["role"] == "assistant" for message in chat)
+        turn = 1 + len(said_by(chat, "assistant"))
         well = seed.uniform("skill") < skill * _HASTY.get(turn, 1.0)
         reply = _well(chat, seed) if well else _badly(chat, seed)
         return reply if seed.uniform("think") < thoughts else replace(reply, thought=None)
 
-    return ScriptedAgent(f"tiny:{skill:g}", speak)
+    return RuleBasedAgent(f"tiny:{skill:g}", speak)
 
 
 def _well(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
@@ -106,8 +106,8 @@ def _badly(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     if kind == "random-strategy":
         kind = _pick(sorted(lines), seed.at(attempt=2))
         lines = lines[kind]
-    heard = [message["content"] for message in chat if message["role"] == "user"]
-    return _filled(_pick(lines, seed), kind.lower().split()[0], {"topic": (key_phrases(heard[-1]) or ["this"])[0]})
+    topic = (key_phrases(said_by(chat, "user")[-1]) or ["this"])[0]
+    return _filled(_pick(lines, seed), kind.lower().split()[0], {"topic": topic})
 
 
 @cache
@@ -213,10 +213,10 @@ def make_policy(
 
     Raises:
         MissingExtra: PyTorch or Transformers is not installed.
-        ValueError: a number that makes no sense.
+        SpecError: a number that makes no sense.
     """
     if vocabulary < 300 or width < 128 or width % 128 or layers < 2:
-        raise ValueError(f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}")
+        raise SpecError(f"vocabulary ≥ 300, width a multiple of 128, layers ≥ 2, not {vocabulary}, {width}, {layers}")
     torch, transformers = _heavy()
     folder = Path(folder)
     tokenizer = _tokenizer(transformers, texts, vocabulary)

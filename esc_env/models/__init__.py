@@ -10,13 +10,12 @@ Nothing here knows of scenarios, seekers or critics. Importing this package need
 
 from esc_env.models.budget import Budget
 from esc_env.models.capabilities import check_parameters
-from esc_env.models.dialect import AdaptedWarning
 from esc_env.models.opening import open_model
 from esc_env.models.options import Options, read_options
 from esc_env.models.probing import PROBE, check_model, effective
 from esc_env.models.settings import ModelOptions, ModelSettings, Wire
 
 __all__ = [
-    "PROBE", "AdaptedWarning", "Budget", "ModelOptions", "ModelSettings", "Options", "Wire", "check_model",
+    "PROBE", "Budget", "ModelOptions", "ModelSettings", "Options", "Wire", "check_model",
     "check_parameters", "effective", "open_model", "read_options",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError
+from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError, SpecError
 from esc_env.models.secrets import known_secrets
 from esc_env.protocols import ChatModel, Completion, Request, Usage
 
@@ -70,7 +70,7 @@ class Cassette:
         model: ChatModel | None = None,
     ) -> None:
         if mode != "replay" and model is None:
-            raise ValueError(f"mode {mode!r} needs a model")
+            raise SpecError(f"mode {mode!r} needs a model")
         self.path = Path(path).resolve()
         self.mode = mode
         self.model = model

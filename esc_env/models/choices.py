@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from esc_env.errors import BadCompletion, ModelError
+from esc_env.errors import BadCompletion, FewerChoicesWarning, ModelError
 from esc_env.models.layer import Layer
 from esc_env.protocols import Completion, Request, Usage
 from esc_env.seeds import derive
 
-__all__ = ["Choices", "FewerChoicesWarning"]
+__all__ = ["Choices"]
 
 _REFUSALS = (400, 422, 500, 501)
 """Statuses with which servers refuse `n`; llama.cpp once said 500."""
@@ -23,10 +23,6 @@ _ABOUT_CHOICES = re.compile(r"(?<![\w\\])n(?![\w/])|candidate|choices?\b|multipl
 """Where a refusal may be one of `n`. It finds too much: what was refused for something else is refused again."""
 
 _AT_MOST = re.compile(r"(?:<=|at most|less than or equal to|between 1 and|up to) *(?:value *<= *)?(\d{1,4})\b", re.I)
-
-
-class FewerChoicesWarning(UserWarning):
-    """A server gives fewer choices a request than were asked for, so that one call is several requests."""
 
 
 @dataclass(frozen=True)

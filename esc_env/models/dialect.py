@@ -15,15 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ModelUnavailable
+from esc_env.errors import AdaptedWarning, ModelUnavailable
 from esc_env.models.layer import Layer
 from esc_env.protocols import ChatModel, Completion, Request
 
-__all__ = ["PLAIN", "AdaptedWarning", "Adapting", "Dialect", "Spoken"]
-
-
-class AdaptedWarning(UserWarning):
-    """A server did not take a request as it was, and is asked in another way from then on."""
+__all__ = ["PLAIN", "Adapting", "Dialect", "Spoken"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class LocalModel:
         """
         n, temperature, max_tokens = request.n, request.temperature, request.max_tokens
         if n < 1 or temperature < 0 or (max_tokens is not None and max_tokens < 1):
-            raise ValueError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
+            raise SpecError(f"n and max_tokens must be ≥ 1 and temperature ≥ 0: {n}, {max_tokens}, {temperature}")
         begun = time.perf_counter()
         sampling = Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
         seed = secrets.randbits(63) if request.seed is None else request.seed

@@ -88,13 +88,12 @@ class ModelSettings:
             others: names of the other arguments of that function, to suggest for a misspelt one.
 
         Raises:
-            TypeError: an argument that is none of them.
-            SpecError: a value that cannot be used.
+            SpecError: an argument that is none of them, or a value that cannot be used.
         """
         names = [each.name for each in fields(cls)]
         for name in options:
             if name not in names:
-                raise TypeError(f"there is no argument {name!r}. {did_you_mean(name, [*names, *others])}")
+                raise SpecError(f"there is no argument {name!r}. {did_you_mean(name, [*names, *others])}")
         return cls(**options)  # type: ignore[arg-type]  # str and Path are made one in __post_init__
 
     @property

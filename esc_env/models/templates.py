@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from esc_env.dialogue import ChatMessage
+from esc_env.dialogue import ChatMessage, think_block
 from esc_env.errors import ESCError, MissingExtra
 
 try:
@@ -71,7 +71,7 @@ class ChatTemplate:
             TemplateRefused: the chat with its reply does not begin with the prompt, or nothing ends the turn.
         """
         before = self._ids(chat, add_generation_prompt=True)
-        said = f"<think>{thought}</think>\n{words}" if thought else words
+        said = f"{think_block(thought)}\n{words}" if thought else words
         whole = self._ids([*chat, ChatMessage(role="assistant", content=said)])
         opener = self.opener(before)
         begun = whole[: len(before)] == before
@@ -80,8 +80,8 @@ class ChatTemplate:
         reply, end = self._cut(whole[len(before) :] if begun else whole)
         kept = begun and (not thought or _letters(thought) in _letters(self.tokenizer.decode(reply)))
         if opener or not kept:
-            head = f"{thought or ''}\n</think>\n\n" if opener else f"<think>{thought}</think>\n"
-            reply = self.tokenizer(head + words, add_special_tokens=False)["input_ids"]
+            said = f"{thought or ''}\n</think>\n\n{words}" if opener else said
+            reply = self.tokenizer(said, add_special_tokens=False)["input_ids"]
         end = end or self._next_turn
         if not end:
             raise TemplateRefused("no control token ends the assistant's turn, so a model would never learn to stop")

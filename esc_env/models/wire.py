@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from esc_env.dialogue import think_block
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
 from esc_env.models.secrets import redacted
@@ -344,7 +345,7 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str | None, str | None, Mapping[
         raise TypeError(f"content is {type(text).__name__}")
     if isinstance(thought, str) and thought:
         if text is not None:
-            text = f"<think>{thought}</think>{text}"
+            text = think_block(thought) + text
         elif reason in ("length", "content_filter"):  # it was cut while it thought; else no text is no answer
             text = f"<think>{thought}"
     if text is not None:

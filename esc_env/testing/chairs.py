@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esc_env.dialogue import Dialogue
+from esc_env.errors import SpecError
 from esc_env.protocols import VOTES, Ballot, Reply
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
@@ -132,5 +133,5 @@ class Faulty:
 
 def _some(items: Sequence[Any], name: str) -> tuple[Any, ...]:
     if isinstance(items, str) or not items:
-        raise ValueError(f"{name} must be a sequence of at least one item, not {items!r}")
+        raise SpecError(f"{name} must be a sequence of at least one item, not {items!r}")
     return tuple(items)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from esc_env._loop import run
+from esc_env.background import run
 from esc_env.dialogue import ChatMessage, Dialogue, Message
 from esc_env.errors import ESCError
 from esc_env.protocols import Agent, Ballot, ChatModel, Completion, Critic, Reply, Request, Seeker
@@ -61,10 +62,10 @@ def check_agent(agent: Any) -> None:
         Dialogue((Message("supporter", "Hello."), Message("seeker", "Hi."), Message("seeker", "I feel low."))),
         *_dialogues("seeker"),
     ]
-    calls: list[Callable[[], Awaitable[Any]]] = []
-    for turn, dialogue in enumerate(dialogues, 1):
-        seed = _SEED.at(role="supporter", turn=turn)
-        calls.append(lambda dialogue=dialogue, seed=seed: agent.respond(dialogue, seed=seed))  # type: ignore[misc]
+    calls = [
+        partial(agent.respond, dialogue, seed=_SEED.at(role="supporter", turn=turn))
+        for turn, dialogue in enumerate(dialogues, 1)
+    ]
     for reply in _repeatable(agent, calls, "respond"):
         _utterance(reply, "supporter", "respond")
     _without_thoughts(agent, lambda part, dialogue: part.respond(dialogue, seed=_SEED), "seeker", "respond")
@@ -82,10 +83,10 @@ def check_seeker(seeker: Any, scenario: Scenario | None = None) -> None:
     """
     _identity(seeker, Seeker, "a Seeker")
     person = scenario or _SCENARIO
-    calls: list[Callable[[], Awaitable[Any]]] = []
-    for turn, dialogue in enumerate((Dialogue(), *_dialogues("supporter"))):
-        seed = _SEED.at(role="seeker", turn=turn)
-        calls.append(lambda dialogue=dialogue, seed=seed: seeker.reply(person, dialogue, seed=seed))  # type: ignore[misc]
+    calls = [
+        partial(seeker.reply, person, dialogue, seed=_SEED.at(role="seeker", turn=turn))
+        for turn, dialogue in enumerate((Dialogue(), *_dialogues("supporter")))
+    ]
     replies = _repeatable(seeker, calls, "reply")
     for reply in replies:
         _utterance(reply, "seeker", "reply")
@@ -108,18 +109,13 @@ def check_critic(critic: Any, scenario: Scenario | None = None) -> None:
     """
     _identity(critic, Critic, "a Critic")
     person = scenario or _SCENARIO
-    calls: list[Callable[[], Awaitable[Any]]] = []
-    wanted: list[int] = []
-    for turn, dialogue in enumerate(_dialogues("seeker"), 1):
-        for votes in (1, 10):
-            seed = _SEED.at(role="critic", turn=turn)
-            wanted.append(votes)
-            calls.append(
-                lambda dialogue=dialogue, votes=votes, seed=seed: critic.judge(  # type: ignore[misc]
-                    person, dialogue, votes=votes, seed=seed
-                )
-            )
-    for ballot, votes in zip(_repeatable(critic, calls, "judge"), wanted, strict=True):
+    calls = [
+        partial(critic.judge, person, dialogue, votes=votes, seed=_SEED.at(role="critic", turn=turn))
+        for turn, dialogue in enumerate(_dialogues("seeker"), 1)
+        for votes in (1, 10)
+    ]
+    for place, ballot in enumerate(_repeatable(critic, calls, "judge")):
+        votes = (1, 10)[place % 2]
         _check(isinstance(ballot, Ballot), f"judge() must return a Ballot, not {type(ballot).__name__}")
         _check(
             1 <= len(ballot.votes) <= votes, f"asked for {votes} votes, judge() returned {len(ballot.votes)} of them"
@@ -188,10 +184,10 @@ def _identity(part: Any, protocol: type, name: str) -> None:
     _check(" at 0x" not in before, f"identity holds a memory address, which no other run has: {before}")
 
 
-def _repeatable(part: Any, calls: list[Callable[[], Awaitable[Any]]], method: str) -> list[Any]:
+def _repeatable(part: Any, calls: Sequence[Callable[[], Awaitable[Any]]], method: str) -> list[Any]:
     """The results of all calls: one by one, in reverse and at once they must be the same."""
 
-    async def in_order(some: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    async def in_order(some: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
         return [await call() for call in some]
 
     async def at_once() -> list[Any]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from esc_env.errors import SpecError
 from esc_env.protocols import Completion, Request, Usage
 
 __all__ = ["FakeChatModel"]
@@ -39,7 +40,7 @@ class FakeChatModel:
         name: str = "fake",
     ) -> None:
         if not callable(answers) and not answers and answers != "":
-            raise ValueError("FakeChatModel needs at least one answer")
+            raise SpecError("FakeChatModel needs at least one answer")
         self.answers = answers
         self.failures = dict(failures or {})
         self.latency = latency

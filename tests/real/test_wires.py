@@ -60,7 +60,7 @@ def test_a_seed_repeats_a_text_and_another_seed_gives_another(server: RealServer
     assert len(set(texts)) == 3
 
 
-@pytest.mark.filterwarnings("default::esc_env.models.choices.FewerChoicesWarning")  # told once per endpoint
+@pytest.mark.filterwarnings("default::esc_env.errors.FewerChoicesWarning")  # told once per endpoint
 @pytest.mark.parametrize("wire", WIRES)
 def test_ten_votes_come_from_a_server_of_eight_slots(server: RealServer, wire: str) -> None:
     assert SLOTS < 10

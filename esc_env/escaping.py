@@ -1,0 +1,19 @@
+"""Text of models and files where people read it: it stays text, and does nothing."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["one_line", "safe"]
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe(text: str) -> str:
+    """Text without control characters: each becomes `\N{REPLACEMENT CHARACTER}`. Newlines and tabs stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """The same on one line: any white space becomes one space."""
+    return " ".join(safe(text).split())
