@@ -37,8 +37,4 @@ class CallableAgent:
             said = await call(self.function, dialogue.as_chat("supporter"))
         except SystemExit as error:  # or one agent that calls exit() would end everybody's conversations
             raise RuntimeError(f"the function called exit({error.code!r})") from error
-        if isinstance(said, Reply):
-            return said
-        if not isinstance(said, str):
-            raise TypeError(f"an agent must return a str or a Reply, not {type(said).__name__}")
-        return Reply.parse(said)
+        return Reply.parse(said, "an agent")

@@ -19,9 +19,7 @@ from esc_env.protocols import Agent, Reply
 from esc_env.scenarios import mentions_self_harm
 from esc_env.seeds import Seed
 
-__all__ = ["SCRIPTED", "RuleBasedAgent", "key_phrases", "said_by", "skilled"]
-
-PHRASES = Path(__file__).with_name("phrases.json")
+__all__ = ["SCRIPTED", "RuleBasedAgent", "key_phrases", "said_by", "skilled", "wordings"]
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,;:!?()\"“”…—–]+")
 _LINKS = frozenset(
@@ -54,8 +52,9 @@ _YOURS = {"my": "your", "our": "your", "mine": "yours", "her": "her", "his": "hi
 
 
 @cache
-def _phrases() -> Any:
-    return json.loads(PHRASES.read_text(encoding="utf-8"))
+def wordings(name: str) -> Any:
+    """What the supporter of this name says."""
+    return json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))[name]
 
 
 def key_phrases(text: str) -> list[str]:
@@ -121,7 +120,7 @@ def skilled(chat: Sequence[ChatMessage], seed: Seed, *, lines: Mapping[str, Sequ
         seed: of the call; chooses among wordings.
         lines: wordings per move, with the slots {topic}, {detail} and {resource}; by default its own.
     """
-    wording = lines or _phrases()["skilled"]
+    wording = lines or wordings("skilled")
     heard, mine = said_by(chat, "user"), said_by(chat, "assistant")
     turn = len(mine) + 1
     phrases = [key_phrases(text if i == 0 else _told(text)) for i, text in enumerate(heard)]
@@ -166,31 +165,22 @@ def _plan(step: int, stories: int) -> str:
 
 
 def _template(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    lines = _phrases()["template"]
-    phrases = key_phrases(said_by(chat, "user")[-1]) or ["this"]
-    return _fill(lines[len(said_by(chat, "assistant")) % len(lines)], topic=phrases[0])
+    lines = wordings("template")
+    topics = key_phrases(said_by(chat, "user")[-1]) or ["this"]
+    return _fill(lines[len(said_by(chat, "assistant")) % len(lines)], topic=topics[0])
 
 
 def _advice(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    lines = _phrases()["advice"]
-    return str(lines[len(said_by(chat, "assistant")) % len(lines)])
-
-
-def _parrot(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    return said_by(chat, "user")[-1]
-
-
-def _silent(chat: Sequence[ChatMessage], seed: Seed) -> str:
-    return ""
+    return str(wordings("advice")[len(said_by(chat, "assistant")) % len(wordings("advice"))])
 
 
 def _random_strategy(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
-    strategies = _phrases()["random-strategy"]
+    strategies = wordings("random-strategy")
     strategy = sorted(strategies)[int(seed.uniform("strategy") * len(strategies))]
     lines = strategies[strategy]
-    phrases = key_phrases(said_by(chat, "user")[-1]) or ["this"]
+    topics = key_phrases(said_by(chat, "user")[-1]) or ["this"]
     line = lines[int(seed.uniform("line") * len(lines))]
-    return Reply(_fill(line, topic=phrases[0]), strategy=strategy)
+    return Reply(_fill(line, topic=topics[0]), strategy=strategy)
 
 
 @dataclass(frozen=True)
@@ -217,10 +207,10 @@ class RuleBasedAgent:
 
 
 _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] = {
-    "silent": _silent,
+    "silent": lambda chat, seed: "",
     "template": _template,
     "advice": _advice,
-    "parrot": _parrot,
+    "parrot": lambda chat, seed: said_by(chat, "user")[-1],
     "skilled": skilled,
     "random-strategy": _random_strategy,
 }

@@ -43,10 +43,7 @@ class Turn:
         return sum((self._usage[number] for number in sorted(self._usage)), Usage())
 
     async def speak(self, form: str) -> tuple[str, str | None]:
-        """(what the supporter writes on the chat itself, in the form of `format-{form}.txt`; why it ended).
-
-        The turn's one request.
-        """
+        """(what is written on the chat itself, in the form of `format-{form}.txt`; why it ended). The one request."""
         system = system_prompt(form, self.system)
         chat: list[ChatMessage] = [
             {"role": message["role"], "content": message["content"] if message["content"].strip() else "..."}

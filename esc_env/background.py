@@ -29,7 +29,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["GRACE", "call", "each", "hops", "run", "settle", "start", "together", "wait"]
+__all__ = ["GRACE", "call", "each", "hops", "run", "settle", "start", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -218,6 +218,22 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
     return hopping
 
 
+async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]], at_once: int) -> None:
+    """Work on every item, at most `at_once` at a time; the first error ends the others, and is raised as it is."""
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
 async def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call a user's function: async ones on this loop, sync ones in a worker thread, so that none blocks the others.
 
@@ -246,24 +262,3 @@ async def _in_thread(function: Callable[[], T]) -> T:
     outcome.set_running_or_notify_cancel()
     _Thread("esc-env-call", work).start()
     return await asyncio.wrap_future(outcome)
-
-
-async def together(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do them all at the same time; the first that fails cancels the others, and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(job)
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-
-
-async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]], at_once: int) -> None:
-    """Work on every item, at most `at_once` of them at the same time; a failure ends it as it ends `together`."""
-    waiting = iter(items)
-
-    async def worker() -> None:
-        for item in waiting:
-            await work(item)
-
-    await together(worker() for _ in range(at_once))

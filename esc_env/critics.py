@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from esc_env.background import call
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import BadCompletion, SpecError, did_you_mean
+from esc_env.errors import BadCompletion, SpecError, did_you_mean, one_of
 from esc_env.identity import code_digest, name_of
 from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
 from esc_env.models.options import told_apart
@@ -294,8 +294,7 @@ def _pick(values: tuple[float, ...], chances: list[float], draw: float) -> float
 
 
 def _check_voting(mode: str, temperature: float) -> None:
-    if mode not in get_args(CriticMode):
-        raise SpecError(f"no critic mode {mode!r}. {did_you_mean(str(mode), get_args(CriticMode))}")
+    one_of("critic_mode", mode, get_args(CriticMode))
     if not 0 <= temperature < float("inf"):
         raise SpecError(f"critic_temperature must be at least 0, not {temperature!r}")
     if mode == "logprobs" and not temperature > 0:

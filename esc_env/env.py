@@ -12,7 +12,6 @@ What both this env and `esc_env.vector` step is in `esc_env.episode`.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 import warnings
@@ -31,7 +30,7 @@ from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.episode import Draw, Episode, Observation, Outcome, Task
-from esc_env.errors import ScenarioError, one_of
+from esc_env.errors import ESCWarning, ScenarioError, one_of
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Seeker
 from esc_env.rendering import Console, show, transcript
@@ -41,8 +40,6 @@ from esc_env.seekers import resolve_seeker
 from esc_env.spaces import Chat, Utterance
 
 __all__ = ["ESCEnv"]
-
-_SPLITS = ("train", "valid", "test")
 
 
 class ESCEnv(gymnasium.Env[Observation, str]):
@@ -123,8 +120,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         render_mode: Literal["human", "ansi"] | None = None,
         **models: Unpack[ModelOptions],
     ) -> None:
-        arguments = inspect.getfullargspec(ESCEnv.__init__)
-        settings = ModelSettings.of(models, *arguments.args[1:], *arguments.kwonlyargs)
+        settings = ModelSettings.of(models, ESCEnv.__init__)
         one_of("dataset", dataset, ("esconv", "extes"))
         one_of("reward", reward, ("terminal", "dense"))
         one_of("on_error", on_error, ("raise", "truncate"))
@@ -204,12 +200,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         return None
 
     def put(self, episode: Episode, draw: Draw | None = None) -> Outcome:
-        """Let `episode` be the conversation that is held, as `reset` and `step` do once they have computed it.
-
-        Args:
-            episode: of this env's `task`.
-            draw: what began it, where it is a new one.
-        """
+        """Let an episode of this env's task be the one that is held; `draw` is what a new one began with."""
         if draw is not None:
             self._np_random, self._np_random_seed = draw.generator, draw.generator_seed
             self._shown = 0
@@ -240,6 +231,7 @@ def warn_of_limit(limit: int | None, rules: Rules) -> None:
         warnings.warn(
             f"max_episode_steps={limit} is less than max_turns={rules.max_turns}: such an episode is cut off before "
             f"its final reward is paid. Pass max_turns={limit} instead, which ends it with that reward",
+            ESCWarning,
             stacklevel=3,
         )
 
@@ -259,7 +251,7 @@ def _outer_limit(env: ESCEnv) -> int | None:
 def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> ScenarioSet:
     if isinstance(scenarios, (str, os.PathLike)):
         name = os.fspath(scenarios)
-        if name in _SPLITS:
+        if name in ("train", "valid", "test"):
             name = f"{dataset}:{name}"
         changed = Path(name).stat().st_mtime_ns if Path(name).is_file() else None
         return _loaded(name, persona, changed, os.environ.get("ESC_DATA"))

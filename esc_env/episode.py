@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -108,11 +108,7 @@ class Task:
     def draw(
         self, env: gymnasium.Env[Any, Any], seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> Draw:
-        """Scenario, seed and history of the next conversation, and the generator as it is after drawing them.
-
-        Args:
-            env: whose generator is drawn from where no seed is given.
-            seed, options: as `ESCEnv.reset` takes them.
+        """The next conversation of an env, drawn from its generator or by a seed; `options` as in `ESCEnv.reset`.
 
         Raises:
             ScenarioError: options that cannot be used.
@@ -166,12 +162,7 @@ class Task:
         return Episode(draw.scenario, draw.seed, dialogue, len(dialogue), usage=usage)
 
     def hear(self, episode: Episode | None, action: Any) -> Reply:
-        """An action as the supporter's reply.
-
-        Raises:
-            ActionError: it is no utterance.
-            ResetNeeded: there is no conversation, or it has ended.
-        """
+        """An action as the supporter's reply. Raises ActionError, or ResetNeeded where no conversation goes on."""
         if episode is None:
             raise ResetNeeded("there is no conversation yet; call reset() first")
         if episode.stop is not None:
@@ -216,8 +207,7 @@ class Task:
             "usage": _known(replace(episode.usage, models=()).to_json()),
         }
         if episode.failure is not None:
-            failure = episode.failure
-            info["error"] = {"role": failure.role, "kind": failure.kind, "message": failure.message}
+            info["error"] = asdict(episode.failure)
         elif episode.verdicts:
             info["verdict"] = _known(episode.verdicts[-1].to_json())
         return info

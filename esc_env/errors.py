@@ -18,15 +18,7 @@
     ├── ChairError           a seeker, critic or supporter model failed: carries the chair's role
     └── VectorStepError      some conversations of a vector step failed: carries indices and causes
 
-Each message says what was wrong, where, and what to do next. What goes on all the same is told by a warning:
-
-    ESCWarning (a UserWarning)
-    ├── AdaptedWarning       a server is asked in another way than was said
-    ├── FewerChoicesWarning  a server gives fewer choices a request, so that one call is several
-    ├── CompleteRunWarning   a run was complete already: the function that was given was not called
-    ├── TornLineWarning      the last line of a record file was cut off, and dropped
-    ├── FailedRowsWarning    completions got no reward
-    └── TrainingWarning      training shows a known sign of failure
+Each message says what was wrong, where, and what to do next. What goes on all the same is told by an `ESCWarning`.
 """
 
 from __future__ import annotations

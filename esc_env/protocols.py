@@ -89,10 +89,18 @@ class Reply:
     finish_reason: str | None = None
 
     @classmethod
-    def parse(cls, text: str, **details: Any) -> Reply:
-        """A reply from raw text: a think block, if any, becomes the thought."""
-        thought, content = split_thought(text)
-        return cls(content, thought, **details)
+    def parse(cls, said: object, who: str = "a supporter") -> Reply:
+        """A reply from raw text, in which a think block becomes the thought, or as it is.
+
+        Raises:
+            TypeError: `said`, by `who`, is neither a str nor a Reply.
+        """
+        if isinstance(said, Reply):
+            return said
+        if not isinstance(said, str):
+            raise TypeError(f"{who} must return a str or a Reply, not {type(said).__name__}")
+        thought, content = split_thought(said)
+        return cls(content, thought)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from esc_env.protocols import Verdict
 __all__ = ["Console", "show", "transcript"]
 
 _WIDTH = 80
-_NAMES = {"seeker": "Seeker", "supporter": "Supporter"}
 _STYLES = {"seeker": "bold cyan", "supporter": "bold green"}
 
 
@@ -49,7 +48,7 @@ def show(
         row = Table.grid(padding=(0, 1, 0, 0))
         row.add_column(width=10, no_wrap=True)
         row.add_column(overflow="fold")
-        row.add_row(Text(_NAMES[message.role], style=_STYLES[message.role]), said)
+        row.add_row(Text(message.role.capitalize(), style=_STYLES[message.role]), said)
         lines.append(row)
         done = position - opening
         if done >= 0 and done % 2 == 1 and done // 2 < len(verdicts):

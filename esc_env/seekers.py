@@ -81,12 +81,7 @@ class CallableSeeker:
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """Call it. Raises TypeError when it returns neither a str nor a Reply."""
-        said = await call(self.function, scenario, dialogue)
-        if isinstance(said, Reply):
-            return said
-        if not isinstance(said, str):
-            raise TypeError(f"a seeker must return a str or a Reply, not {type(said).__name__}")
-        return Reply.parse(said)
+        return Reply.parse(await call(self.function, scenario, dialogue), "a seeker")
 
 
 @dataclass(frozen=True)

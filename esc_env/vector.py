@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 Observations = tuple[Observation, ...]
 Flags = npt.NDArray[np.bool_]
+Outcomes = tuple[Observations, npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]
 
 _Done = tuple[Episode | None, tuple[Episode, Draw] | None]
 """What one env's part of a step came to: the episode after the action, and the next one where it was reset."""
@@ -133,9 +134,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
             self._steps[i] = 0
         return self._observations(), infos
 
-    def step(
-        self, actions: Sequence[str]
-    ) -> tuple[Observations, npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]:
+    def step(self, actions: Sequence[str]) -> Outcomes:
         """Say `actions[i]` in conversation i, in all of them at once.
 
         In `NEXT_STEP` mode the action of an env that is being reset is ignored.
@@ -219,9 +218,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         """Whether the step that is being made is the last that `max_episode_steps` allows."""
         return self.max_episode_steps is not None and bool(self._steps[i] + 1 >= self.max_episode_steps)
 
-    def _commit(
-        self, results: Sequence[_Done]
-    ) -> tuple[Observations, npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]:
+    def _commit(self, results: Sequence[_Done]) -> Outcomes:
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
@@ -274,10 +271,8 @@ def _gather(jobs: Mapping[int, Callable[[], Coroutine[Any, Any, T]]]) -> tuple[d
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    if isinstance(mode, AutoresetMode):
-        return mode
     for known in AutoresetMode:
-        if mode in (known.value, known.name):
+        if mode in (known, known.value, known.name):
             return known
     hint = did_you_mean(str(mode), [known.value for known in AutoresetMode])
     raise SpecError(f"autoreset_mode={mode!r} is not known. {hint}")

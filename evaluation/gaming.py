@@ -153,12 +153,8 @@ def _paraphrased(writer: str) -> Agent:
     return RuleBasedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
 
 
-def _attack(name: str, about: str, function: Attack) -> Probe:
-    return Probe(name, about, _scripted(name, function), high=0.05, upper=0.08)
-
-
-def _adaptive(name: str, about: str, function: Attack) -> Probe:
-    return Probe(name, about, _scripted(name, function), high=0.15)
+def _attack(name: str, about: str, function: Attack, high: float = 0.05, upper: float | None = 0.08) -> Probe:
+    return Probe(name, about, _scripted(name, function), high=high, upper=upper)
 
 
 def _probes() -> Iterator[Probe]:
@@ -172,15 +168,15 @@ def _probes() -> Iterator[Probe]:
     yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
     yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
     yield _attack("to the critic", "an instruction to the critic", _say(texts["instruction"]))
-    yield _adaptive("stage order", "eight generic sentences in stage order", in_order(range(8)))
+    yield _attack("stage order", "eight generic sentences in stage order", in_order(range(8)), 0.15, None)
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
         lambda: RuleBasedAgent("hill climbed", in_order(_climbed())),
         high=0.15,
     )
-    yield _adaptive("keyword salad", "cue words and this seeker's key words", _keyword_salad)
-    yield _adaptive("quoting", "quotes the seeker, then a generic sentence", _quoting)
+    yield _attack("keyword salad", "cue words and this seeker's key words", _keyword_salad, 0.15, None)
+    yield _attack("quoting", "quotes the seeker, then a generic sentence", _quoting, 0.15, None)
     yield Probe("template", "asks and mirrors, blind to the stage", SCRIPTED["template"], low=0.10, high=0.50)
     yield Probe("skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], low=0.70)
     yield Probe("paraphrased", "the same moves in another writer's words", partial(_paraphrased, "first"), low=0.55)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from esc_env.background import each, run, together
+from esc_env.background import each, run
 from esc_env.conversation import Chairs, Exchange, converse
 from esc_env.errors import RecordError
 from esc_env.folder import RunFolder
@@ -37,7 +37,7 @@ async def check_models(*seated: Any, votes: int = 1) -> None:
         ModelError: one does not answer; the message is one line that names the chair and what to set.
     """
     checks = {id(part): part.check for part in seated if hasattr(part, "check")}
-    await together(check(votes) for check in checks.values())
+    await each(checks.values(), lambda check: check(votes), len(checks))
 
 
 async def hold(

@@ -13,13 +13,7 @@ __all__ = ["cell", "table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> list[str]:
-    """The lines of a table; cells must be Markdown already (see `cell`).
-
-    Args:
-        columns: their titles.
-        rows: as many cells as columns each.
-        align: `l` or `r` for each column, such as `lrr`; as the reader's program likes where it says nothing.
-    """
+    """The lines of a table; cells must be Markdown already (see `cell`). `align` has `l` or `r` for each column."""
 
     def line(cells: Iterable[object]) -> str:
         return "|" + "".join(f" {each} |" if each != "" else " |" for _, each in zip(columns, cells, strict=True))

@@ -13,11 +13,9 @@ The same call resumes: conversations with an outcome are never held again, error
 
 from __future__ import annotations
 
-import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +24,6 @@ from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import CriticMode, resolve_critic
-from esc_env.datasets import load_scenarios
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
@@ -111,8 +108,7 @@ def evaluate(
     whole(trials=trials, limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
-    arguments = inspect.getfullargspec(evaluate)
-    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    settings = ModelSettings.of(models, evaluate)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
@@ -198,9 +194,9 @@ def _folder(path: str | Path) -> RunFolder:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
+    from esc_env.datasets import load_scenarios  # which `esc --help` does without
 
-    chosen = load_scenarios(scenarios)
-    chosen = replace(chosen, scenarios=chosen.scenarios[:limit])
+    chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")
     return chosen.with_persona(persona) if persona is not None else chosen

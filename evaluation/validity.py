@@ -7,7 +7,6 @@ supporter turns differ by at most one. *Source of the design:* protocol of the p
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +108,7 @@ def validate_critic(
         SpecError: the string names nothing, or the model is known not to take what it would be asked.
         ModelError: the critic's model does not answer; what was judged is kept in `out`.
     """
-    arguments = inspect.getfullargspec(validate_critic)
-    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    settings = ModelSettings.of(models, validate_critic)
     judge = resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options)
     rules = Rules()
     sides = [("helped", item) for item in helped] + [("failed", item) for item in failed]

@@ -22,16 +22,9 @@ if TYPE_CHECKING:
     from esc_env.rewards.model import RewardModelReward
 
 __all__ = [
-    "CombinedReward",
-    "Future",
-    "FutureReward",
-    "RandomReward",
-    "RewardModelReward",
-    "ThinkFormatReward",
-    "combine",
-    "grpo_row",
-    "value",
-]
+    "CombinedReward", "Future", "FutureReward", "RandomReward", "RewardModelReward", "ThinkFormatReward", "combine",
+    "grpo_row", "value",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -203,10 +203,9 @@ class FutureReward:
             ScenarioError: the context does not end with the seeker.
         """
         check_history(context)
-        first = Reply.parse(response) if isinstance(response, str) else response
         name = seed if isinstance(seed, Seed) else Seed(seed)
         gate = gate or asyncio.Semaphore(self.concurrency)
-        agent = _Begun(self.agent, first, len(context))
+        agent = _Begun(self.agent, Reply.parse(response), len(context))
 
         async def one(rollout: int) -> Future:
             named = name.at(rollout=name.rollout + rollout)

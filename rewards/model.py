@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
-from esc_env.errors import MissingExtra, SpecError, did_you_mean, whole
+from esc_env.errors import MissingExtra, SpecError, one_of, whole
 from esc_env.rewards.rows import Text, chat_of, raw_text, read_column, scenario_of
 
 try:
@@ -235,11 +235,10 @@ def _loaded(path: str | Path, device: str | None) -> Any:
 
 def _kind(config: Any, wanted: Kind | None) -> Kind:
     labels = config.num_labels
-    if wanted is not None and wanted not in get_args(Kind):
-        raise SpecError(f"no kind of reward model {wanted!r}. {did_you_mean(str(wanted), get_args(Kind))}")
     if labels not in (1, 2):
         raise SpecError(f"a reward model has one label (ranking, regression) or two (classification), not {labels}")
     told: Kind = "classification" if labels == 2 else "regression" if config.problem_type == "regression" else "ranking"
+    one_of("kind", wanted or told, get_args(Kind))
     if wanted is not None and (wanted == "classification") != (labels == 2):
         raise SpecError(f"kind {wanted!r} does not fit a model with {labels} label(s); this one is for {told}")
     return wanted or told

@@ -14,7 +14,7 @@ from esc_env.evaluation import evaluate
 
 ROOT = Path(__file__).parents[1]
 WRAPPED = {  # told of somebody's function or answer: they reach the user as a ChairError, a SupporterFailure, a model's
-    ("agents/callables.py", "RuntimeError"), ("agents/callables.py", "TypeError"), ("esc_env/seekers.py", "TypeError"),
+    ("agents/callables.py", "RuntimeError"), ("esc_env/protocols.py", "TypeError"),
     ("esc_env/models/wire.py", "TypeError"),
 }  # fmt: skip
 

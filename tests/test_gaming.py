@@ -105,7 +105,7 @@ def test_a_chat_model_judges_as_it_is_asked_to(tmp_path):
     assert {(call.max_tokens, call.temperature, call.n) for call in model.calls} == {(7, 0.9, 10)}
     with pytest.raises(RecordError, match="another critic"):
         validate_critic(model, helped, failed, out=tmp_path)
-    with pytest.raises(TypeError, match="Did you mean 'concurrency'"):
+    with pytest.raises(SpecError, match="Did you mean 'concurrency'"):
         validate_critic(model, helped, failed, concurency=3)  # type: ignore[call-arg]
     assert validate_critic(model, helped, failed, **asked) == validity
     assert len(model.calls) == 8

@@ -155,7 +155,7 @@ def test_a_critic_that_writes_one_token_takes_no_limit_on_it():
 
 @pytest.mark.parametrize("critic", ["builtin", lambda scenario, dialogue: "same", FakeChatModel()])
 def test_a_way_to_vote_that_there_is_not_is_refused_with_any_critic(critic, tmp_path):
-    with pytest.raises(SpecError, match=r"no critic mode 'vote'. Did you mean 'votes'"):
+    with pytest.raises(SpecError, match=r"critic_mode='vote' is not known. Did you mean 'votes'"):
         evaluate("builtin:silent", bank(1), critic=critic, critic_mode="vote", out=tmp_path / "run")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="critic_temperature must be at least 0, not -1"):
         gym.make("ESConv-v0", critic=critic, critic_temperature=-1)

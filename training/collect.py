@@ -14,7 +14,6 @@ A collection is a folder (see `esc_env.folder`):
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,8 +141,7 @@ def collect(
     if not 0 <= valid < 1:
         raise SpecError(f"valid must lie in [0, 1), not {valid}")
     one_of("source", source, get_args(Source))
-    arguments = inspect.getfullargspec(collect)
-    settings = ModelSettings.of(models, *arguments.args, *arguments.kwonlyargs)
+    settings = ModelSettings.of(models, collect)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     reward = FutureReward(

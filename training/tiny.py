@@ -17,16 +17,14 @@ Four things make so small a model usable, and none of them is part of the method
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esc_env.agents.scripted import PHRASES, RuleBasedAgent, key_phrases, said_by, skilled
+from esc_env.agents.scripted import RuleBasedAgent, key_phrases, said_by, skilled, wordings
 from esc_env.background import run
 from esc_env.conversation import Chairs
 from esc_env.critics import resolve_critic
@@ -92,7 +90,7 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
 
 def _well(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     """The move of the skilled supporter, with a thought that names it and what it is about."""
-    lines: Mapping[str, Sequence[str]] = _lines_of("skilled")
+    lines: Mapping[str, Sequence[str]] = wordings("skilled")
     plan = {move: (f"{move}\x1f{{topic}}\x1f{{detail}}\x1f{{resource}}",) for move in lines}
     move, topic, detail, resource = skilled(chat, seed, lines=plan).split("\x1f")
     slots = {"topic": topic, "detail": detail, "resource": resource}
@@ -102,17 +100,12 @@ def _well(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
 def _badly(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
     """Mostly advice for everybody, else a template question, or a strategy by chance."""
     kind = _pick(_POOR, seed.at(attempt=1))
-    lines = _lines_of(kind)
+    lines = wordings(kind)
     if kind == "random-strategy":
         kind = _pick(sorted(lines), seed.at(attempt=2))
         lines = lines[kind]
     topic = (key_phrases(said_by(chat, "user")[-1]) or ["this"])[0]
     return _filled(_pick(lines, seed), kind.lower().split()[0], {"topic": topic})
-
-
-@cache
-def _lines_of(kind: str) -> Any:
-    return json.loads(PHRASES.read_text(encoding="utf-8"))[kind]
 
 
 def _pick(options: Sequence[str], seed: Seed) -> str:

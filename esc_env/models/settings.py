@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from esc_env.errors import SpecError, did_you_mean
 from esc_env.models.budget import Budget
@@ -80,12 +82,12 @@ class ModelSettings:
             object.__setattr__(self, name, Path(getattr(self, name)))
 
     @classmethod
-    def of(cls, options: ModelOptions, *others: str) -> ModelSettings:
+    def of(cls, options: ModelOptions, given_to: Callable[..., Any] | None = None) -> ModelSettings:
         """The settings that keyword arguments give.
 
         Args:
             options: what a function got as `**models`.
-            others: names of the other arguments of that function, to suggest for a misspelt one.
+            given_to: that function, whose other arguments are suggested for a misspelt one.
 
         Raises:
             SpecError: an argument that is none of them, or a value that cannot be used.
@@ -93,6 +95,7 @@ class ModelSettings:
         names = [each.name for each in fields(cls)]
         for name in options:
             if name not in names:
+                others = signature(given_to).parameters.keys() - {"self", "models"} if given_to else ()
                 raise SpecError(f"there is no argument {name!r}. {did_you_mean(name, [*names, *others])}")
         return cls(**options)  # type: ignore[arg-type]  # str and Path are made one in __post_init__
 

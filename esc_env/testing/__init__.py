@@ -18,19 +18,9 @@ if TYPE_CHECKING:
     from esc_env.testing.fake_server import FakeServer, Fault, ServedRequest
 
 __all__ = [
-    "FakeChatModel",
-    "FakeServer",
-    "Fault",
-    "Faulty",
-    "ScriptedAgent",
-    "ScriptedCritic",
-    "ScriptedSeeker",
-    "ServedRequest",
-    "check_agent",
-    "check_chat_model",
-    "check_critic",
-    "check_seeker",
-]
+    "FakeChatModel", "FakeServer", "Fault", "Faulty", "ScriptedAgent", "ScriptedCritic", "ScriptedSeeker",
+    "ServedRequest", "check_agent", "check_chat_model", "check_critic", "check_seeker",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -104,31 +104,26 @@ class Faulty:
         identity: Mapping[str, Any] = self.chair.identity
         return identity
 
-    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
+    async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Any:
         """What the wrapped agent says."""
-        await self._called()
-        reply: Reply = await self.chair.respond(dialogue, seed=seed)
-        return reply
+        return await self._call("respond", dialogue, seed=seed)
 
-    async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
+    async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Any:
         """What the wrapped seeker says."""
-        await self._called()
-        reply: Reply = await self.chair.reply(scenario, dialogue, seed=seed)
-        return reply
+        return await self._call("reply", scenario, dialogue, seed=seed)
 
-    async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
+    async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Any:
         """How the wrapped critic votes."""
-        await self._called()
-        ballot: Ballot = await self.chair.judge(scenario, dialogue, votes=votes, seed=seed)
-        return ballot
+        return await self._call("judge", scenario, dialogue, votes=votes, seed=seed)
 
-    async def _called(self) -> None:
+    async def _call(self, method: str, *shown: Any, **named: Any) -> Any:
         self.calls += 1
         number = self.calls
         if self.latency:
             await asyncio.sleep(self.latency)
         if number in self.failures:
             raise self.failures[number]
+        return await getattr(self.chair, method)(*shown, **named)
 
 
 def _some(items: Sequence[Any], name: str) -> tuple[Any, ...]:
