@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esc_env.cli import AgentOption, CriticOption, SeekerOption
+from esc_env.cli_options import AgentOptions, Budget, Critic, Persona, Seeker, Temperature, grouped
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 from esc_env.escaping import safe
 
@@ -28,50 +27,30 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-class _Side(StrEnum):
-    SUPPORTER = "supporter"
-    SEEKER = "seeker"
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("chat")(_chat)
 
 
+@grouped
 def _chat(
-    side: Annotated[_Side, typer.Option("--as", help="Which side you take.")] = _Side.SUPPORTER,
+    *,
+    side: Annotated[Literal["supporter", "seeker"], typer.Option("--as", help="Which side you take.")] = "supporter",
     agent: Annotated[
         str, typer.Option(help="Who supports you, with --as seeker; as for `esc eval`.")
     ] = "builtin:skilled",
+    temperature: Temperature = 0.0,
+    agent_options: AgentOptions,
     scenarios: Annotated[
         str, typer.Option("--scenarios", "-s", help="Whom you may meet: builtin:test, or a file.")
     ] = "builtin:test",
-    scenario: Annotated[
-        str | None, typer.Option(help="Id of the one you meet. Default: one drawn by --seed.", show_default=False)
-    ] = None,
-    seeker: Annotated[str, typer.Option(help="Who plays that person; as for `esc eval`.")] = "builtin",
-    critic: Annotated[str, typer.Option(help="Who judges if it helped; as for `esc eval`.")] = "builtin",
-    persona: Annotated[
-        str | None,
-        typer.Option(
-            help="How the seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile.",
-            show_default=False,
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.0,
-    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
-    critic_temperature: Annotated[float, typer.Option(min=0, help="Of a critic that is a chat model.")] = 1.1,
-    agent_option: AgentOption = None,
-    seeker_option: SeekerOption = None,
-    critic_option: CriticOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Stop once so much is spent on models: '1 USD' or '50k tokens'.", show_default=False),
-    ] = None,
+    scenario: Annotated[str | None, typer.Option(help="Id of the one you meet. Default: one drawn by --seed.")] = None,
+    seeker: Seeker,
+    critic: Critic,
+    persona: Persona = None,
+    budget: Budget = None,
     max_turns: Annotated[int, typer.Option(min=1, help="T: how often you may speak.")] = 8,
-    seed: Annotated[
-        int | None, typer.Option(help="Repeats a conversation. Default: another one every time.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: another one every time.")] = None,
     reveal: Annotated[
         bool, typer.Option("--reveal", help="Show the critic's score and the seeker's hidden state.")
     ] = False,
@@ -88,28 +67,31 @@ def _chat(
     from esc_env.agents.spec import resolve_agent
     from esc_env.conversation import Chairs
     from esc_env.critics import resolve_critic
-    from esc_env.models import ModelSettings, read_options
+    from esc_env.models import ModelSettings
     from esc_env.rules import Rules
     from esc_env.seekers import resolve_seeker
 
-    if reveal and side is _Side.SEEKER:
+    if reveal and side == "seeker":
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
     if save is not None:
         _check_savable(save)  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
     number = secrets.randbelow(2**31) if seed is None else seed
     settings = ModelSettings(budget=budget)
-    if side is _Side.SEEKER:
-        options = read_options(agent_option or (), "agent")
-        held = _be_supported(console, resolve_agent(agent, settings, temperature=temperature, options=options), number)
+    if side == "seeker":
+        supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
+        held = _be_supported(console, supporter, number)
     else:
-        seeker_options = read_options(seeker_option or (), "seeker")
-        critic_options = read_options(critic_option or (), "critic")
         chairs = Chairs(
-            resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-            resolve_critic(critic, settings, temperature=critic_temperature, options=critic_options),
-            Rules(max_turns=max_turns, critic_temperature=critic_temperature),
-        )
+            resolve_seeker(
+                seeker["seeker"], settings, temperature=seeker["seeker_temperature"], options=seeker["seeker_options"]
+            ),
+            resolve_critic(
+                critic["critic"], settings, mode=critic["critic_mode"], temperature=critic["critic_temperature"],
+                options=critic["critic_options"],
+            ),
+            Rules(max_turns=max_turns),
+        )  # fmt: skip
         held = _support(console, scenarios, scenario, chairs, persona, number, reveal)
     if save is not None and held is not None:
         _append(save, *held)
@@ -117,13 +99,7 @@ def _chat(
 
 
 def _support(
-    console: Console,
-    scenarios: str,
-    wanted: str | None,
-    chairs: Chairs,
-    persona: str | None,
-    seed: int,
-    reveal: bool,
+    console: Console, scenarios: str, wanted: str | None, chairs: Chairs, persona: str | None, seed: int, reveal: bool
 ) -> tuple[Scenario, Dialogue]:
     from esc_env.background import run
     from esc_env.conversation import begin, exchange

@@ -21,25 +21,7 @@ import typer
 from esc_env.errors import ESCError
 from esc_env.escaping import one_line
 
-__all__ = ["AgentOption", "CriticOption", "SeekerOption", "build_app", "main"]
-
-_ASKED = "KEY=VALUE that {} that is a chat model is asked besides: {}. Repeat it for several (docs/models.md)."
-AgentOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--agent-option", "-M", show_default=False,
-        help=_ASKED.format("an agent", "max_tokens=16000, reasoning_effort=low, top_p=0.9, system=@FILE"),
-    ),
-]  # fmt: skip
-SeekerOption = Annotated[
-    list[str] | None,
-    typer.Option("--seeker-option", show_default=False, help=_ASKED.format("a seeker", "max_tokens=2000, top_p=0.9")),
-]
-CriticOption = Annotated[
-    list[str] | None,
-    typer.Option("--critic-option", show_default=False, help=_ASKED.format("a critic", "max_tokens=2000, top_p=0.9")),
-]
-"""What the commands take that seat chat models; `esc_env.models.read_options` reads it."""
+__all__ = ["build_app", "main"]
 
 
 def build_app() -> typer.Typer:
@@ -57,7 +39,12 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     for point in sorted(entry_points(group="esc_env.commands"), key=lambda point: point.name):
-        point.load()(app)
+        try:
+            register = point.load()
+        except (ImportError, AttributeError) as error:  # somebody's package, or ours in another version
+            _show_warning(f"the commands of {point.value} are left out: {error}. Install that package again")
+        else:
+            register(app)
     app.command("scenarios")(_scenarios)
     app.command("doctor")(_doctor)
     return app

@@ -132,9 +132,7 @@ class LLMCritic:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        one_of("critic_mode", self.mode, get_args(CriticMode))
-        if self.mode == "logprobs" and not self.temperature > 0:
-            raise SpecError("the temperature of a critic with mode 'logprobs' must be above 0; or use mode 'votes'")
+        _check_voting(self.mode, self.temperature)
 
     @property
     def deterministic(self) -> bool:
@@ -295,6 +293,14 @@ def _pick(values: tuple[float, ...], chances: list[float], draw: float) -> float
     return values[max(range(len(chances)), key=chances.__getitem__)]
 
 
+def _check_voting(mode: str, temperature: float) -> None:
+    one_of("critic_mode", mode, get_args(CriticMode))
+    if not 0 <= temperature < float("inf"):
+        raise SpecError(f"critic_temperature must be at least 0, not {temperature!r}")
+    if mode == "logprobs" and not temperature > 0:
+        raise SpecError("the temperature of a critic with mode 'logprobs' must be above 0; or use mode 'votes'")
+
+
 def resolve_critic(
     critic: str | Critic | Callable[..., Any],
     settings: ModelSettings | None = None,
@@ -309,7 +315,7 @@ def resolve_critic(
         critic: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMCritic`); `python:MODULE:NAME`
             (a Critic, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
-        mode, temperature: of a chat model that votes.
+        mode, temperature: of a chat model that votes; checked whoever the critic is.
         options: what a chat model is asked besides, such as `{"max_tokens": 2000, "top_p": 0.9}`.
 
     Raises:
@@ -317,6 +323,7 @@ def resolve_critic(
             take this mode, temperature or these options.
         MissingExtra: the packages that the model needs are not installed.
     """
+    _check_voting(mode, temperature)
     said = Options.of(options, "critic")
     if mode == "logprobs" and said.chair:
         raise SpecError(

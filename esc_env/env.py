@@ -72,7 +72,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         opening: `situation` (verbatim) or `seeker` (the seeker writes it).
         threshold: solved when the critic's score is greater. *Source:* PPDPP: 0.5.
         votes: how often the critic is asked. *Source:* PPDPP: 10.
-        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
+        critic_temperature: of the votes of a critic that is a chat model. *Source:* PPDPP: 1.1.
         critic_mode: how a critic that is a chat model votes: `votes` (sampled answers) or `logprobs` (one request for
             the distribution, votes drawn from it).
         seeker_temperature: of a seeker that is a chat model. Ours: 0.7.
@@ -126,7 +126,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         one_of("on_error", on_error, ("raise", "truncate"))
         if render_mode is not None:
             one_of("render_mode", render_mode, self.metadata["render_modes"])
-        rules = Rules(max_turns, threshold, votes, critic_temperature, opening, max_chars)
+        rules = Rules(max_turns, threshold, votes, opening, max_chars)
         chairs = Chairs(
             resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
             resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),

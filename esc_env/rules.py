@@ -70,7 +70,6 @@ class Rules:
         max_turns: T, exchanges before the conversation counts as not solved; at least 1. *Source:* RLFF-ESC: 8.
         threshold: solved when the mean vote is greater than this. *Source:* PPDPP: 0.5.
         votes: l, how often the critic is asked. *Source:* PPDPP: 10.
-        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         opening: `situation` (verbatim, no model call; PPDPP) or `seeker` (the seeker writes it).
         max_chars: longest supporter utterance. Ours: 8,000.
 
@@ -81,7 +80,6 @@ class Rules:
     max_turns: int = 8
     threshold: float = 0.5
     votes: int = 10
-    critic_temperature: float = 1.1
     opening: Literal["situation", "seeker"] = "situation"
     max_chars: int = 8000
 
@@ -89,8 +87,6 @@ class Rules:
         whole(max_turns=self.max_turns, votes=self.votes, max_chars=self.max_chars)
         if not -1 <= self.threshold < 1:
             raise SpecError(f"threshold must lie in [-1, 1), not {self.threshold!r}: a score is never above 1")
-        if not 0 <= self.critic_temperature < float("inf"):
-            raise SpecError(f"critic_temperature must be at least 0, not {self.critic_temperature!r}")
         one_of("opening", self.opening, ("situation", "seeker"))
 
     def count(self, ballot: Ballot) -> Verdict:

@@ -1,4 +1,4 @@
-"""`esc eval` and `esc leaderboard`."""
+"""`esc eval` and `esc leaderboard`, and where `esc validate` is added."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esc_env.cli import AgentOption, CriticOption, SeekerOption
+from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError
 from esc_env.escaping import one_line
+from esc_env.evaluation.cli_validate import app as validate
 
 if TYPE_CHECKING:
     from esc_env.evaluation.report import Report
@@ -23,27 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["print_table", "register"]
 
 
-class _CriticMode(StrEnum):
-    VOTES = "votes"
-    LOGPROBS = "logprobs"
-
-
-class _Opening(StrEnum):
-    SITUATION = "situation"
-    SEEKER = "seeker"
-
-
-class _Wire(StrEnum):
-    AUTO = "auto"
-    AIOHTTP = "aiohttp"
-    OPENAI = "openai"
-    LITELLM = "litellm"
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.command("leaderboard")(_leaderboard)
+    app.add_typer(validate, name="validate")
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -61,14 +46,15 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+@grouped
 def _eval(
     ctx: typer.Context,
+    *,
     config: Annotated[
         Path | None,
         typer.Option(
             help="A benchmark as a YAML file: agents with their options, and any other long option of this command; or "
             "the run.json of a run, to repeat it. What is typed here counts before it.",
-            show_default=False,
             is_eager=True,
             callback=_read_config,
         ),
@@ -80,7 +66,6 @@ def _eval(
             "-a",
             help="The supporter: builtin:NAME; a chat model, PROVIDER/NAME[@URL][#STYLE] or local:PATH; or "
             "python:MODULE:NAME for your own function or object. Repeat it for several. Default: all builtin ones.",
-            show_default=False,
         ),
     ] = None,
     scenarios: Annotated[
@@ -90,34 +75,14 @@ def _eval(
             "-s",
             help="Who is talked with: builtin:test, or a file of scenarios. Repeat it for several. "
             "Default: builtin:test.",
-            show_default=False,
         ),
     ] = None,
-    seeker: Annotated[
-        str,
-        typer.Option(
-            help="Who plays the person with the problem: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or "
-            "python:MODULE:NAME."
-        ),
-    ] = "builtin",
-    critic: Annotated[
-        str,
-        typer.Option(
-            help="Who judges whether the problem is solved: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), "
-            "or python:MODULE:NAME."
-        ),
-    ] = "builtin",
-    persona: Annotated[
-        str | None,
-        typer.Option(
-            help="How every seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
-            "Default: as each scenario says.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.", show_default=False)
-    ] = None,
+    temperature: Temperature = 0.0,
+    agent_options: AgentOptions,
+    seeker: Seeker,
+    critic: Critic,
+    persona: Persona = None,
+    limit: Limit = None,
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges before a conversation counts as not solved.")] = 8,
@@ -126,99 +91,26 @@ def _eval(
         float, typer.Option(min=-1, help="Solved when the critic's mean vote, from -1 to 1, is greater.")
     ] = 0.5,
     opening: Annotated[
-        _Opening, typer.Option(help="A conversation begins with the situation as written, or the seeker tells it.")
-    ] = _Opening.SITUATION,
+        Literal["situation", "seeker"],
+        typer.Option(help="A conversation begins with the situation as written, or the seeker tells it."),
+    ] = "situation",
     max_chars: Annotated[int, typer.Option(min=1, help="Longest reply of the supporter, in characters.")] = 8000,
     out: Annotated[
         Path | None,
         typer.Option(
             help="The run's folder; with several agents or scenario sets, a folder that gets one subfolder per run. "
-            "Default: runs/RUN_KEY.",
-            show_default=False,
+            "Default: runs/RUN_KEY."
         ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; the run that is there is kept beside it as NAME~1.")
     ] = False,
-    progress: Annotated[
-        bool | None,
-        typer.Option(
-            "--progress/--no-progress",
-            help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
-            show_default=False,
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Of agents that are chat models.")] = 0.0,
-    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
-    critic_temperature: Annotated[
-        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
-    ] = 1.1,
-    agent_option: AgentOption = None,
-    seeker_option: SeekerOption = None,
-    critic_option: CriticOption = None,
-    critic_mode: Annotated[
-        _CriticMode,
-        typer.Option(
-            help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of "
-            "one."
-        ),
-    ] = _CriticMode.VOTES,
-    concurrency: Annotated[
-        int,
-        typer.Option(min=1, help="Conversations held at the same time, and requests in flight per endpoint."),
-    ] = 64,
-    rpm: Annotated[
-        int | None,
-        typer.Option(min=1, help="Requests a minute per endpoint, at most.", show_default=False),
-    ] = None,
-    tpm: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens a minute per endpoint, at most.", show_default=False),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for one answer of a server, before it is asked again.")
-    ] = 60.0,
-    deadline: Annotated[
-        float | None,
-        typer.Option(help="Seconds for one call with all its retries. Default: 600.", show_default=False),
-    ] = None,
+    progress: Progress = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds for each run; what has not ended by then is dropped. The same command goes on.",
-            show_default=False,
-        ),
+        typer.Option(help="Seconds for each run; what has not ended by then is dropped. The same command goes on."),
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. The same command with "
-            "a larger one goes on.",
-            show_default=False,
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(help="Keep every request to a model and its answer in this file.", show_default=False),
-    ] = None,
-    replay: Annotated[
-        Path | None,
-        typer.Option(
-            help="Answer in the models' place from a recorded file; needs no key and no network. A request that is not "
-            "there is an error.",
-            show_default=False,
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Answer from this file what is there; ask for and keep the rest.", show_default=False),
-    ] = None,
-    wire: Annotated[
-        _Wire,
-        typer.Option(
-            help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
-        ),
-    ] = _Wire.AUTO,
+    models: Models,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
@@ -231,14 +123,13 @@ def _eval(
     from esc_env.evaluation.config import AgentConfig, Benchmark
     from esc_env.evaluation.holding import check_models
     from esc_env.evaluation.runner import evaluate
-    from esc_env.models import ModelOptions, ModelSettings, read_options
     from esc_env.progress import shown
     from esc_env.rules import Rules
 
     said: Benchmark = ctx.obj or Benchmark((), {})
     names = agent or ([] if said.agents else builtin_names())
     typed = str(getattr(ctx.get_parameter_source("temperature"), "name", "")) == "COMMANDLINE"
-    common = {**said.options.get("agent_options", {}), **read_options(agent_option or (), "agent")}
+    common = {**said.options.get("agent_options", {}), **agent_options}
     lineup = [
         AgentConfig(
             each.agent, temperature if typed or each.temperature is None else each.temperature,
@@ -246,21 +137,16 @@ def _eval(
         )
         for each in ([AgentConfig(name) for name in names] or said.agents)
     ]  # fmt: skip
-    seeker_options = {**said.options.get("seeker_options", {}), **read_options(seeker_option or (), "seeker")}
-    critic_options = {**said.options.get("critic_options", {}), **read_options(critic_option or (), "critic")}
-    models: ModelOptions = {
-        "concurrency": concurrency, "requests_per_minute": rpm, "tokens_per_minute": tpm, "timeout": timeout,
-        "deadline": deadline, "budget": budget, "record": record, "replay": replay, "cache": cache, "wire": wire.value,
-    }  # fmt: skip
-    settings = ModelSettings.of(models)
+    chairs = {**seeker, **critic}
+    for name in ("seeker_options", "critic_options"):
+        chairs[name] = {**said.options.get(name, {}), **chairs[name]}
     supporters = [
-        resolve_agent(each.agent, settings, temperature=each.temperature or 0.0, options=each.options)
-        for each in lineup
+        resolve_agent(each.agent, models, temperature=each.temperature or 0.0, options=each.options) for each in lineup
     ]
     if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
         run(check_models(*supporters))
     sources = scenarios or ["builtin:test"]
-    rules = Rules(max_turns, threshold, votes, critic_temperature, opening.value, max_chars)
+    rules = Rules(max_turns, threshold, votes, opening, max_chars)
     several = len(lineup) * len(sources) > 1
     complete = True
     for source in sources:
@@ -273,11 +159,9 @@ def _eval(
             folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
             with shown(f"{name} on {source}", progress) as told:
                 report = evaluate(
-                    name, source, seeker=seeker, critic=critic, rules=rules, persona=persona, limit=limit,
-                    trials=trials, seed=seed, out=folder, fresh=fresh, progress=told, critic_mode=critic_mode.value,
-                    seeker_temperature=seeker_temperature, temperature=each.temperature or 0.0,
-                    agent_options=each.options, seeker_options=seeker_options, critic_options=critic_options,
-                    time_limit=time_limit, **models,
+                    name, source, **chairs, rules=rules, persona=persona, limit=limit, trials=trials, seed=seed,
+                    out=folder, fresh=fresh, progress=told, temperature=each.temperature or 0.0,
+                    agent_options=each.options, time_limit=time_limit, **asdict(models),
                 )  # fmt: skip
             reports.append(report)
             resumed[report.run_key] = told.first.done if told.first else None

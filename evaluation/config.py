@@ -17,20 +17,20 @@ YAML, or JSON. The run.json of a run is such a file too: the same run again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from esc_env.errors import ConfigError, MissingExtra, did_you_mean
+from esc_env.config import Given, Section, build, read_file
+from esc_env.errors import ConfigError, did_you_mean
 from esc_env.models import ModelSettings
 from esc_env.rules import Rules
 
-__all__ = ["AgentConfig", "Benchmark", "read_config", "run_config"]
+__all__ = ["SHORT", "AgentConfig", "Benchmark", "read_config", "run_config"]
 
-_OWN = ("agent", "temperature", "options")
-_SHORT = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
+SHORT = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
+"""What files and command lines call these fields of `ModelSettings`."""
 _PLACES = ("record", "replay", "cache")
 """Settings that name files of this machine: no part of what is to be run again."""
 
@@ -72,65 +72,37 @@ def read_config(path: str | Path, known: Collection[str]) -> Benchmark:
 
     Raises:
         ConfigError: it cannot be read, or says what cannot be said; the message names file and place.
-        MissingExtra: it is YAML, and PyYAML is not installed.
     """
-    data = _parsed(Path(path))
-    if isinstance(data, dict) and data.get("kind") == "run":
+    data = read_file(Path(path))
+    if isinstance(data, Section) and data.get("kind") == "run":
         data = data.get("config")
         if data is None:
             raise ConfigError(
                 f"{path}: this run was started from Python with objects that no string names, or by an older esc-env, "
                 "so it cannot be repeated from here"
             )
-    if not isinstance(data, dict):
+    if not isinstance(data, Section):
         raise ConfigError(f"{path}: write names and values, such as `agents: [builtin:skilled]` (docs/cli.md)")
-    options = {str(name).replace("-", "_"): value for name, value in data.items()}
-    agents = options.pop("agents", [])
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"{path}: there is no option {name!r}. {did_you_mean(name, {*known, 'agents'})}")
-    listed = agents if isinstance(agents, list) else [agents]
-    return Benchmark(tuple(_agent(path, number, each) for number, each in enumerate(listed, 1)), options)
+    given = {name.replace("-", "_"): each for name, each in data.given().items()}
+    for name, each in given.items():
+        if name not in {*known, "agents"}:
+            raise ConfigError(f"{each.place} is no option. {did_you_mean(name, {*known, 'agents'})}")
+        if name.endswith("_options") and not isinstance(each.value, Section):
+            raise ConfigError(f"{each.place} must be names and values, not {each.value!r}")
+    agents = given.pop("agents", Given([], ""))
+    listed = agents.value if isinstance(agents.value, list) else [agents.value]
+    return Benchmark(
+        tuple(_agent(f"{agents.place}, number {number}", said) for number, said in enumerate(listed, 1)),
+        {name: each.value for name, each in given.items()},
+    )
 
 
-def _parsed(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is no text in UTF-8") from error
-    if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            if path.suffix == ".json":
-                raise ConfigError(f"{path}: not JSON ({error})") from error
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise MissingExtra("pyyaml", "llm") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-
-
-def _agent(path: str | Path, number: int, said: Any) -> AgentConfig:
+def _agent(place: str, said: Any) -> AgentConfig:
     if isinstance(said, str):
         return AgentConfig(said)
-    where = f"{path}: agents, number {number}"
-    if not isinstance(said, dict) or not isinstance(said.get("agent"), str):
-        raise ConfigError(f"{where}: write a string such as builtin:skilled, or `agent:` with one")
-    for name in said:
-        if name not in _OWN:
-            raise ConfigError(f"{where}: there is no {name!r}. {did_you_mean(str(name), _OWN)}")
-    temperature, options = said.get("temperature"), said.get("options") or {}
-    if temperature is not None and (isinstance(temperature, bool) or not isinstance(temperature, (int, float))):
-        raise ConfigError(f"{where}: temperature must be a number, not {temperature!r}")
-    if not isinstance(options, dict):
-        raise ConfigError(f"{where}: options must be names and values, such as {{max_tokens: 16000}}")
-    return AgentConfig(said["agent"], temperature, options)
+    if not isinstance(said, Section) or not isinstance(said.get("agent"), str):
+        raise ConfigError(f"{place}: write a string such as builtin:skilled, or `agent:` with one")
+    return build(AgentConfig, said.given("agents: "))
 
 
 def run_config(
@@ -166,7 +138,7 @@ def run_config(
 def _changed(value: Any, default: Any, left_out: Iterable[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass that are not as in `default`."""
     return {
-        _SHORT.get(each.name, each.name): getattr(value, each.name)
+        SHORT.get(each.name, each.name): getattr(value, each.name)
         for each in fields(value)
         if each.name not in left_out and getattr(value, each.name) != getattr(default, each.name)
     }

@@ -58,6 +58,7 @@ def evaluate(
     fresh: bool = False,
     progress: Told | None = None,
     critic_mode: CriticMode = "votes",
+    critic_temperature: float = 1.1,
     seeker_temperature: float = 0.7,
     temperature: float = 0.0,
     agent_options: Mapping[str, Any] | None = None,
@@ -76,7 +77,7 @@ def evaluate(
             `respond`, or `function(messages) -> str`; see `esc_env.agents.resolve_agent`.
         scenarios: a string (`builtin:test`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
-        rules: T, threshold, votes and their temperature, and so on; by default `Rules()`.
+        rules: T, threshold, votes and so on; by default `Rules()`.
         persona: how every seeker meets help; None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         trials: conversations per scenario, at least 1, each with its own seed.
@@ -85,6 +86,7 @@ def evaluate(
         fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
         progress: called with a `Progress` before anything runs, after every exchange and as every conversation ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
+        critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
         agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
             `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
@@ -111,9 +113,7 @@ def evaluate(
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
         resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-        resolve_critic(
-            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
-        ),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
         rules,
     )
     chosen = _choose(scenarios, limit, persona)
@@ -121,6 +121,7 @@ def evaluate(
         agent=agent, temperature=temperature, agent_options=Options.of(agent_options, "agent").plain,
         scenarios=scenarios, seeker=seeker, seeker_temperature=seeker_temperature,
         seeker_options=Options.of(seeker_options, "seeker").plain, critic=critic, critic_mode=critic_mode,
+        critic_temperature=critic_temperature,
         critic_options=Options.of(critic_options, "critic").plain, rules=rules, persona=persona, limit=limit,
         trials=trials, seed=seed, settings=settings,
     )  # fmt: skip
@@ -193,7 +194,7 @@ def _folder(path: str | Path) -> RunFolder:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
-    from esc_env.datasets import load_scenarios  # `esc --help` does without
+    from esc_env.datasets import load_scenarios  # which `esc --help` does without
 
     chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):

@@ -7,17 +7,19 @@ supporter turns differ by at most one. *Source of the design:* protocol of the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from esc_env.background import run
-from esc_env.critics import resolve_critic
+from esc_env.background import each, run
+from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import RecordError, ScenarioError
+from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.statistics import auc, auc_estimate
+from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic
 from esc_env.records import FolderLock, RecordWriter, read_records, write_json
@@ -82,6 +84,10 @@ def validate_critic(
     seed: int = 0,
     out: Path | None = None,
     progress: Told | None = None,
+    critic_mode: CriticMode = "votes",
+    critic_temperature: float = 1.1,
+    critic_options: Mapping[str, Any] | None = None,
+    **models: Unpack[ModelOptions],
 ) -> Validity:
     """Judge human conversations with a known outcome, and say how well the scores tell them apart.
 
@@ -91,13 +97,19 @@ def validate_critic(
         failed: those in which the supporter did not.
         seed: of the votes.
         out: a folder that keeps every judgement; the same call goes on where it stopped.
-        progress: called with a `Progress` before every judgement and after the last.
+        progress: called with a `Progress` before the first judgement and after each.
+        critic_mode, critic_temperature, critic_options: of a critic that is a chat model; see `evaluate`.
+        models: how chat models are called: the fields of `esc_env.models.ModelSettings`. `concurrency` is also how many
+            conversations are judged at the same time.
 
     Raises:
         ScenarioError: a scenario has no dialogue, or one side is empty.
         RecordError: the folder holds judgements of another critic or other votes.
+        SpecError: the string names nothing, or the model is known not to take what it would be asked.
+        ModelError: the critic's model does not answer; what was judged is kept in `out`.
     """
-    judge = resolve_critic(critic)
+    settings = ModelSettings.of(models, validate_critic)
+    judge = resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options)
     rules = Rules()
     sides = [("helped", item) for item in helped] + [("failed", item) for item in failed]
     for side, item in sides:
@@ -111,21 +123,22 @@ def validate_critic(
     fingerprint = Fingerprint({"critic": dict(judge.identity), "votes": rules.votes, "seed": seed}).digest
     scores: dict[str, float] = {}
 
-    async def judged(item: Scenario) -> float:
-        assert item.dialogue is not None  # checked above
-        name = Seed(episode_seed(seed, item.id, 0), role="critic", turn=item.dialogue.turns)
-        ballot = await judge.judge(item, item.dialogue, votes=rules.votes, seed=name)
-        verdict = rules.count(ballot)
-        return verdict.score if verdict.expected is None else verdict.expected
-
     def work(keep: Callable[[str, float], None]) -> None:
-        for done, (_, item) in enumerate(sides):
+        def tell() -> None:
             if progress:
-                progress(Progress(done, len(sides), "judgements"))
-            if item.id not in scores:
-                keep(item.id, run(judged(item)))
-        if progress:
-            progress(Progress(len(sides), len(sides), "judgements"))
+                progress(Progress(len(scores), len(sides), "judgements"))
+
+        async def judge_one(item: Scenario) -> None:
+            assert item.dialogue is not None  # checked above
+            name = Seed(episode_seed(seed, item.id, 0), role="critic", turn=item.dialogue.turns)
+            verdict = rules.count(await judge.judge(item, item.dialogue, votes=rules.votes, seed=name))
+            keep(item.id, verdict.score if verdict.expected is None else verdict.expected)
+            tell()
+
+        tell()
+        if missing := [item for _, item in sides if item.id not in scores]:
+            run(check_models(judge, votes=rules.votes))
+            run(each(missing, judge_one, min(settings.concurrency, len(missing))))
 
     if out is None:
         work(scores.__setitem__)

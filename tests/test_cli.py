@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 from conftest import bank
@@ -389,6 +390,16 @@ def test_help_is_quick_and_loads_no_package_of_models_or_scenarios():
     assert "loaded []" in done.stderr
     for command in ("eval", "leaderboard", "chat", "scenarios", "doctor"):
         assert command in done.stdout
+
+
+def test_commands_that_are_not_there_are_named_and_cost_no_other_command(esc, monkeypatch):
+    points = [EntryPoint("a", value, "esc_env.commands") for value in ("no_such:register", "esc_env.agents.cli:gone")]
+    points.append(EntryPoint("b", "esc_env.evaluation.cli:register", "esc_env.commands"))
+    monkeypatch.setattr("esc_env.cli.entry_points", lambda group: points)
+    code, out, err = esc("eval", "--help")
+    assert (code, "Benchmark agents" in out) == (0, True)
+    assert "the commands of no_such:register are left out" in err
+    assert "the commands of esc_env.agents.cli:gone are left out" in err
 
 
 def test_a_reader_that_leaves_early_is_no_error(here):

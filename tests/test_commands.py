@@ -16,8 +16,7 @@ from typer.main import get_command
 from esc_env.cli import build_app, main
 from esc_env.specs import parse_spec
 from esc_env.training.ablate import ARMS
-from esc_env.training.config import GRPOStage, Models, RewardModelStage, SFTStage
-from esc_env.training.reading import apart, parse, read_pipeline
+from esc_env.training.config_loading import read_pipeline
 
 pytestmark = pytest.mark.full
 
@@ -26,7 +25,6 @@ PAGES = [
     *(ROOT / "docs" / f"{name}.md" for name in ("training", "rewards", "tiny")),
     *sorted((ROOT / "training").glob("*.py")),
 ]
-STAGES: dict[str, type[Any]] = {"sft": SFTStage, "rm": RewardModelStage, "grpo": GRPOStage}
 LINE = re.compile(
     r"""\s*(?:esc|.*accelerate\ launch\ .*"\$\(command\ -v\ esc\)")  # alone, or on several GPUs
     \s+((?:eval|collect|train)\s.*?)
@@ -52,11 +50,10 @@ def test_a_command_line_of_the_documentation_is_taken(line: str) -> None:
         given = context.params.get(chair) or []
         for spec in [given] if isinstance(given, str) else given:
             parse_spec(spec)
-    if kind := STAGES.get(command.name):
-        calls, others = apart(context.args, Models)
-        assert not calls or kind is GRPOStage
-        parse(Models, {}, calls)
-        parse(kind, {}, others)
+    if command.name in ("sft", "rm", "grpo"):
+        setting = read_pipeline(context.params["preset"], context.args, stage=command.name).setting
+        for spec in (setting.seeker, setting.critic):
+            parse_spec(spec)
     elif command.name in ("pipeline", "ablate"):
         read_pipeline(context.params["preset"], context.args)
 
@@ -65,6 +62,21 @@ def test_there_are_such_lines() -> None:
     with_lines = {page.name for page in PAGES if shown(page)}
     stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py"}
     assert with_lines >= {"training.md", "rewards.md", *stages}
+
+
+@pytest.mark.parametrize("command", ["sft", "rm", "grpo", "pipeline", "ablate"])
+def test_the_help_of_a_command_says_what_each_field_is_and_its_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", command, "--help"])
+    told = capsys.readouterr().out.partition("Fields, as --name value:")[2]
+    fields = {text.split()[0]: " ".join(text.split()[1:]) for text in re.findall(r"^  --.*(?:\n   .*)*", told, re.M)}
+    assert all(re.match(r".+ \[default: .+\]$", text) for text in fields.values()), fields
+    wanted = {"sft": ("max-length", "style"), "rm": ("delta",), "grpo": ("beta", "budget", "seeker-options", "valid")}
+    for name in (*wanted.get(command, ("skip", "rpm")), "model", "seed"):
+        assert fields[f"--{name}"]
+    assert "Source" not in told
 
 
 def test_the_help_of_ablate_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

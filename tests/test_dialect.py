@@ -216,9 +216,7 @@ def test_a_temperature_that_is_refused_ends_the_run_before_it_starts(tmp_path, c
 
     with FakeServer(vote, refuses=refuses) as server:
         chairs: Any = {"agent": "builtin:silent", chair: f"openai/m@{server.url}"}
-        from esc_env.rules import Rules
-
-        options: Any = {"temperature": 0.25, "seeker_temperature": 0.25, "rules": Rules(critic_temperature=0.25)}
+        options: Any = {"temperature": 0.25, "seeker_temperature": 0.25, "critic_temperature": 0.25}
         with pytest.raises(SpecError, match=f"{chair}: .*0.25 with this model.*{told}"):
             evaluate(**chairs, scenarios=bank(1), out=tmp_path / "run", **options)
     assert len(server.requests) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
-from esc_env.errors import RecordError, ScenarioError, SpecError
+from esc_env.errors import ModelUnavailable, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
 from esc_env.evaluation.holding import hold
 from esc_env.evaluation.statistics import auc_estimate
 from esc_env.evaluation.validity import validate_critic
+from esc_env.testing import FakeChatModel
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -91,6 +94,51 @@ def test_judging_goes_on_where_it_stopped_and_refuses_another_critics_folder(tmp
     assert CountsWarmth.calls == before
     with pytest.raises(RecordError, match="another critic"):
         validate_critic(lambda scenario, dialogue: "same", helped, failed, out=tmp_path)
+
+
+def test_a_chat_model_judges_as_it_is_asked_to(tmp_path):
+    helped, failed = ([talk(f"{word}{i}", 3, word) for i in range(4)] for word in ("warm", "cold"))
+    model: Any = FakeChatModel(lambda call, _: "C" if "warm" in str(call) else "A")
+    asked: dict[str, Any] = {"critic_options": {"max_tokens": 7}, "critic_temperature": 0.9, "out": tmp_path}
+    validity = validate_critic(model, helped, failed, **asked)
+    assert validity.raw.value == 1.0
+    assert {(call.max_tokens, call.temperature, call.n) for call in model.calls} == {(7, 0.9, 10)}
+    with pytest.raises(RecordError, match="another critic"):
+        validate_critic(model, helped, failed, out=tmp_path)
+    with pytest.raises(SpecError, match="Did you mean 'concurrency'"):
+        validate_critic(model, helped, failed, concurency=3)  # type: ignore[call-arg]
+    assert validate_critic(model, helped, failed, **asked) == validity
+    assert len(model.calls) == 8
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_as_many_conversations_are_judged_at_a_time_as_are_asked_for(concurrency):
+    helped, failed = ([talk(f"{word}{i}", 3, word) for i in range(4)] for word in ("warm", "cold"))
+    alive: list[int] = []
+
+    class Slow(CountsWarmth):
+        at_once = 0
+
+        async def judge(self, *conversation, **how):
+            self.at_once += 1
+            alive.append(self.at_once)
+            await asyncio.sleep(0.01)
+            self.at_once -= 1
+            return await super().judge(*conversation, **how)
+
+    told: list[int] = []
+    validate_critic(Slow(), helped, failed, concurrency=concurrency, progress=lambda at: told.append(at.done))
+    assert max(alive) == concurrency
+    assert told == [*range(9)]
+
+
+def test_a_critic_that_stops_answering_keeps_what_it_judged(tmp_path):
+    helped, failed = ([talk(f"{word}{i}", 3, word) for i in range(4)] for word in ("warm", "cold"))
+    model: Any = FakeChatModel("B", failures={6: ModelUnavailable("no answer")})
+    with pytest.raises(ModelUnavailable, match="no answer"):
+        validate_critic(model, helped, failed, out=tmp_path, concurrency=1)
+    assert validate_critic(model, helped, failed, out=tmp_path).pairs == 16
+    assert len(model.calls) == 9, "five judged, one that failed, and then the three that were left"
 
 
 def test_conversations_that_cannot_be_compared_are_refused():

@@ -414,7 +414,7 @@ def test_the_fingerprint_holds_what_the_agent_faces_and_nothing_of_how_models_ar
     assert faced["seeker"]["prompts"]
     assert faced["critic"]["model"] == {"provider": "fake", "name": "judge"}
     for other in (
-        {"rules": Rules(max_turns=3, critic_temperature=0.9)},
+        {"critic_temperature": 0.9},
         {"seeker_temperature": 0.2},
         {"critic": "python:my_models:helper"},
         {"temperature": 0.5},

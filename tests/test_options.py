@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from conftest import bank
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
 from esc_env import Dialogue, Message
 from esc_env.agents import resolve_agent
-from esc_env.cli import main
+from esc_env.cli import build_app, main
 from esc_env.critics import resolve_critic
 from esc_env.errors import ConfigError, SpecError
 from esc_env.evaluation import evaluate
@@ -151,6 +153,23 @@ def test_a_critic_that_writes_one_token_takes_no_limit_on_it():
         resolve_critic(model, options={"system": "Be kind."})
 
 
+@pytest.mark.parametrize("critic", ["builtin", lambda scenario, dialogue: "same", FakeChatModel()])
+def test_a_way_to_vote_that_there_is_not_is_refused_with_any_critic(critic, tmp_path):
+    with pytest.raises(SpecError, match=r"critic_mode='vote' is not known. Did you mean 'votes'"):
+        evaluate("builtin:silent", bank(1), critic=critic, critic_mode="vote", out=tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="critic_temperature must be at least 0, not -1"):
+        gym.make("ESConv-v0", critic=critic, critic_temperature=-1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_temperature_of_votes_is_nothing_to_a_critic_that_has_none(tmp_path):
+    faced = [
+        evaluate("builtin:silent", bank(1), critic_temperature=heat, out=tmp_path / str(heat)).fingerprint
+        for heat in (0.5, 1.1)
+    ]
+    assert faced[0] == faced[1]
+
+
 @pytest.mark.parametrize("style", ["standard", "think", "cot", "self-refine", "lookahead"])
 def test_a_system_prompt_of_ones_own_stands_in_every_request_of_every_style(style, tmp_path):
     from esc_env.agents import ChatAgent
@@ -233,6 +252,37 @@ def runs(folder: Path) -> dict[str, Any]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("**/run.json"))}
 
 
+def test_an_option_that_commands_share_is_the_same_in_all():
+    commands: Any = get_command(build_app())
+    eval_, collect, chat = (commands.commands[name] for name in ("eval", "collect", "chat"))
+    critic = commands.commands["validate"].commands["critic"]
+    options = [
+        {each.name: (each.help, each.default) for each in one.params if hasattr(each, "help")}
+        for one in (eval_, collect, critic, chat)
+    ]
+    shared = "concurrency rpm tpm timeout deadline budget record replay cache wire progress".split()
+    voting = "critic critic_option critic_mode critic_temperature".split()
+    for other, names in zip(options[1:], ([*shared, *voting, "seeker"], [*shared, *voting], voting), strict=True):
+        assert {name: other[name] for name in names} == {name: options[0][name] for name in names}
+
+
+def test_the_critic_that_is_validated_is_asked_as_it_is_in_a_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "judges.py").write_text("from esc_env.testing import FakeChatModel\njudge = FakeChatModel('B')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("helped", "failed"):
+        said = [{"role": "seeker", "content": "I am sad."}, {"role": "supporter", "content": "Why?"}]
+        told = {"id": name, "situation": "I am sad.", "dialogue": said}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(told), encoding="utf-8")
+    files = ["--helped", tmp_path / "helped.jsonl", "--failed", tmp_path / "failed.jsonl"]
+    asked = ["--critic", "python:judges:judge", "--critic-option", "max_tokens=9", "--critic-temperature", 0.5]
+    assert esc("validate", "critic", *files, *asked, "--record", tmp_path / "kept.db") == 0
+    assert esc("validate", "critic", *files, *asked, "--replay", tmp_path / "kept.db", "--concurrency", 2) == 0
+    out = capsys.readouterr().out
+    assert out.count("AUC, raw                                   0.500") == 2
+    calls = sys.modules["judges"].judge.calls
+    assert {(call.max_tokens, call.temperature) for call in calls} == {(9, 0.5)}
+
+
 def test_a_whole_benchmark_stands_in_one_file_and_the_command_line_counts_before_it(tmp_path, capsys):
     file = tmp_path / "bench.yaml"
     file.write_text("agents: [builtin:skilled, {agent: builtin:silent}]\nlimit: 2\nmax-turns: 3\nseed: 7\nvotes: 4\n")
@@ -294,6 +344,8 @@ def test_agents_of_one_file_each_have_their_own_options(server, tmp_path):
         ("agents: [{name: x}]", "agents, number 1"),
         ("agents: [{agent: x, option: {}}]", "Did you mean 'options'"),
         ("agents: [{agent: x, temperature: hot}]", "temperature must be a number"),
+        ("seed: 1\ncritic_options: 5", "line 2: critic_options must be names and values, not 5"),
+        ("seed: 1\nseed: 2", "'seed' stands here twice"),
         ("a: [", "not YAML"),
     ],
 )
@@ -301,7 +353,7 @@ def test_a_file_that_makes_no_sense_is_refused_with_its_place(tmp_path, text, to
     file = tmp_path / "bench.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
-        read_config(file, {"limit", "seed"})
+        read_config(file, {"limit", "seed", "critic_options"})
     assert told in str(refused.value)
     assert str(file) in str(refused.value)
 

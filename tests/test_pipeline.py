@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from tiny_models import CHATML, save_model
 from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
-from esc_env.evaluation.runner import evaluate
+from esc_env.evaluation.runner import evaluate, read_run
 from esc_env.models.budget import spent
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
 from esc_env.training.collect import collect
+from esc_env.training.config import Setting
+from esc_env.training.config_loading import presets, read_pipeline
 from esc_env.training.outcome import gain, texture
 from esc_env.training.pipeline import run_pipeline
-from esc_env.training.reading import presets, read_pipeline
+from esc_env.training.stage import asked
 
 pytestmark = [
     pytest.mark.full,
@@ -279,6 +282,33 @@ def test_a_budget_holds_for_all_stages_of_a_pipeline_together(
     assert ["collect"] in reached
     assert ["collect", "grpo", "valid"] in reached
     assert report["evaluation"]["grpo"]["conversations"] == 2
+
+
+def test_every_chair_is_asked_what_its_options_say_in_every_stage(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "optioned.py").write_text(PAID, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    chairs = ["--seeker=python:optioned:seeker", "--seeker-options", "max_tokens=9", "stop=END", "--grpo.reward=future"]
+    agents = ["--agent-options", "max_tokens=5", "system=Be kind.", "--skip", "sft", "--evaluate.personas", "none"]
+    other = ["--evaluate.seeker=python:optioned:seeker", "--evaluate.seeker-options", "max_tokens=11"]
+
+    def pipeline(*more: str) -> None:
+        config = read_pipeline("qwen2.5-0.5b", arguments(world, *chairs, *agents, *more))
+        run_pipeline(config, tmp_path / "run", told=lambda line: None)
+
+    pipeline("--skip", "sft", "evaluate")
+    optioned: Any = sys.modules["optioned"]
+    assert {(call.max_tokens, call.stop) for call in optioned.seeker.calls} == {(9, ("END",))}
+    valid = read_run(tmp_path / "run" / "valid" / "checkpoint-1")
+    assert valid.replies.max_tokens == 5
+    with pytest.raises(ProtocolMismatch, match=r"evaluate\.seeker_options.*max_tokens.* 11"):
+        pipeline(*other)
+    with pytest.raises(ProtocolMismatch, match=r"setting\.seeker_options.*max_tokens.*9.* 7"):
+        pipeline("--seeker-options", "max_tokens=7")
+    with pytest.raises(SpecError, match=r"the policy takes no option 'top_pp'. Did you mean 'top_p'"):
+        pipeline("--agent-options", "top_pp=1")
+    assert asked(Setting(agent_options={"system": "Be kind."})).startswith("Be kind.")
 
 
 def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path, capsys: Any) -> None:

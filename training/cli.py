@@ -1,35 +1,20 @@
-"""`esc collect`, and where `esc train` is added."""
+"""`esc collect` and `esc train sft|rm|grpo|pipeline|ablate|presets`, where every field is an option."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from esc_env.cli import AgentOption, CriticOption, SeekerOption
-from esc_env.training.train import app as train
+from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
+from esc_env.progress import again
+from esc_env.training.config import STAGES
+from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
 
 __all__ = ["register"]
-
-
-class _CriticMode(StrEnum):
-    VOTES = "votes"
-    LOGPROBS = "logprobs"
-
-
-class _Source(StrEnum):
-    AUTO = "auto"
-    HUMAN = "human"
-    SIMULATED = "simulated"
-
-
-class _Wire(StrEnum):
-    AUTO = "auto"
-    AIOHTTP = "aiohttp"
-    OPENAI = "openai"
-    LITELLM = "litellm"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +23,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(train, name="train")
 
 
+@grouped
 def _collect(
+    *,
     agent: Annotated[
         str,
         typer.Option(
@@ -52,108 +39,47 @@ def _collect(
     scenarios: Annotated[
         str, typer.Option("--scenarios", "-s", help="Who is talked with: builtin:train, esconv:train, or a file.")
     ] = "builtin:train",
-    seeker: Annotated[
-        str,
-        typer.Option(help="Who plays the person: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), python:…"),
-    ] = "builtin",
-    critic: Annotated[
-        str, typer.Option(help="Who judges relief: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), python:…")
-    ] = "builtin",
+    temperature: Temperature = 0.7,
+    agent_options: AgentOptions,
+    seeker: Seeker,
+    critic: Critic,
     source: Annotated[
-        _Source,
+        Literal["auto", "human", "simulated"],
         typer.Option(
             help="Contexts: prefixes of the human dialogues, of conversations simulated on the spot, or (auto) of the "
             "human dialogue where a scenario has one."
         ),
-    ] = _Source.AUTO,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.", show_default=False)
-    ] = None,
+    ] = "auto",
+    limit: Limit = None,
     contexts: Annotated[
-        int | None, typer.Option(min=1, help="So many contexts, drawn by --seed. Default: all.", show_default=False)
+        int | None, typer.Option(min=1, help="So many contexts, drawn by --seed. Default: all.")
     ] = None,
     candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses per context.")] = 4,
     rollouts: Annotated[int, typer.Option("--rollouts", "-k", min=1, help="K: futures per response.")] = 1,
     horizon: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="T of a future, its response's exchange included. Default: --max-turns.", show_default=False
-        ),
+        int | None, typer.Option(min=1, help="T of a future, its response's exchange included. Default: --max-turns.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
     valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a conversation, and of a future.")] = 8,
-    temperature: Annotated[float, typer.Option(min=0, help="Of an agent that is a chat model.")] = 0.7,
-    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
-    critic_temperature: Annotated[
-        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
-    ] = 1.1,
-    critic_mode: Annotated[
-        _CriticMode,
-        typer.Option(help="A critic that is a chat model gives ten sampled votes, or draws them from one answer."),
-    ] = _CriticMode.VOTES,
-    agent_option: AgentOption = None,
-    seeker_option: SeekerOption = None,
-    critic_option: CriticOption = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at the same time.")] = 64,
-    rpm: Annotated[
-        int | None, typer.Option(min=1, help="Requests a minute per endpoint, at most.", show_default=False)
-    ] = None,
-    tpm: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a minute per endpoint, at most.", show_default=False)
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer of a server.")] = 60.0,
-    deadline: Annotated[
-        float | None,
-        typer.Option(help="Seconds for one call with all its retries. Default: 600.", show_default=False),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'.", show_default=False
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="Keep every request to a model and its answer here.", show_default=False)
-    ] = None,
-    replay: Annotated[
-        Path | None, typer.Option(help="Answer in the models' place from a recorded file.", show_default=False)
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Answer from this file what is there; keep the rest.", show_default=False)
-    ] = None,
-    wire: Annotated[_Wire, typer.Option(help="How requests travel.")] = _Wire.AUTO,
-    progress: Annotated[
-        bool | None,
-        typer.Option(
-            "--progress/--no-progress",
-            help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
-            show_default=False,
-        ),
-    ] = None,
+    models: Models,
+    progress: Progress = None,
 ) -> None:
     """Sample responses to contexts and simulate what becomes of them: the data of a reward model.
 
     Every response is kept as soon as its futures have ended; the same command goes on where it stopped. At the end,
     card.md says what was collected.
     """
-    from esc_env.models import read_options
     from esc_env.progress import shown
     from esc_env.rules import Rules
     from esc_env.training.collect import collect
 
     with shown(wanted=progress) as told:
         made = collect(
-            agent, scenarios, seeker=seeker, critic=critic,
-            rules=Rules(max_turns=max_turns, critic_temperature=critic_temperature), source=source.value, limit=limit,
+            agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, limit=limit,
             contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
-            seed=seed, out=out, progress=told, critic_mode=critic_mode.value, seeker_temperature=seeker_temperature,
-            temperature=temperature, agent_options=read_options(agent_option or (), "agent"),
-            seeker_options=read_options(seeker_option or (), "seeker"),
-            critic_options=read_options(critic_option or (), "critic"), concurrency=concurrency,
-            requests_per_minute=rpm, tokens_per_minute=tpm, timeout=timeout, deadline=deadline, budget=budget,
-            record=record, replay=replay, cache=cache, wire=wire.value,
+            seed=seed, out=out, progress=told, temperature=temperature, agent_options=agent_options, **asdict(models),
         )  # fmt: skip
     card = made.card
     typer.echo(
@@ -168,3 +94,186 @@ def _collect(
     if not made.complete:
         typer.echo("Incomplete: some responses have no future. The same command tries them again")
         raise typer.Exit(1)
+
+
+# --- esc train ------------------------------------------------------------------------------------
+
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder. The same command resumes.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "--config",
+        "-p",
+        help="A preset (see `esc train presets`) or a YAML file of the same form. Without one: the method's numbers.",
+    ),
+]
+
+
+class _Fields(TyperCommand):
+    """A command that takes the fields of a configuration too; its help says what they are."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, then the fields."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Fields, as --name value"):
+            formatter.write_dl(described(self.name if self.name in STAGES else None))
+
+
+class _Resumable(TyperGroup):
+    """Commands that Ctrl-C ends with the way to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {again()}", err=True)
+            raise typer.Exit(130) from None
+
+
+train = typer.Typer(
+    cls=_Resumable, no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC."
+)
+
+
+@train.command("sft", cls=_Fields, context_settings=_OPEN)
+def _sft(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Human dialogues (esconv:train, extes:train, a file), or a folder of `esc eval` or `esc collect`, of "
+            "which what was solved is learned.",
+        ),
+    ],
+    out: Out,
+    preset: Preset = None,
+) -> None:
+    """Fine-tune a policy on what supporters said. The result: local:OUT."""
+    whole = read_pipeline(preset, ctx.args, stage="sft")
+    from esc_env.training.sft import lessons_from, train_sft
+    from esc_env.training.stage import asked
+
+    items = lessons_from(data)
+    typer.echo(str(train_sft(whole.sft, out, items, system=asked(whole.setting, items))))
+
+
+@train.command("rm", cls=_Fields, context_settings=_OPEN)
+def _rm(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Option("--data", "-d", help="A folder that `esc collect` wrote.")],
+    out: Out,
+    preset: Preset = None,
+) -> None:
+    """Train a reward model on collected futures, and measure it on scenarios it has not seen."""
+    config = read_pipeline(preset, ctx.args, stage="rm").rm
+    from esc_env.training.data import read_samples
+    from esc_env.training.reward_model import train_reward_model
+
+    report = train_reward_model(config, out, read_samples(data))
+    for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
+        value = getattr(report, name)
+        if value is not None:
+            typer.echo(f"{name:14} {value:.3f}")
+    typer.echo(str(out))
+
+
+@train.command("grpo", cls=_Fields, context_settings=_OPEN)
+def _grpo(
+    ctx: typer.Context,
+    out: Out,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", "-d", help="A folder that `esc collect` wrote: whose contexts are answered. Not for --reward env."
+        ),
+    ] = None,
+    reward_model: Annotated[
+        Path | None, typer.Option(help="A folder that `esc train rm` wrote, for --reward rlff.")
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            help="Who goes on after a response, for --reward future. Default: the model that training begins with."
+        ),
+    ] = None,
+    preset: Preset = None,
+) -> None:
+    """Train a policy with GRPO. The result: local:OUT.
+
+    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
+    and format (the think format alone).
+    """
+    whole = read_pipeline(preset, ctx.args, stage="grpo")
+    from esc_env.training.data import read_samples
+    from esc_env.training.grpo import optimise
+    from esc_env.training.pipeline import on_valid
+
+    judged = replace(whole, evaluate=replace(whole.evaluate, concurrency=whole.grpo.concurrency))
+    made = optimise(
+        whole.grpo, whole.setting, out,
+        samples=read_samples(data, tails=False) if data is not None else (),
+        reward_model=reward_model,
+        continuing=agent or f"local:{whole.grpo.model}#{whole.setting.style}",
+        success=None if whole.setting.valid == "none" else on_valid(judged, out, told=typer.echo),
+        models=whole.calls(whole.grpo),
+    )  # fmt: skip
+    typer.echo(str(made))
+
+
+@train.command("pipeline", cls=_Fields, context_settings=_OPEN)
+def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b") -> None:
+    """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
+
+    Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), and how
+    chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire);
+    those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
+    """
+    config = read_pipeline(preset, ctx.args)
+    from esc_env.training.pipeline import run_pipeline
+    from esc_env.training.stage import is_main
+
+    run_pipeline(config, out, told=typer.echo)
+    if is_main():
+        typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
+
+
+@train.command("ablate", cls=_Fields, context_settings=_OPEN)
+def _ablate(
+    ctx: typer.Context,
+    out: Out,
+    preset: Preset = "tiny",
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this arm; repeat it for several: rlff, ranking, regression, env, future, 'no think-format', "
+            "'format only', 'random + format', random. Default: all of them."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="How many are trained at the same time, each in its own process.")
+    ] = 1,
+) -> None:
+    """Train with every reward and control at identical settings, and print the table of what each one gains.
+
+    What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
+    Fields of the configuration are options, as in `esc train pipeline`.
+    """
+    config = read_pipeline(preset, ctx.args)
+    from esc_env.training.ablate import ablate
+
+    typer.echo(ablate(config, out, seeds=seeds, arms=arm, jobs=jobs, told=typer.echo))
+
+
+@train.command("presets")
+def _presets() -> None:
+    """Name the presets, and the files of them and of the configurations for `accelerate launch`."""
+    for path in (*sorted(PRESETS.glob("*.yaml")), *sorted(ACCELERATE.glob("*.yaml"))):
+        typer.echo(f"{path.stem:14} {path}")

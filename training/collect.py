@@ -89,6 +89,7 @@ def collect(
     out: str | Path,
     progress: Told | None = None,
     critic_mode: CriticMode = "votes",
+    critic_temperature: float = 1.1,
     seeker_temperature: float = 0.7,
     temperature: float = 0.7,
     agent_options: Mapping[str, Any] | None = None,
@@ -122,7 +123,8 @@ def collect(
         progress: called with a `Progress` of what is made (conversations, then responses) before it begins, after every
             exchange and as each ends.
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
-        critic_mode, seeker_temperature, agent_options, seeker_options, critic_options: as `evaluate` takes them.
+        critic_mode, critic_temperature, critic_options, seeker_temperature, seeker_options, agent_options: as
+            `evaluate` takes them.
         models: how chat models are called, such as `budget="5 USD"`: the fields of `esc_env.models.ModelSettings`.
 
     Raises:
@@ -144,9 +146,7 @@ def collect(
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     reward = FutureReward(
         supporter, resolve_seeker(seeker, settings, temperature=seeker_temperature, options=seeker_options),
-        resolve_critic(
-            critic, settings, mode=critic_mode, temperature=rules.critic_temperature, options=critic_options
-        ),
+        resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options),
         replace(rules, max_turns=horizon or rules.max_turns), rollouts=rollouts,
         concurrency=settings.concurrency,
     )  # fmt: skip

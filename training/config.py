@@ -1,28 +1,26 @@
 """What each training stage is told: frozen, complete, and refused when it makes no sense, before anything is loaded.
 
 Every number that the method names stands here as a default, with its source in the docstring of its field; nothing of
-it is left to a trainer's own defaults. The classes hold plain fields only, so that TRL's parser reads them from YAML
-and from the command line.
+it is left to a trainer's own defaults. The fields' type hints say what YAML and the command line may give them.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from esc_env.errors import ConfigError, did_you_mean
-from esc_env.models import ModelOptions, ModelSettings
+from esc_env.models import ModelSettings, Options
 
 __all__ = [
-    "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "Models", "PipelineConfig", "RewardModelStage", "SFTStage",
+    "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage",
     "Setting", "Stage",
 ]  # fmt: skip
 
 STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
 """The stages of the method, in their order."""
-
-# `X | None` and Literal only: what TRL's parser (transformers.HfArgumentParser) understands.
 
 
 class _Checked:
@@ -31,22 +29,23 @@ class _Checked:
     def _wrong(self, name: str, why: str) -> ConfigError:
         return ConfigError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} {why}")
 
-    def _above(self, name: str, bound: float) -> None:
-        if not getattr(self, name) > bound:
-            raise self._wrong(name, f"must be above {bound}")
+    def _above(self, bound: float, *names: str) -> None:
+        for name in names:
+            if (value := getattr(self, name)) is not None and not value > bound:
+                raise self._wrong(name, f"must be above {bound}")
 
-    def _at_least(self, name: str, bound: float) -> None:
-        if not getattr(self, name) >= bound:
-            raise self._wrong(name, f"must be at least {bound}")
+    def _at_least(self, bound: float, *names: str) -> None:
+        for name in names:
+            if (value := getattr(self, name)) is not None and not value >= bound:
+                raise self._wrong(name, f"must be at least {bound}")
 
-    def _none_as_empty(self, name: str) -> None:
-        """A list of only `none` is empty: how the command line takes back what a preset lists."""
-        if getattr(self, name) == ["none"]:
-            object.__setattr__(self, name, [])
-
-    def _at_least_or_none(self, name: str, bound: float) -> None:
-        if getattr(self, name) is not None:
-            self._at_least(name, bound)
+    def _options_of(self, *chairs: str) -> None:
+        """Options of chairs are kept as they are compared: nested, and a file's text in place of its name."""
+        for chair in chairs:
+            plain = Options.of(getattr(self, f"{chair}_options"), chair).plain
+            object.__setattr__(self, f"{chair}_options", plain)
+            if plain and not getattr(self, chair, True):
+                raise self._wrong(f"{chair}_options", f"belong to another {chair} than the setting's: name it here too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +99,15 @@ class Stage(_Checked):
     report_to: str = "none"
 
     def __post_init__(self) -> None:
-        self._above("learning_rate", 0)
-        self._at_least("batch_size", 1)
-        self._at_least("accumulation", 1)
-        self._at_least("lora_rank", 0)
-        self._at_least("save_steps", 1)
-        self._at_least("save_limit", 1)
-        self._at_least("logging_steps", 1)
-        self._above("max_grad_norm", 0)
+        self._above(0, "learning_rate", "max_grad_norm")
+        self._at_least(1, "batch_size", "accumulation", "save_steps", "save_limit", "logging_steps")
+        self._at_least(0, "lora_rank")
         if not self.model:
             raise self._wrong("model", "is empty; give a folder or a Hub id")
         if self.max_steps == 0 or self.max_steps < -1:
             raise self._wrong("max_steps", "must be at least 1, or -1 for as many as the epochs have")
         if self.max_steps < 0:
-            self._above("epochs", 0)
+            self._above(0, "epochs")
         if not 0 <= self.warmup < 1:
             raise self._wrong("warmup", "is a share of the steps, in [0, 1)")
         if self.lora_rank and not 0 <= self.lora_dropout < 1:
@@ -139,7 +133,7 @@ class SFTStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least("max_length", 16)
+        self._at_least(16, "max_length")
         if not 0 <= self.valid < 1:
             raise self._wrong("valid", "is a share of scenarios, in [0, 1)")
 
@@ -149,7 +143,7 @@ class RewardModelStage(Stage):
     """The reward model: how much relief will follow from this response?
 
     Attributes:
-        model: *Source:* LLaMA-3.2-1B, arXiv 2508.12935.
+        model: a base model's folder or Hub id. *Source:* LLaMA-3.2-1B, arXiv 2508.12935.
         kind: `classification` (P(label = 1); the paper's), `ranking` (pairwise) or `regression` (its ablations).
         delta: the label is 1 when the reward is above it, in (−1, 1). *Source:* ours; 0.5 is exactly "was solved" for
             one rollout. With several rollouts the label is soft: the share of them above it.
@@ -174,8 +168,8 @@ class RewardModelStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least("max_length", 16)
-        self._at_least("margin", 0)
+        self._at_least(16, "max_length")
+        self._at_least(0, "margin")
         if not -1 < self.delta < 1:
             raise self._wrong("delta", "must lie inside (-1, 1), where rewards lie")
 
@@ -251,18 +245,10 @@ class GRPOStage(Stage):
                 f"does not divide the batch: batch_size {self.batch_size} x accumulation {self.accumulation} x "
                 f"{_processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
             )
-        self._at_least("alpha", 0)
-        if self.reward == "format":
-            self._above("alpha", 0)
-        self._above("temperature", 0)
-        self._at_least("max_turns", 1)
-        self._at_least_or_none("horizon", 1)
-        self._at_least("beta", 0)
-        self._above("epsilon", 0)
-        self._at_least("iterations", 1)
-        self._at_least("prompt_length", 16)
-        self._at_least("completion_length", 1)
-        self._at_least("concurrency", 1)
+        self._at_least(0, "alpha", "beta")
+        self._above(0, "temperature", "epsilon", *(("alpha",) if self.reward == "format" else ()))
+        self._at_least(1, "max_turns", "horizon", "iterations", "completion_length", "concurrency")
+        self._at_least(16, "prompt_length")
         if self.turns < 1 or self.group_size % self.turns or self.group_size == self.turns > 1:
             raise self._wrong("turns", f"must divide group_size = {self.group_size} and leave several conversations")
         if not 0 < self.gamma <= 1:
@@ -285,6 +271,7 @@ class CollectStage(_Checked):
     Attributes:
         agent: who responds, as `esc eval --agent` takes it; empty for the policy trained so far, computed here. Name a
             server's model (`openai/policy@http://127.0.0.1:8001/v1#think`) to have it answer instead.
+        agent_options: what that model is asked besides; the policy is asked the setting's.
         temperature: of the policy while it is sampled. *Source:* PPDPP: 0.7.
         source: `human` takes contexts from the scenarios' dialogues, `simulated` from conversations held on the spot,
             `auto` from the dialogue where there is one.
@@ -300,6 +287,7 @@ class CollectStage(_Checked):
     """
 
     agent: str = ""
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 0.7
     source: Literal["auto", "human", "simulated"] = "auto"
     limit: int | None = None
@@ -312,11 +300,9 @@ class CollectStage(_Checked):
     concurrency: int = 64
 
     def __post_init__(self) -> None:
-        self._at_least("temperature", 0)
-        for name in ("limit", "contexts", "horizon"):
-            self._at_least_or_none(name, 1)
-        for name in ("candidates", "rollouts", "trials", "concurrency"):
-            self._at_least(name, 1)
+        self._options_of("agent")
+        self._at_least(0, "temperature")
+        self._at_least(1, "limit", "contexts", "horizon", "candidates", "rollouts", "trials", "concurrency")
         if self.candidates > 1 and not self.temperature:
             raise self._wrong("temperature", "makes all candidates say the same. Raise it above 0, or ask for one")
         if not 0 <= self.valid < 1:
@@ -332,6 +318,7 @@ class EvaluateStage(_Checked):
         trials: conversations per scenario, at least 1.
         temperature: of the policy. *Source:* PPDPP: 0.
         seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
+        seeker_options, critic_options: what those are asked besides; the same ones are asked the setting's.
         sweep: other temperatures that the policy before GRPO is evaluated at. GRPO sharpens a policy, which a lower
             temperature does for nothing: what it gains is told over the best of them.
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
@@ -345,75 +332,24 @@ class EvaluateStage(_Checked):
     temperature: float = 0.0
     seeker: str = ""
     critic: str = ""
+    seeker_options: Mapping[str, Any] = field(default_factory=dict)
+    critic_options: Mapping[str, Any] = field(default_factory=dict)
     sweep: list[float] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
     persona_trials: int = 1
     concurrency: int = 64
 
     def __post_init__(self) -> None:
-        self._at_least_or_none("limit", 1)
-        self._at_least("trials", 1)
-        self._at_least("temperature", 0)
-        self._at_least("persona_trials", 1)
-        self._at_least("concurrency", 1)
-        self._none_as_empty("personas")
+        self._at_least(1, "limit", "trials", "persona_trials", "concurrency")
+        self._at_least(0, "temperature")
+        self._options_of("seeker", "critic")
         if any(not temperature >= 0 for temperature in self.sweep):
             raise self._wrong("sweep", "holds a temperature below 0")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Models(_Checked):
-    """How chat models behind an API are called, in all stages alike, and what they may cost.
-
-    None of it changes what they are asked: a run goes on with other values.
-
-    Attributes:
-        budget: what each process may spend on models, such as `5 USD` or `200k tokens`; empty for no limit. Once it is
-            spent the run stops, and the same one with a larger budget goes on.
-        rpm: requests a minute per endpoint, at most; none for no limit.
-        tpm: tokens a minute per endpoint, prompt and completion together, at most; none for no limit.
-        timeout: seconds to wait for one answer of a server.
-        deadline: seconds for one call with all its retries; none for 600.
-        record: keep every request and its answer in this file.
-        replay: answer in the models' place from this file.
-        cache: answer from this file what is there, ask for and keep the rest.
-        wire: how requests travel: `aiohttp`, `openai` or `litellm`; `auto` takes aiohttp for openai/NAME and any @URL.
-    """
-
-    budget: str = ""
-    rpm: int | None = None
-    tpm: int | None = None
-    timeout: float = 60.0
-    deadline: float | None = None
-    record: str = ""
-    replay: str = ""
-    cache: str = ""
-    wire: Literal["auto", "aiohttp", "openai", "litellm"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("rpm", "tpm"):
-            self._at_least_or_none(name, 1)
-        for name in ("timeout", "deadline"):
-            if getattr(self, name) is not None:
-                self._above(name, 0)
-        self.settings(1)
-
-    def options(self, concurrency: int) -> ModelOptions:
-        """As keyword arguments of `collect` and `evaluate`, with so many calls in flight."""
-        return {
-            "concurrency": concurrency, "requests_per_minute": self.rpm, "tokens_per_minute": self.tpm,
-            "timeout": self.timeout, "deadline": self.deadline, "budget": self.budget or None,
-            "record": self.record or None, "replay": self.replay or None, "cache": self.cache or None,
-            "wire": self.wire,
-        }  # fmt: skip
-
-    def settings(self, concurrency: int) -> ModelSettings:
-        """The same for a chair that is resolved by hand.
-
-        Raises:
-            SpecError: no amount, or two of record, replay and cache.
-        """
-        return ModelSettings.of(self.options(concurrency))
+    def chairs(self, setting: Setting) -> dict[str, Any]:
+        """The seeker and the critic as keyword arguments of `evaluate`: its own, else the setting's."""
+        own = [chair for chair in ("seeker", "critic") if getattr(self, chair)]
+        return setting.chairs() | {name: getattr(self, name) for each in own for name in (each, f"{each}_options")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,12 +361,18 @@ class Setting(_Checked):
         reward_model: the reward model to begin with; `tiny` makes one from scratch.
         style: how the policy is prompted, in training and evaluation: `think` (the paper's format) or `standard`.
         scenarios: what is trained on.
-        valid: what checkpoints are chosen by.
+        valid: scenarios that every checkpoint is judged by: the best one becomes the result, and training warns when it
+            gets worse there. `esc train grpo` takes `none`: the last checkpoint is the result.
         test: what is evaluated on.
         sft_data: what the first stage learns from: scenarios with human dialogues (`esconv:train`, `extes:train`, a
             file), a folder of `esc collect` or `esc eval` (what was solved), or `population` (conversations that
             scripted supporters, poor to good, hold with the seeker).
-        seeker, critic: the other two chairs, as `esc eval` takes them. *Source:* Qwen2.5-72B, arXiv 2508.12935.
+        seeker: who plays the person with the problem, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
+        critic: who judges whether it is solved, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
+        agent_options: what the policy is asked besides where it talks, KEY=VALUE each: `max_tokens`, `top_p`, … (see
+            docs/models.md). Its `system` prompt holds in training too.
+        seeker_options: what a seeker that is a chat model is asked besides, KEY=VALUE each.
+        critic_options: what a critic that is a chat model is asked besides, KEY=VALUE each.
         max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
         seed: of everything that is drawn.
         skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.
@@ -447,6 +389,9 @@ class Setting(_Checked):
     sft_data: str = "population"
     seeker: str = "builtin"
     critic: str = "builtin"
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
+    seeker_options: Mapping[str, Any] = field(default_factory=dict)
+    critic_options: Mapping[str, Any] = field(default_factory=dict)
     max_turns: int = 8
     seed: int = 0
     skip: list[str] = field(default_factory=list)
@@ -456,14 +401,17 @@ class Setting(_Checked):
         for name in ("model", "reward_model", "scenarios", "valid", "test", "seeker", "critic"):
             if not getattr(self, name):
                 raise self._wrong(name, "is empty")
-        self._at_least("max_turns", 1)
-        self._at_least("valid_limit", 1)
-        self._none_as_empty("skip")
+        self._options_of("agent", "seeker", "critic")
+        self._at_least(1, "max_turns", "valid_limit")
         for stage in self.skip:
             if stage not in STAGES:
                 raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")
         if self.test == self.scenarios:
             raise self._wrong("test", "is what is trained on. Evaluate on scenarios that no training has seen")
+
+    def chairs(self) -> dict[str, Any]:
+        """The seeker and the critic as keyword arguments of `collect` and `evaluate`."""
+        return {name: getattr(self, name) for name in ("seeker", "seeker_options", "critic", "critic_options")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,12 +420,13 @@ class PipelineConfig:
 
     Attributes:
         setting: what the stages have in common.
-        models: how the chat models of all stages are called, and what they may cost.
+        models: how the chat models of all stages are called, and what each process may spend on them; `concurrency` is
+            each stage's own. None of it changes what they are asked: a run goes on with other values.
         sft, collect, rm, grpo, evaluate: the stages. Their `model`, `seed` and `max_turns` are the setting's.
     """
 
     setting: Setting = field(default_factory=Setting)
-    models: Models = field(default_factory=Models)
+    models: ModelSettings = field(default_factory=ModelSettings)
     sft: SFTStage = field(default_factory=SFTStage)
     collect: CollectStage = field(default_factory=CollectStage)
     rm: RewardModelStage = field(default_factory=RewardModelStage)
@@ -487,6 +436,10 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.collect.candidates < 2 and self.rm.kind == "ranking" and self.runs("rm"):
             raise ConfigError("a ranking reward model compares responses to one context: collect at least 2 candidates")
+
+    def calls(self, stage: CollectStage | GRPOStage | EvaluateStage) -> ModelSettings:
+        """How chat models are called in a stage."""
+        return replace(self.models, concurrency=stage.concurrency)
 
     def runs(self, stage: str) -> bool:
         """Whether a stage is run: it is not skipped, and what it makes is used by the reward."""

@@ -24,13 +24,12 @@ from typing import Any
 
 from esc_env.agents.spec import resolve_agent
 from esc_env.background import run, settle, wait
-from esc_env.conversation import Chairs
-from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.evaluation.holding import check_models
 from esc_env.folder import RunFolder
+from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.protocols import Agent
@@ -38,12 +37,12 @@ from esc_env.records import write_json
 from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
 from esc_env.rewards.rows import Reward, Text, awaited, raw_text
 from esc_env.rules import Rules
-from esc_env.seekers import resolve_seeker
-from esc_env.training.config import CollectStage, GRPOStage, Models, Setting
+from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.stage import (
     arguments,
     asked,
+    chairs_of,
     finish,
     is_main,
     load_policy,
@@ -407,17 +406,18 @@ def optimise(
     reward_model: str | Path | None = None,
     continuing: str | Agent | None = None,
     success: Callable[[str], float] | None = None,
-    models: Models | None = None,
+    models: ModelSettings | None = None,
 ) -> Path:
     """GRPO with the reward that `config.reward` names: R + α · R_thk-fmt.
 
     Args:
         config: the stage.
-        setting: style, chairs, T, and for `env` the scenarios.
+        setting: style, chairs and what they are asked, and for `env` the scenarios.
         folder: of the stage.
         samples: a collection, whose contexts are answered; all rewards but `env` need it.
         reward_model: for `rlff`.
-        continuing: who goes on after a response, for `future`: the policy as it was when it was collected from.
+        continuing: who goes on after a response, for `future`: the policy as it was when it was collected from. What a
+            string names is asked the setting's `agent_options`.
         success: see `train_grpo`.
         models: how chat models in the chairs are called, for `future` and `env`.
 
@@ -430,11 +430,11 @@ def optimise(
 
     horizon = config.horizon if config.reward == "future" and config.horizon else config.max_turns
     rules = Rules(max_turns=horizon)
-    system = asked(setting.style)
+    system = asked(setting)
     tokenizer = load_tokenizer(config.model)
-    settings = (models or Models()).settings(config.concurrency)
+    settings = models or ModelSettings(config.concurrency)
     if config.reward == "env":
-        chairs = Chairs(resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules)
+        chairs = chairs_of(setting, settings, rules)
         _check(folder, rules, chairs.seeker, chairs.critic)
         online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
         return train_grpo(
@@ -458,12 +458,14 @@ def optimise(
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
-        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature)
+        options = setting.agent_options if isinstance(continuing, str) else None
+        agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature, options=options)
+        chairs = chairs_of(setting, settings, rules)
         first = FutureReward(
-            agent, resolve_seeker(setting.seeker, settings), resolve_critic(setting.critic, settings), rules,
-            gamma=config.gamma, seed=config.seed, concurrency=config.concurrency,
+            agent, chairs.seeker, chairs.critic, rules, gamma=config.gamma, seed=config.seed,
+            concurrency=config.concurrency,
         )  # fmt: skip
-        _check(folder, rules, first.chairs.seeker, first.chairs.critic, agent)
+        _check(folder, rules, chairs.seeker, chairs.critic, agent)
     else:
         first = RandomReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))

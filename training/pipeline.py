@@ -17,6 +17,7 @@ Every stage keeps what it has finished: the same call goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,24 +27,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from esc_env.agents.chat import ChatAgent
 from esc_env.agents.spec import resolve_agent
-from esc_env.critics import resolve_critic
 from esc_env.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
 from esc_env.evaluation.runner import evaluate
 from esc_env.folder import RunFolder
-from esc_env.models import ModelSettings
+from esc_env.models import ModelSettings, Options
+from esc_env.models.local import LocalModel
+from esc_env.models.options import check_names
 from esc_env.protocols import Agent
 from esc_env.records import write_json, write_records
 from esc_env.rules import Rules
 from esc_env.seeds import derive
-from esc_env.seekers import resolve_seeker
 from esc_env.training.collect import collect
-from esc_env.training.config import STAGES, PipelineConfig, Setting
+from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting
 from esc_env.training.data import CONVERSATIONS, read_samples
 from esc_env.training.outcome import outcome, page, shown
-from esc_env.training.stage import FREE, asked, is_main
+from esc_env.training.stage import FREE, asked, chairs_of, is_main
 from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["on_valid", "run_pipeline"]
@@ -63,14 +63,18 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
 
     Raises:
         ConfigError: a stage is skipped whose result another one needs.
+        SpecError: the policy takes no such option.
         ProtocolMismatch: the folder holds another run; the message names what differs.
         RecordError: the folder cannot be used, or another process writes there.
     """
     folder = Path(folder)
     job = _Pipeline(config, folder, told if is_main() else lambda line: None)
+    options = Options.of(config.setting.agent_options, "agent")
+    check_names(options, LocalModel.OPTIONS, "agent", "the policy", body=False)
     home = RunFolder(folder, "pipeline")
     free = {"skip", "models", *FREE}  # which stages are run now, and how they are computed
-    claimed = home.claim(asdict(config), free=free, usual=asdict(PipelineConfig()))
+    identity = json.loads(json.dumps(asdict(config), default=str))  # a path as text
+    claimed = home.claim(identity, free=free, usual=asdict(PipelineConfig()))
     with claimed if is_main() else nullcontext():
         _together()
         for stage in filter(config.runs, STAGES):
@@ -120,19 +124,17 @@ class _Pipeline:
         else:
             items = lessons_from(setting.sft_data)
         config = replace(self.config.sft, model=self._begin())
-        train_sft(config, self.folder / "sft", items, system=asked(setting.style, items))
+        train_sft(config, self.folder / "sft", items, system=asked(setting, items))
 
     def collect(self) -> None:
         """Stage 1, by the first process."""
         if is_main():
             stage = self.config.collect
             made = collect(
-                stage.agent or self._agent(self._policy(), stage.temperature),
-                self.setting.scenarios, seeker=self.setting.seeker, critic=self.setting.critic, rules=self.rules,
+                self._collector(stage), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
-                seed=self.setting.seed, out=self.folder / "collect", temperature=stage.temperature,
-                **self.config.models.options(stage.concurrency),
+                seed=self.setting.seed, out=self.folder / "collect", **asdict(self.config.calls(stage)),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
             self.told(f"collect: {made.card['samples']:,} samples, solved {solved or 0:.1%}")
@@ -165,9 +167,9 @@ class _Pipeline:
             self.folder / "grpo",
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
             reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
-            continuing=self.config.collect.agent or self._agent(self._policy(), self.config.collect.temperature),
+            continuing=self._collector(self.config.grpo) if self.config.grpo.reward == "future" else None,
             success=self.success,
-            models=self.config.models,
+            models=self.config.calls(self.config.grpo),
         )
 
     def evaluate(self) -> None:
@@ -187,11 +189,11 @@ class _Pipeline:
         """The conversations of one evaluation. Those with a persona have other seeds than the rest."""
         stage = self.config.evaluate
         report = evaluate(
-            self._agent(policy, temperature), self.setting.test, seeker=stage.seeker or self.setting.seeker,
-            critic=stage.critic or self.setting.critic, rules=self.rules, persona=persona, limit=stage.limit,
+            self._agent(policy, temperature), self.setting.test, **stage.chairs(self.setting), rules=self.rules,
+            persona=persona, limit=stage.limit,
             trials=stage.persona_trials if persona else stage.trials,
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
-            out=self.folder / "eval" / label, **self.config.models.options(stage.concurrency),
+            out=self.folder / "eval" / label, **asdict(self.config.calls(stage)),
         )  # fmt: skip
         self.told(f"evaluate {label}: SR {shown(report.success_rate, '.1%')}")
 
@@ -233,11 +235,11 @@ class _Pipeline:
 
         kept = RunFolder(self.folder / "population", "population", (CONVERSATIONS,))
         if is_main() and not kept.finished:
-            models = self.config.models.settings(self.config.collect.concurrency)
+            chairs = chairs_of(self.setting, self.config.calls(self.config.collect), self.rules)
             people = load_scenarios(self.setting.scenarios)
             held = population(
-                people, resolve_seeker(self.setting.seeker, models), resolve_critic(self.setting.critic, models),
-                self.rules, renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
+                people, chairs.seeker, chairs.critic, self.rules,
+                renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
             )  # fmt: skip
             try:
                 stop_if_spent(held)
@@ -259,18 +261,25 @@ class _Pipeline:
 
     def _agent(self, policy: str, temperature: float) -> Agent:
         """A policy of this machine as a supporter, prompted as in training, whose replies are as long as there."""
-        agent = resolve_agent(f"local:{policy}#{self.setting.style}", ModelSettings(), temperature=temperature)
-        if isinstance(agent, ChatAgent):
-            agent = replace(agent, max_tokens=self.config.grpo.completion_length)
-        return agent
+        name = f"local:{policy}#{self.setting.style}"
+        options = {"max_tokens": self.config.grpo.completion_length, **self.setting.agent_options}
+        return resolve_agent(name, ModelSettings(), temperature=temperature, options=options)
+
+    def _collector(self, within: CollectStage | GRPOStage) -> Agent:
+        """Who responds to contexts, and goes on after a response."""
+        stage = self.config.collect
+        if not stage.agent:
+            return self._agent(self._policy(), stage.temperature)
+        settings = self.config.calls(within)
+        return resolve_agent(stage.agent, settings, temperature=stage.temperature, options=stage.agent_options)
 
     def success(self, policy: str) -> float:
         """The success rate of a checkpoint on valid scenarios; the same people each time."""
         report = evaluate(
-            self._agent(policy, self.config.evaluate.temperature), self.setting.valid, seeker=self.setting.seeker,
-            critic=self.setting.critic, rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
+            self._agent(policy, self.config.evaluate.temperature), self.setting.valid, **self.setting.chairs(),
+            rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
             out=self.folder / "valid" / Path(policy).name, fresh=True,
-            **self.config.models.options(self.config.evaluate.concurrency),
+            **asdict(self.config.calls(self.config.evaluate)),
         )  # fmt: skip
         self.told(f"valid, {Path(policy).name}: SR {shown(report.success_rate, '.1%')}")
         return report.success_rate or 0.0

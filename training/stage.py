@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.agents.turn import system_prompt
+from esc_env.conversation import Chairs
+from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.folder import RunFolder
+from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
 from esc_env.records import write_json
-from esc_env.training.config import Stage
+from esc_env.rules import Rules
+from esc_env.seekers import resolve_seeker
+from esc_env.training.config import Setting, Stage
 
 try:
     import peft
@@ -34,9 +39,9 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "FREE", "arguments", "asked", "base_of", "check_adapter", "finish", "is_main", "load_policy",
-    "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer", "shortened",
-    "weight_type",
+    "CHECKPOINTS", "FREE", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
+    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
+    "shortened", "weight_type",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -274,13 +279,22 @@ def weight_type(config: Stage) -> Any:
     return torch.bfloat16 if config.precision == "bf16" and config.lora_rank else torch.float32
 
 
+def chairs_of(setting: Setting, settings: ModelSettings, rules: Rules) -> Chairs:
+    """The seeker and critic that a policy meets. Raises SpecError or MissingExtra as `resolve_seeker` does."""
+    return Chairs(
+        resolve_seeker(setting.seeker, settings, options=setting.seeker_options),
+        resolve_critic(setting.critic, settings, options=setting.critic_options),
+        rules,
+    )
+
+
 # --- chats ----------------------------------------------------------------------------------------
 
 
-def asked(style: str, items: Sequence[Any] = ()) -> str:
-    """The system message of a style; `think` asks for no thoughts where lessons are given and none of them has any."""
-    thinks = style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
-    return system_prompt("think" if thinks else "plain")
+def asked(setting: Setting, items: Sequence[Any] = ()) -> str:
+    """The policy's system message; `think` asks for no thoughts where lessons are given and none of them has any."""
+    thinks = setting.style == "think" and (not items or any(said.thought for item in items for said in item.dialogue))
+    return system_prompt("think" if thinks else "plain", setting.agent_options.get("system"))
 
 
 def prompt_ids(tokenizer: Any, chat: Sequence[ChatMessage]) -> list[int]:

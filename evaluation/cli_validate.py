@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esc_env.cli_options import Critic, Limit, Models, Progress, grouped
+
 if TYPE_CHECKING:
     from esc_env.evaluation.gaming import Row
 
-__all__ = ["register"]
+__all__ = ["app"]
 
-_Progress = Annotated[
-    bool | None,
-    typer.Option(
-        "--progress/--no-progress",
-        help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then.",
-        show_default=False,
-    ),
-]
+app = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `esc`."""
-    group = typer.Typer(help="Check the measuring instruments: can they be gamed, do they agree with people.")
-    group.command("gaming")(_gaming)
-    group.command("critic")(_critic)
-    app.add_typer(group, name="validate")
-
-
+@app.command("gaming")
 def _gaming(
     out: Annotated[Path, typer.Option(help="Folder for the runs; the same command continues there.")] = Path(
         "runs/gaming"
     ),
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario and probe.")] = 10,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all 40.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     persona: Annotated[
-        list[str] | None,
-        typer.Option(help="Repeat it for several. Default: cooperative and pleasing.", show_default=False),
+        list[str] | None, typer.Option(help="Repeat it for several. Default: cooperative and pleasing.")
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.", show_default=False)
-    ] = None,
-    progress: _Progress = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.")] = None,
+    progress: Progress = None,
 ) -> None:
     """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
 
@@ -88,16 +72,20 @@ def _cells(row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@app.command("critic")
+@grouped
 def _critic(
+    *,
     helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
     failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],
-    critic: Annotated[str, typer.Option(help="The critic to check: builtin, or python:MODULE:NAME.")] = "builtin",
+    critic: Critic,
     seed: Annotated[int, typer.Option(help="Of the votes.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every judgement; the same command continues there. Default: none kept."),
     ] = None,
-    progress: _Progress = None,
+    models: Models,
+    progress: Progress = None,
 ) -> None:
     """Hold a critic against human conversations whose outcome is known: AUC, raw and length-matched.
 
@@ -108,8 +96,10 @@ def _critic(
     from esc_env.readers import read_file
 
     with shown(wanted=progress, kept=out is not None) as told:
-        sides = (read_file(side).scenarios for side in (helped, failed))
-        validity = validate_critic(critic, *sides, seed=seed, out=out, progress=told)
+        validity = validate_critic(
+            helped=read_file(helped).scenarios, failed=read_file(failed).scenarios, seed=seed, out=out, progress=told,
+            **critic, **asdict(models),
+        )  # fmt: skip
     typer.echo(f"{validity.helped} conversations that helped, {validity.failed} that did not")
     for name, estimate in (
         ("AUC, raw", validity.raw),

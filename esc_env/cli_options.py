@@ -1,0 +1,182 @@
+"""Options that several commands share: each stands here once, with its default and its help.
+
+`AgentOptions`, `Seeker`, `Critic` and `Models` are groups. A command that is `@grouped` takes a group as one parameter,
+and has the options of the group as its own:
+
+    @grouped
+    def command(*, critic: Critic, models: Models) -> None:
+        validate_critic(**critic, **asdict(models))
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from esc_env.critics import CriticMode
+from esc_env.models import ModelSettings, Wire, read_options
+
+__all__ = [
+    "AgentOptions", "Budget", "Critic", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature", "grouped",
+]  # fmt: skip
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that has the options of its groups in their place, and gets what each group makes of them."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        options = {parameter.name: parameter}
+        for group in filter(inspect.isfunction, getattr(parameter.annotation, "__metadata__", ())):
+            options = dict(inspect.signature(group, eval_str=True).parameters)
+            groups[parameter.name] = (group, [*options])
+        parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options.values()]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = {name: group(**{each: given.pop(each) for each in options}) for name, (group, options) in groups.items()}
+        command(**given, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+# --- one by one -----------------------------------------------------------------------------------
+
+Temperature = Annotated[float, typer.Option(min=0, help="Of agents that are chat models.")]
+Persona = Annotated[
+    str | None,
+    typer.Option(
+        help="How every seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
+        "Default: as each scenario says."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.")]
+Progress = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress", help="Show a bar. Default: a bar in a terminal, else a line on stderr now and then."
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. A run that is kept goes on "
+        "with a larger one."
+    ),
+]
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+def _asked(who: str, *names: str, such_as: str = "max_tokens=2000, top_p=0.9") -> Any:
+    told = f"KEY=VALUE that {who} that is a chat model is asked besides: {such_as}."
+    return typer.Option(*names, help=f"{told} Repeat it for several (docs/models.md).")
+
+
+def _agent_options(
+    agent_option: Annotated[
+        list[str] | None,
+        _asked(
+            "an agent",
+            "--agent-option",
+            "-M",
+            such_as="max_tokens=16000, reasoning_effort=low, top_p=0.9, system=@FILE",
+        ),
+    ] = None,
+) -> dict[str, Any]:
+    return read_options(agent_option or (), "agent")
+
+
+def _seeker(
+    seeker: Annotated[
+        str,
+        typer.Option(
+            help="Who plays the person with the problem: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or "
+            "python:MODULE:NAME."
+        ),
+    ] = "builtin",
+    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
+    seeker_option: Annotated[list[str] | None, _asked("a seeker", "--seeker-option")] = None,
+) -> dict[str, Any]:
+    options = read_options(seeker_option or (), "seeker")
+    return {"seeker": seeker, "seeker_temperature": seeker_temperature, "seeker_options": options}
+
+
+def _critic(
+    critic: Annotated[
+        str,
+        typer.Option(
+            help="Who judges whether the problem is solved: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), "
+            "or python:MODULE:NAME."
+        ),
+    ] = "builtin",
+    critic_temperature: Annotated[
+        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
+    ] = 1.1,
+    critic_mode: Annotated[
+        CriticMode,
+        typer.Option(
+            help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of "
+            "one."
+        ),
+    ] = "votes",
+    critic_option: Annotated[list[str] | None, _asked("a critic", "--critic-option")] = None,
+) -> dict[str, Any]:
+    voting = {"critic_temperature": critic_temperature, "critic_mode": critic_mode}
+    return {"critic": critic, **voting, "critic_options": read_options(critic_option or (), "critic")}
+
+
+def _models(
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Conversations, responses or judgements at the same time, and requests in flight per endpoint."
+        ),
+    ] = 64,
+    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute per endpoint, at most.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute per endpoint, at most.")] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for one answer of a server, before it is asked again.")
+    ] = 60.0,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds for one call with all its retries. Default: 600.")
+    ] = None,
+    budget: Budget = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep every request to a model and its answer in this file.")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer in the models' place from a recorded file; needs no key and no network. A request that is not "
+            "there is an error."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Answer from this file what is there; ask for and keep the rest.")
+    ] = None,
+    wire: Annotated[
+        Wire,
+        typer.Option(
+            help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
+        ),
+    ] = "auto",
+) -> ModelSettings:
+    return ModelSettings(concurrency, rpm, tpm, timeout, deadline, budget, record, replay, cache, wire)
+
+
+AgentOptions = Annotated[Mapping[str, Any], _agent_options]
+"""What an agent that is a chat model is asked besides."""
+Seeker = Annotated[Mapping[str, Any], _seeker]
+"""The seeker, as keyword arguments of `evaluate` and `collect`."""
+Critic = Annotated[Mapping[str, Any], _critic]
+"""The critic, as keyword arguments of `evaluate`, `collect` and `validate_critic`."""
+Models = Annotated[ModelSettings, _models]
+"""How chat models are called."""
