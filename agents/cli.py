@@ -65,11 +65,11 @@ def _chat(
     from rich.console import Console
 
     from esc_env.agents.spec import resolve_agent
+    from esc_env.chairs.critics import resolve_critic
+    from esc_env.chairs.seekers import resolve_seeker
     from esc_env.conversation import Chairs
-    from esc_env.critics import resolve_critic
     from esc_env.models import ModelSettings
     from esc_env.rules import Rules
-    from esc_env.seekers import resolve_seeker
 
     if reveal and side == "seeker":
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
@@ -103,7 +103,7 @@ def _support(
 ) -> tuple[Scenario, Dialogue]:
     from esc_env.background import run
     from esc_env.conversation import begin, exchange
-    from esc_env.datasets import load_scenarios
+    from esc_env.data.datasets import load_scenarios
     from esc_env.protocols import Reply, Verdict
     from esc_env.rendering import show
     from esc_env.seeds import Seed, episode_seed
@@ -193,7 +193,7 @@ def _read() -> str | None:
 
 def _check_savable(path: Path) -> None:
     """Raise unless the file can be written, and is new or holds nothing but what `--save` writes."""
-    from esc_env.readers import read_file
+    from esc_env.data.readers import read_file
 
     path.open("a", encoding="utf-8").close()
     if path.stat().st_size and (layout := read_file(path).format) != "plain":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from esc_env.agents.turn import Turn
-from esc_env.critics import parse_vote
+from esc_env.chairs.critics import parse_vote
 from esc_env.dialogue import STRATEGIES
 from esc_env.protocols import Reply
 

@@ -31,12 +31,12 @@ import esc_env  # registers ESConv-v0
 from esc_env import ScenarioSet
 from esc_env.agents import resolve_agent
 from esc_env.background import run
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import resolve_critic
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.evaluation import evaluate
 from esc_env.rules import Rules
-from esc_env.seekers import resolve_seeker
 from esc_env.testing import FakeServer
 
 LATENCY = 0.05

@@ -19,7 +19,7 @@ import gymnasium as gym
 
 import esc_env  # registers ESConv-v0
 from esc_env import ScenarioSet
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 
 SAYINGS = (
     "That sounds really hard. What happened?",

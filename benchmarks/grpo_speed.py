@@ -25,7 +25,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from esc_env import Dialogue, Message
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.rewards import ThinkFormatReward, combine, grpo_row
 from esc_env.training.config import GRPOStage
 from esc_env.training.grpo import grpo_arguments, train_grpo

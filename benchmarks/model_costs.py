@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.background import run
+from esc_env.chairs.critics import CriticMode, LLMCritic
+from esc_env.chairs.seekers import LLMSeeker
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import CriticMode, LLMCritic
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.evaluation.markdown import table
 from esc_env.protocols import Request
-from esc_env.seekers import LLMSeeker
 from esc_env.testing import FakeChatModel
 
 SUPPORTER, SEEKER, NOTES = 240, 120, 600

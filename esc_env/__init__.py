@@ -37,15 +37,15 @@ from esc_env.trajectory import Failure, StopReason, Trajectory
 
 if TYPE_CHECKING:
     from esc_env.agents import resolve_agent
+    from esc_env.chairs.critics import resolve_critic
+    from esc_env.chairs.seekers import resolve_seeker
     from esc_env.conversation import Chairs, converse
-    from esc_env.critics import resolve_critic
-    from esc_env.datasets import load_scenarios
-    from esc_env.env import ESCEnv
+    from esc_env.data.datasets import load_scenarios
     from esc_env.evaluation import Leaderboard, Report, evaluate, rank, read_run
+    from esc_env.gym.env import ESCEnv
+    from esc_env.gym.vector import ESCVectorEnv
     from esc_env.models import ModelSettings, open_model
-    from esc_env.seekers import resolve_seeker
     from esc_env.training.collect import collect
-    from esc_env.vector import ESCVectorEnv
 
 __all__ = [
     "EMOTIONS", "PERSONAS", "PROBLEMS", "PROTOCOL_VERSION", "VOTES", "Agent", "Ballot", "Chairs", "ChatMessage",
@@ -60,22 +60,22 @@ __all__ += errors.__all__
 _LATER = {
     "esc_env.agents": ("resolve_agent",),
     "esc_env.conversation": ("Chairs", "converse"),
-    "esc_env.critics": ("resolve_critic",),
-    "esc_env.datasets": ("load_scenarios",),
-    "esc_env.env": ("ESCEnv",),
+    "esc_env.chairs.critics": ("resolve_critic",),
+    "esc_env.data.datasets": ("load_scenarios",),
+    "esc_env.gym.env": ("ESCEnv",),
     "esc_env.evaluation": ("Leaderboard", "Report", "evaluate", "rank", "read_run"),
     "esc_env.models": ("ModelSettings", "open_model"),
-    "esc_env.seekers": ("resolve_seeker",),
+    "esc_env.chairs.seekers": ("resolve_seeker",),
     "esc_env.training.collect": ("collect",),
-    "esc_env.vector": ("ESCVectorEnv",),
+    "esc_env.gym.vector": ("ESCVectorEnv",),
 }
 """Where the names are that are imported when they are asked for."""
 
 for _name in ("ESConv", "ExTES"):
     gymnasium.register(
         id=f"{_name}-v0",
-        entry_point="esc_env.env:ESCEnv",
-        vector_entry_point="esc_env.vector:ESCVectorEnv",
+        entry_point="esc_env.gym.env:ESCEnv",
+        vector_entry_point="esc_env.gym.vector:ESCVectorEnv",
         kwargs={"dataset": _name.lower()},
     )
 

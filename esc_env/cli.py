@@ -138,7 +138,7 @@ def _scenarios(
     """
     import json
 
-    from esc_env.datasets import load_scenarios, read_file, summarise
+    from esc_env.data.datasets import load_scenarios, read_file, summarise
 
     summary = summarise(read_file(source) if Path(source).is_file() else load_scenarios(source))
     if as_json:
@@ -198,7 +198,7 @@ def _doctor() -> None:
     import platform
     from urllib.parse import urlsplit
 
-    from esc_env.datasets import data_folders
+    from esc_env.data.datasets import data_folders
     from esc_env.models.budget import known_prices
 
     base, extras = _requirements()

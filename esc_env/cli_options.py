@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esc_env.critics import CriticMode
+from esc_env.chairs.critics import CriticMode
 from esc_env.models import ModelSettings, Wire, read_options
 
 __all__ = [

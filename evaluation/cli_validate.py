@@ -91,9 +91,9 @@ def _critic(
 
     Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
     """
+    from esc_env.data.readers import read_file
     from esc_env.evaluation.validity import validate_critic
     from esc_env.progress import shown
-    from esc_env.readers import read_file
 
     with shown(wanted=progress, kept=out is not None) as told:
         validity = validate_critic(

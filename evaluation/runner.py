@@ -22,8 +22,9 @@ from typing import Any, Unpack
 
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
 from esc_env.background import run
+from esc_env.chairs.critics import CriticMode, resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
-from esc_env.critics import CriticMode, resolve_critic
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
@@ -36,7 +37,6 @@ from esc_env.protocols import Agent, Critic, Seeker
 from esc_env.records import RecordWriter, write_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
-from esc_env.seekers import resolve_seeker
 
 __all__ = ["evaluate", "is_run", "read_run"]
 
@@ -194,7 +194,7 @@ def _folder(path: str | Path) -> RunFolder:
 
 
 def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, persona: str | None) -> ScenarioSet:
-    from esc_env.datasets import load_scenarios  # which `esc --help` does without
+    from esc_env.data.datasets import load_scenarios  # which `esc --help` does without
 
     chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):

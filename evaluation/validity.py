@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from esc_env.background import each, run
-from esc_env.critics import CriticMode, resolve_critic
+from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.errors import RecordError, ScenarioError
 from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.statistics import auc, auc_estimate

@@ -17,8 +17,9 @@ from statistics import fmean
 from typing import Any
 
 from esc_env.background import hops
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
-from esc_env.critics import resolve_critic
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ChairError, ScenarioError, SpecError, whole
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
@@ -26,7 +27,6 @@ from esc_env.rewards.rows import Text, awaited, raw_text, read_column, scenario_
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, episode_seed
-from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["GAMMA", "Future", "FutureReward", "value"]

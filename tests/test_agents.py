@@ -17,11 +17,11 @@ from esc_env import Agent, Dialogue, Message, Reply, Seed
 from esc_env.agents import CallableAgent, HumanAgent, identity_of, resolve_agent
 from esc_env.agents.spec import builtin_names
 from esc_env.background import run
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import resolve_critic
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.identity import name_of
-from esc_env.seekers import resolve_seeker
 from esc_env.testing import ScriptedCritic, ScriptedSeeker, check_agent
 from esc_env.trajectory import StopReason
 

@@ -10,11 +10,11 @@ import gymnasium as gym
 import pytest
 
 import esc_env
-from esc_env.datasets import load_scenarios, read_file
+from esc_env.chairs.seekers import seeker_messages
+from esc_env.data.datasets import load_scenarios, read_file
 from esc_env.errors import ChairError
 from esc_env.evaluation import evaluate
 from esc_env.scenarios import Scenario, mentions_self_harm
-from esc_env.seekers import seeker_messages
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 real_data = pytest.mark.skipif(not DATA.exists(), reason="the cards are not next to the checkout")

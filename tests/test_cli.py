@@ -383,7 +383,7 @@ def test_help_is_quick_and_loads_no_package_of_models_or_scenarios():
         "from esc_env.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'transformers', 'openai', 'litellm', 'esc_env.datasets', 'esc_env.builtin.seeker'}\n"
+        "heavy = {'torch', 'transformers', 'openai', 'litellm', 'esc_env.data.datasets', 'esc_env.builtin.seeker'}\n"
         "print('loaded', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=True)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from esc_env import Dialogue, Message, Scenario, ScenarioSet
 from esc_env.cli import build_app
 from esc_env.conversation import Chairs, converse
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import (
     BudgetExceeded,
     ModelUnavailable,

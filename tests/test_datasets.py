@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env import membership
-from esc_env.datasets import load_scenarios, read_file, summarise
+from esc_env.data import membership
+from esc_env.data.datasets import load_scenarios, read_file, summarise
 from esc_env.dialogue import STRATEGIES
 from esc_env.errors import ScenarioError
 from esc_env.scenarios import Scenario, near_duplicates
@@ -541,7 +541,7 @@ def test_extes_is_split_only_whole(data_folder: Path, monkeypatch: pytest.Monkey
     (data_folder / "ExTES.json").write_text(listed(*rows))
     with pytest.raises(ScenarioError, match="11,177"):
         load_scenarios("extes:test")
-    monkeypatch.setattr("esc_env.datasets._EXTES_FULL", 50)
+    monkeypatch.setattr("esc_env.data.datasets._EXTES_FULL", 50)
     parts = [load_scenarios(f"extes:{split}") for split in ("train", "valid", "test")]
     assert [len(part) for part in parts] == [30, 10, 10]
     assert len({scenario.id for part in parts for scenario in part}) == 50

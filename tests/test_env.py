@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from esc_env import PERSONAS, Dialogue, Message, Scenario
 from esc_env.conversation import converse
-from esc_env.datasets import load_scenarios
-from esc_env.env import ESCEnv
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ActionError, ChairError, ModelUnavailable, ScenarioError, SpecError
+from esc_env.gym.env import ESCEnv
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 
@@ -235,7 +235,7 @@ def test_another_data_folder_is_other_scenarios(monkeypatch):
         asked.append((name, os.environ["ESC_DATA"]))
         return bank()
 
-    monkeypatch.setattr("esc_env.env.load_scenarios", load)
+    monkeypatch.setattr("esc_env.gym.env.load_scenarios", load)
     for folder in ("one", "one", "two"):
         monkeypatch.setenv("ESC_DATA", folder)
         make(scenarios="test")

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env import files
-from esc_env.datasets import load_scenarios, read_file, summarise
+from esc_env.data import files
+from esc_env.data.datasets import load_scenarios, read_file, summarise
 from esc_env.errors import MissingExtra, ScenarioError
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "files"

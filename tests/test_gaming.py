@@ -159,7 +159,7 @@ def test_auc_counts_ties_as_half_and_agrees_with_a_count_of_pairs():
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real conversations are not part of the project")
 def test_on_real_conversations_the_builtin_critic_has_the_right_sign():
-    from esc_env.readers import read_file
+    from esc_env.data.readers import read_file
 
     validity = validate_critic(
         "builtin",

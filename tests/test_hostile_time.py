@@ -18,7 +18,8 @@ from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.agents.planners import strategy_in
 from esc_env.background import run
 from esc_env.builtin import hearing, language, moves
-from esc_env.critics import parse_vote
+from esc_env.chairs.critics import parse_vote
+from esc_env.chairs.seekers import role_break
 from esc_env.dialogue import Dialogue, Message, split_thought
 from esc_env.errors import MissingExtra
 from esc_env.escaping import safe
@@ -26,7 +27,6 @@ from esc_env.models.secrets import redacted
 from esc_env.prompts import seal, split_answer
 from esc_env.rewards.format import ThinkFormatReward
 from esc_env.seeds import Seed
-from esc_env.seekers import role_break
 from esc_env.testing import FakeChatModel
 
 LENGTH = 8000
@@ -82,7 +82,7 @@ TYPED = {
     r"\s*\([A-Za-z]{1,4}\)$": "a strategy in a data file",
 }
 """Patterns that no model's words reach."""
-DATA = ("esc_env.cards", "esc_env.files")
+DATA = ("esc_env.data.cards", "esc_env.data.files")
 """Modules that read people's own data files, a line at a time; no model's words reach them."""
 
 
@@ -121,7 +121,9 @@ PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not i
 
 
 def test_the_patterns_are_found():
-    assert {"esc_env.seekers._LABEL", "esc_env.dialogue._MARK", "esc_env.critics._OPTION"} <= set(PATTERNS)
+    assert {"esc_env.chairs.seekers._LABEL", "esc_env.dialogue._MARK", "esc_env.chairs.critics._OPTION"} <= set(
+        PATTERNS
+    )
     assert {"esc_env.agents.chat._LABEL", "esc_env.rewards.format._TAG", r"[^\S\n]+"} <= set(PATTERNS)
 
 

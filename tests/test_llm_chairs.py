@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Scenario, Seed
 from esc_env.background import run
+from esc_env.chairs.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
+from esc_env.chairs.seekers import LLMSeeker, resolve_seeker, role_break, seeker_messages
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
 from esc_env.dialogue import Role
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
 from esc_env.protocols import VOTES
 from esc_env.rules import Rules
 from esc_env.scenarios import PERSONAS
-from esc_env.seekers import LLMSeeker, resolve_seeker, role_break, seeker_messages
 from esc_env.testing import FakeChatModel, ScriptedAgent, check_critic, check_seeker
 from esc_env.trajectory import StopReason
 

@@ -17,14 +17,14 @@ from typer.main import get_command
 
 from esc_env import Dialogue, Message
 from esc_env.agents import resolve_agent
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.cli import build_app, main
-from esc_env.critics import resolve_critic
 from esc_env.errors import ConfigError, SpecError
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.config import read_config
 from esc_env.models import Options, read_options
 from esc_env.seeds import Seed
-from esc_env.seekers import resolve_seeker
 from esc_env.testing import FakeChatModel
 
 OPTIONS: dict[str, Any] = {

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from esc_env import Dialogue, Message
-from esc_env.env import ESCEnv
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.escaping import safe
+from esc_env.gym.env import ESCEnv
 from esc_env.rendering import show, transcript
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 import esc_env  # noqa: F401  # registers the environments
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ActionError, SpecError
-from esc_env.spaces import Chat, Utterance
+from esc_env.gym.spaces import Chat, Utterance
 
 SPACES = [Utterance(), Utterance(12), Chat()]
 TEXT = st.text(max_size=30)

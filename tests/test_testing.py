@@ -11,11 +11,11 @@ import pytest
 from conftest import bank
 
 from esc_env import Ballot, Dialogue, Message, Reply, Request, Seed
-from esc_env.critics import resolve_critic
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable, SpecError
 from esc_env.scenarios import PERSONAS
-from esc_env.seekers import resolve_seeker
 from esc_env.testing import (
     FakeChatModel,
     Faulty,

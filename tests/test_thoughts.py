@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from esc_env import Dialogue, Message, Seed
 from esc_env.agents.chat import STYLES, ChatAgent
 from esc_env.background import run
+from esc_env.chairs.critics import LLMCritic
+from esc_env.chairs.seekers import LLMSeeker
 from esc_env.conversation import Chairs, converse
-from esc_env.critics import LLMCritic
 from esc_env.dialogue import split_thought
 from esc_env.protocols import Reply
 from esc_env.rewards import ThinkFormatReward
-from esc_env.seekers import LLMSeeker
 from esc_env.testing import FakeChatModel
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "replies.json"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from esc_env.agents import resolve_agent
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import SpecError
 from esc_env.evaluation import evaluate

@@ -19,8 +19,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from esc_env import Ballot
-from esc_env.env import ESCEnv
 from esc_env.errors import ActionError, ChairError, ModelUnavailable, SpecError, VectorStepError
+from esc_env.gym.env import ESCEnv
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
 
 MODES = ("NextStep", "SameStep", "Disabled")

@@ -23,9 +23,10 @@ from typing import Any, Unpack, get_args
 
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.background import each, run
+from esc_env.chairs.critics import CriticMode, resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Exchange, as_message
-from esc_env.critics import CriticMode, resolve_critic
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models, ended, hold_missing, reached
 from esc_env.folder import RunFolder
@@ -36,7 +37,6 @@ from esc_env.records import RecordWriter, write_json
 from esc_env.rewards import FutureReward
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
-from esc_env.seekers import resolve_seeker
 from esc_env.training.contexts import Context, Source, drawn, found, from_dialogue
 from esc_env.training.data import (
     CANDIDATES,

@@ -24,7 +24,7 @@ from typing import Any
 
 from esc_env.agents.spec import resolve_agent
 from esc_env.background import run, settle, wait
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.evaluation.holding import check_models

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.agents.spec import resolve_agent
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
 from esc_env.evaluation.runner import evaluate
 from esc_env.folder import RunFolder

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esc_env.datasets import load_scenarios
+from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.evaluation.runner import is_run, read_run

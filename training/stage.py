@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.agents.turn import system_prompt
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
-from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.folder import RunFolder
@@ -28,7 +29,6 @@ from esc_env.models.weights import load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
 from esc_env.records import write_json
 from esc_env.rules import Rules
-from esc_env.seekers import resolve_seeker
 from esc_env.training.config import Setting, Stage
 
 try:

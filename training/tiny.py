@@ -26,8 +26,9 @@ from typing import Any
 
 from esc_env.agents.scripted import RuleBasedAgent, key_phrases, said_by, skilled, wordings
 from esc_env.background import run
+from esc_env.chairs.critics import resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
-from esc_env.critics import resolve_critic
 from esc_env.dialogue import ChatMessage, Dialogue, Message
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation.holding import hold
@@ -35,7 +36,6 @@ from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, derive
-from esc_env.seekers import resolve_seeker
 from esc_env.trajectory import Trajectory
 
 __all__ = ["SKILLS", "make_policy", "make_reward_model", "population", "supporter"]

@@ -112,7 +112,7 @@ def main() -> None:
     print(f"wrote {ASSET.name}: {len(grams)} grams, {len(stems)} stems")
 
     if options.esconv:
-        from esc_env.readers import read_file
+        from esc_env.data.readers import read_file
 
         said = [
             message

@@ -16,11 +16,11 @@ import pytest
 
 from esc_env import Rules
 from esc_env.agents.chat import ChatAgent
-from esc_env.critics import LLMCritic
+from esc_env.chairs.critics import LLMCritic
+from esc_env.chairs.seekers import LLMSeeker
 from esc_env.errors import FewerChoicesWarning
 from esc_env.evaluation import Report, evaluate
 from esc_env.models import ModelSettings, check_model, open_model
-from esc_env.seekers import LLMSeeker
 
 from .conftest import CONTEXT, RealServer
 

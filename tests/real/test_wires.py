@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from esc_env import Dialogue, Message, Scenario
-from esc_env.critics import critic_messages
+from esc_env.chairs.critics import critic_messages
+from esc_env.chairs.seekers import seeker_messages
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ModelUnavailable
 from esc_env.models import ModelSettings, check_model, effective, open_model
 from esc_env.protocols import ChatModel, Completion, Request
-from esc_env.seekers import seeker_messages
 
 from .conftest import CONTEXT, SLOTS, RealServer
 

@@ -22,11 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from esc_env import membership
 from esc_env.builtin.bank import bank
+from esc_env.data import membership
+from esc_env.data.files import SPLITS
+from esc_env.data.readers import Reading, Skipped, read_file
 from esc_env.errors import ScenarioError, did_you_mean
-from esc_env.files import SPLITS
-from esc_env.readers import Reading, Skipped, read_file
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
 __all__ = ["Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise"]

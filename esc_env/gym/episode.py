@@ -19,16 +19,16 @@ from gymnasium.utils import seeding
 from esc_env.conversation import Chairs, begin, check_history, exchange
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, did_you_mean
+from esc_env.gym.spaces import Utterance
 from esc_env.protocols import Reply, Usage, Verdict
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive
-from esc_env.spaces import Utterance
 from esc_env.trajectory import Failure, StopReason
 
 __all__ = ["Draw", "Episode", "Observation", "Outcome", "Task"]
 
 Observation = tuple[ChatMessage, ...]
-"""The chat so far, ready for any chat model: see `esc_env.spaces.Chat`."""
+"""The chat so far, ready for any chat model: see `esc_env.gym.spaces.Chat`."""
 
 Outcome = tuple[Observation, float, bool, bool, dict[str, Any]]
 """What `step` returns: observation, reward, terminated, truncated, info."""

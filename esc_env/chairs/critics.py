@@ -28,7 +28,7 @@ __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_c
 CriticMode = Literal["votes", "logprobs"]
 """`votes`: l sampled answers. `logprobs`: one request for one option letter, l votes drawn from its distribution."""
 
-_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
+_PROMPTS = Prompts(Path(__file__).parents[1] / "prompts")
 _USED = ("critic", "critic-question")
 
 ATTEMPTS = 3

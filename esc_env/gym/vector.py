@@ -19,9 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from esc_env.background import run
-from esc_env.env import ESCEnv, warn_of_limit, with_determinism
-from esc_env.episode import Draw, Episode, Observation
 from esc_env.errors import ActionError, ESCError, SpecError, VectorStepError, did_you_mean, whole
+from esc_env.gym.env import ESCEnv, warn_of_limit, with_determinism
+from esc_env.gym.episode import Draw, Episode, Observation
 from esc_env.protocols import Reply
 
 __all__ = ["ESCVectorEnv"]
@@ -47,7 +47,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         num_envs: how many; at least 1.
         autoreset_mode: Gymnasium's `AutoresetMode`, its value (`NextStep`) or its name (`NEXT_STEP`).
         max_episode_steps: truncate episodes after so many steps, as `TimeLimit` does. Below `max_turns` it warns.
-        options: as for `esc_env.env.ESCEnv`; chairs are made once and shared, since they hold no conversation.
+        options: as for `esc_env.gym.env.ESCEnv`; chairs are made once and shared, since they hold no conversation.
 
     Raises:
         SpecError: an argument that cannot be used.

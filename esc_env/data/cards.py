@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from esc_env.files import Unusable
+from esc_env.data.files import Unusable
 from esc_env.scenarios import Need, Scenario, content_hash, mentions_self_harm
 
 __all__ = ["esc_eval_card", "sage_profile"]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esc_env.cards import esc_eval_card, sage_profile
+from esc_env.data.cards import esc_eval_card, sage_profile
+from esc_env.data.files import Record, Unusable, literal, records
 from esc_env.dialogue import STRATEGIES, Dialogue, Message, Role
 from esc_env.errors import ScenarioError
-from esc_env.files import Record, Unusable, literal, records
 from esc_env.scenarios import PROBLEMS, Scenario, content_hash, mentions_self_harm
 
 __all__ = ["Reading", "Skipped", "read_file"]

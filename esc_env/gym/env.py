@@ -6,7 +6,7 @@
 >>> observation, reward, terminated, truncated, info = env.step("That sounds hard. What happened?")
 
 Each step is one `conversation.exchange`: the supporter's utterance is heard, the seeker answers, the critic judges.
-What both this env and `esc_env.vector` step is in `esc_env.episode`.
+What both this env and `esc_env.gym.vector` step is in `esc_env.gym.episode`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import TimeLimit
 
 from esc_env.background import run
+from esc_env.chairs.critics import CriticMode, resolve_critic
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
-from esc_env.critics import CriticMode, resolve_critic
-from esc_env.datasets import load_scenarios
-from esc_env.episode import Draw, Episode, Observation, Outcome, Task
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ESCWarning, ScenarioError, one_of
+from esc_env.gym.episode import Draw, Episode, Observation, Outcome, Task
+from esc_env.gym.spaces import Chat, Utterance
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.protocols import Critic, Seeker
 from esc_env.rendering import Console, show, transcript
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
-from esc_env.seekers import resolve_seeker
-from esc_env.spaces import Chat, Utterance
 
 __all__ = ["ESCEnv"]
 
@@ -45,8 +45,8 @@ __all__ = ["ESCEnv"]
 class ESCEnv(gymnasium.Env[Observation, str]):
     """Talk with a person who has a problem, one utterance a step, until a critic says it is solved or T turns are over.
 
-    Action: the supporter's utterance, a str (`esc_env.spaces.Utterance`); a `<think>…</think>` block in it is private.
-    Observation: the chat so far (`esc_env.spaces.Chat`). `terminated` is the task's own end (solved, or T exchanges
+    Action: the supporter's utterance, a str (`esc_env.gym.spaces.Utterance`); a thought in it is private.
+    Observation: the chat so far (`esc_env.gym.spaces.Chat`). `terminated` is the task's own end (solved, or T exchanges
     done); `truncated` is left to outside limits and `on_error`.
 
     `info`: `scenario` (id), `episode_seed`, `turn`, `turns_left`, `stop_reason` (`solved`, `max_turns`, `error` or

@@ -3,7 +3,7 @@
 `esconv_membership.json` holds, for train (1,040) and valid (130), the hash that each scenario's id ends with. Test is
 not listed: it is what a full file holds beyond these two. To make the file again from PPDPP's own:
 
-    python -m esc_env.membership esc-train.txt esc-valid.txt > esc_env/esconv_membership.json
+    python -m esc_env.data.membership esc-train.txt esc-valid.txt > esc_env/data/esconv_membership.json
 
 *Source:* github.com/dengyang17/PPDPP, `data/esc-train.txt` and `data/esc-valid.txt` (Deng et al., ICLR 2024).
 """
@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from esc_env.readers import read_file
+from esc_env.data.readers import read_file
 from esc_env.scenarios import Scenario
 
 __all__ = ["members", "membership_json", "split_of"]
@@ -26,7 +26,7 @@ __all__ = ["members", "membership_json", "split_of"]
 @cache
 def members(split: str) -> frozenset[str]:
     """The ids of PPDPP's `train` or `valid` dialogues."""
-    hashes: Mapping[str, str] = json.loads(files("esc_env").joinpath("esconv_membership.json").read_text("ascii"))
+    hashes: Mapping[str, str] = json.loads(files("esc_env.data").joinpath("esconv_membership.json").read_text("ascii"))
     return frozenset(f"esconv-{digits}" for digits in hashes[split].split())
 
 

@@ -23,7 +23,7 @@ from esc_env.specs import check_takes, import_object, parse_spec
 
 __all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
 
-_PROMPTS = Prompts(Path(__file__).with_name("prompts"))
+_PROMPTS = Prompts(Path(__file__).parents[1] / "prompts")
 _USED = ("seeker", "seeker-dialogue", "seeker-opening", "seeker-again", *(f"persona-{name}" for name in PERSONAS))
 
 ATTEMPTS = 3
