@@ -147,7 +147,7 @@ def _read(hint: Any, given: Given) -> Any:
 def _reader(hint: Any) -> tuple[Callable[[Any], Any], str, Sequence[str]]:
     """(what makes a field's value of one that was given, what that may be in words, the words to choose from, if any).
 
-    The first raises KeyError, TypeError or ValueError on a value that is none.
+    The first raises KeyError, TypeError, ValueError or its kind, ConfigError, on a value that is none.
     """
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin is Literal:
@@ -179,4 +179,4 @@ def _plain(kind: Any, value: Any) -> Any:
         return Path(value)
     if kind in (str, Mapping) and isinstance(value, kind):
         return value
-    raise TypeError(f"{value!r} is no {kind}")
+    raise ConfigError(f"{value!r} is no {kind}")
