@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, cast
 
 from esc_env.agents.callables import CallableAgent
+from esc_env.chairs.seat import Seat
 from esc_env.errors import SpecError, did_you_mean
 from esc_env.identity import code_digest, name_of
-from esc_env.models import ModelSettings, Options, check_parameters, open_model
+from esc_env.models import ModelSettings, Options, check_parameters
 from esc_env.protocols import Agent, ChatModel
-from esc_env.specs import Spec, import_object, parse_spec
+from esc_env.specs import Spec
 
 __all__ = ["builtin_names", "identity_of", "resolve_agent"]
 
@@ -48,62 +48,34 @@ def resolve_agent(
         MissingExtra: the packages that the model needs are not installed.
     """
     said = Options.of(options, "agent")
-    if isinstance(agent, str):
-        return _named(agent, settings, temperature, said)
-    if inspect.isclass(agent):
-        raise SpecError(f"{name_of(agent)} is a class; give an object of it: {agent.__name__}(...)")
-    if isinstance(agent, ChatModel) and not hasattr(agent, "respond"):
-        from esc_env.agents.chat import ChatAgent
 
-        said.refuse_for(name_of(agent), "agent", asked=True)
-        return ChatAgent(agent, temperature=temperature, **said.chair)
-    said.refuse_for(name_of(agent), "agent")
-    if callable(getattr(agent, "respond", None)):
-        return cast(Agent, agent)
-    if callable(agent):
-        return CallableAgent(agent)
-    raise SpecError(f"an agent must be a string, an object with respond() or a callable, not {type(agent).__name__}")
-
-
-def _named(text: str, settings: ModelSettings | None, temperature: float, said: Options) -> Agent:
-    try:
-        spec = parse_spec(text)
-    except SpecError as error:
-        near = get_close_matches(f"builtin:{text}", builtin_names(), n=1, cutoff=0.75)
-        raise (SpecError(f"{error} Did you mean {near[0]!r}?") if near else error) from None
-    if spec.kind == "builtin":
+    def builtin(name: str) -> Agent:
         from esc_env.agents.scripted import SCRIPTED
 
-        if spec.name not in SCRIPTED:
-            raise SpecError(f"no builtin agent {spec.name!r}. {did_you_mean(f'builtin:{spec.name}', builtin_names())}")
-        said.refuse_for(text, "agent")
-        return SCRIPTED[spec.name]()
-    if spec.kind == "python":
-        thing: Any = import_object(spec.name)
-        if isinstance(thing, str):
-            raise SpecError(f"{text}: this is a str, not an agent")
-        if inspect.isclass(thing):
-            try:
-                inspect.signature(thing).bind()
-            except (TypeError, ValueError) as error:
-                raise SpecError(f"{text}: this class needs arguments ({error}); name an object of it") from error
-            thing = thing()
-        if not isinstance(thing, ChatModel) or hasattr(thing, "respond"):
-            if spec.style is not None:
-                raise SpecError(f"{text}: #{spec.style} is a style of chat models, and this is none")
-            return resolve_agent(cast("Callable[..., Any]", thing), settings, options=said.plain)
-    return _chat(spec, settings, temperature, said)
+        if name not in SCRIPTED:
+            raise SpecError(f"no builtin agent {name!r}. {did_you_mean(f'builtin:{name}', builtin_names())}")
+        return SCRIPTED[name]()
 
+    def chatting(model: ChatModel, spec: Spec | None) -> Agent:
+        from esc_env.agents.chat import ChatAgent
 
-def _chat(spec: Spec, settings: ModelSettings | None, temperature: float, said: Options) -> Agent:
-    from esc_env.agents.chat import STYLES, ChatAgent
+        if spec:
+            check_parameters(model, "agent", temperature=temperature, stop=bool(said.stop))
+        return ChatAgent(model, (spec and spec.style) or "standard", temperature, **said.chair)
 
-    style = spec.style or "standard"
-    if style not in STYLES:  # told before a model is opened
-        raise SpecError(f"no prompting style {style!r}. {did_you_mean(style, STYLES)}")
-    model = open_model(spec, settings, said)
-    check_parameters(model, "agent", temperature=temperature, stop=bool(said.stop))
-    return ChatAgent(model, style, temperature, **said.chair)
+    def styles() -> Collection[str]:
+        from esc_env.agents.chat import STYLES
+
+        return STYLES
+
+    def fits(thing: Any) -> bool:
+        return callable(getattr(thing, "respond", None))
+
+    seat: Seat[Agent] = Seat("agent", "respond", builtin, chatting, CallableAgent, fits, styles)
+    bare = isinstance(agent, str) and ":" not in agent and "/" not in agent  # names nothing, but what was meant?
+    if bare and (near := get_close_matches(f"builtin:{agent}", builtin_names(), n=1, cutoff=0.75)):
+        raise SpecError(f"{agent!r} names nothing. Did you mean {near[0]!r}?")
+    return seat.take(agent, settings, said)
 
 
 def identity_of(agent: Agent) -> Mapping[str, Any]:

@@ -153,7 +153,7 @@ def test_python_specs_name_functions_objects_and_classes(tmp_path, monkeypatch):
     with pytest.raises(SpecError, match=r"needs arguments.*'weights'"):
         resolve_agent("python:my_esc_agents:Greedy")
     assert resolve_agent("python:my_esc_agents:thing") is sys.modules["my_esc_agents"].thing
-    with pytest.raises(SpecError, match="a str, not an agent"):
+    with pytest.raises(SpecError, match="a str, no agent"):
         resolve_agent("python:my_esc_agents:text")
     with pytest.raises(SpecError, match="'function'"):
         resolve_agent("python:my_esc_agents:functoin")

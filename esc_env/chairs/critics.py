@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from esc_env.background import call
+from esc_env.chairs.seat import Seat
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
 from esc_env.errors import BadCompletion, SpecError, did_you_mean, one_of
 from esc_env.identity import code_digest, name_of
-from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript
 from esc_env.protocols import VOTES, Ballot, ChatModel, Critic, Request, Usage
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, import_object, parse_spec
+from esc_env.specs import Spec, check_takes
 
 __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
 
@@ -330,33 +331,23 @@ def resolve_critic(
             f"critic option {min(said.chair)!r}: with critic mode 'logprobs' the critic writes one token. "
             "Leave it away, or use --critic-mode votes (critic_mode='votes')"
         )
-    if isinstance(critic, str):
-        spec = parse_spec(critic)
-        if spec.kind == "builtin":
-            if spec.name not in ("", "critic"):
-                raise SpecError(f"no builtin critic {spec.name!r}. {did_you_mean(spec.name, ['builtin'])}")
-            from esc_env.builtin.critic import BuiltinCritic
 
-            said.refuse_for(critic, "critic")
-            return BuiltinCritic()
-        thing = import_object(spec.name) if spec.kind == "python" else None
-        if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
-            return resolve_critic(thing, settings, mode=mode, temperature=temperature, options=options)
-        if spec.style is not None:
-            raise SpecError(f"{critic!r}: a style (#{spec.style}) belongs to a supporter; a critic has none")
-        judge = LLMCritic(open_model(spec, settings, said, chair="critic"), mode, temperature, **said.chair)
-        check_parameters(
-            judge.model, "critic", temperature=temperature if mode == "votes" else 1.0, logprobs=mode == "logprobs",
-            stop=bool(said.stop),
-        )  # fmt: skip
-        return judge
-    if isinstance(critic, ChatModel) and not isinstance(critic, type):
-        said.refuse_for(name_of(critic), "critic", asked=True)
-        return LLMCritic(critic, mode, temperature, **said.chair)
-    said.refuse_for(name_of(critic), "critic")
-    if isinstance(critic, Critic) and not isinstance(critic, type):
-        return critic
-    if callable(critic):
-        check_takes(critic, "critic", ("scenario", "dialogue"))
-        return CallableCritic(critic)
-    raise SpecError(f"a critic must be a string, a Critic or a callable, not {type(critic).__name__}")
+    def builtin(name: str) -> Critic:
+        if name not in ("", "critic"):
+            raise SpecError(f"no builtin critic {name!r}. {did_you_mean(name, ['builtin'])}")
+        from esc_env.builtin.critic import BuiltinCritic
+
+        return BuiltinCritic()
+
+    def judging(model: ChatModel, spec: Spec | None) -> Critic:
+        if spec:
+            heat, distribution = temperature if mode == "votes" else 1.0, mode == "logprobs"
+            check_parameters(model, "critic", temperature=heat, logprobs=distribution, stop=bool(said.stop))
+        return LLMCritic(model, mode, temperature, **said.chair)
+
+    def function(thing: Callable[..., Any]) -> Critic:
+        check_takes(thing, "critic", ("scenario", "dialogue"))
+        return CallableCritic(thing)
+
+    seat: Seat[Critic] = Seat("critic", "judge", builtin, judging, function, lambda thing: isinstance(thing, Critic))
+    return seat.take(critic, settings, said)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.background import call
+from esc_env.chairs.seat import Seat
 from esc_env.dialogue import CONTROL, NAMES, ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, SpecError, did_you_mean
 from esc_env.identity import code_digest, name_of
-from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters, open_model
+from esc_env.models import PROBE, ModelSettings, Options, check_model, check_parameters
 from esc_env.models.options import told_apart
 from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
 from esc_env.protocols import ChatModel, Reply, Request, Seeker, Usage
 from esc_env.scenarios import PERSONAS, Scenario
 from esc_env.seeds import Seed
-from esc_env.specs import check_takes, import_object, parse_spec
+from esc_env.specs import Spec, check_takes
 
 __all__ = ["CallableSeeker", "LLMSeeker", "resolve_seeker", "role_break"]
 
@@ -246,30 +247,22 @@ def resolve_seeker(
         MissingExtra: the packages that the model needs are not installed.
     """
     said = Options.of(options, "seeker")
-    if isinstance(seeker, str):
-        spec = parse_spec(seeker)
-        if spec.kind == "builtin":
-            if spec.name not in ("", "seeker"):
-                raise SpecError(f"no builtin seeker {spec.name!r}. {did_you_mean(spec.name, ['builtin'])}")
-            from esc_env.builtin.seeker import BuiltinSeeker
 
-            said.refuse_for(seeker, "seeker")
-            return BuiltinSeeker()
-        thing = import_object(spec.name) if spec.kind == "python" else None
-        if thing is not None and (isinstance(thing, type) or not isinstance(thing, ChatModel)):
-            return resolve_seeker(thing, settings, temperature=temperature, options=options)
-        if spec.style is not None:
-            raise SpecError(f"{seeker!r}: a style (#{spec.style}) belongs to a supporter; a seeker has none")
-        model = open_model(spec, settings, said, chair="seeker")
-        check_parameters(model, "seeker", temperature=temperature, stop=bool(said.stop))
+    def builtin(name: str) -> Seeker:
+        if name not in ("", "seeker"):
+            raise SpecError(f"no builtin seeker {name!r}. {did_you_mean(name, ['builtin'])}")
+        from esc_env.builtin.seeker import BuiltinSeeker
+
+        return BuiltinSeeker()
+
+    def speaking(model: ChatModel, spec: Spec | None) -> Seeker:
+        if spec:
+            check_parameters(model, "seeker", temperature=temperature, stop=bool(said.stop))
         return LLMSeeker(model, temperature, **said.chair)
-    if isinstance(seeker, ChatModel) and not isinstance(seeker, type):
-        said.refuse_for(name_of(seeker), "seeker", asked=True)
-        return LLMSeeker(seeker, temperature, **said.chair)
-    said.refuse_for(name_of(seeker), "seeker")
-    if isinstance(seeker, Seeker) and not isinstance(seeker, type):
-        return seeker
-    if callable(seeker):
-        check_takes(seeker, "seeker", ("scenario", "dialogue"))
-        return CallableSeeker(seeker)
-    raise SpecError(f"a seeker must be a string, a Seeker or a callable, not {type(seeker).__name__}")
+
+    def function(thing: Callable[..., Any]) -> Seeker:
+        check_takes(thing, "seeker", ("scenario", "dialogue"))
+        return CallableSeeker(thing)
+
+    seat: Seat[Seeker] = Seat("seeker", "reply", builtin, speaking, function, lambda thing: isinstance(thing, Seeker))
+    return seat.take(seeker, settings, said)
