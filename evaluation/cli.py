@@ -177,7 +177,7 @@ def _slug(text: str) -> str:
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    from esc_env.evaluation.page import percent
+    from esc_env.evaluation.report import percent
 
     _print_results(source, reports)
     for report in reports:
@@ -247,7 +247,7 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:
-    from esc_env.evaluation.page import FIGURES, figures
+    from esc_env.evaluation.report import FIGURES, figures
 
     columns = [("agent", False), *((name, True) for name in (*FIGURES, "episodes", "errors"))]
     rows = [(report.agent, *figures(report), f"{report.completed:,}", f"{report.errors:,}") for report in reports]
@@ -267,7 +267,7 @@ def _leaderboard(
     seeker, critic, seed, …) are refused, naming what differs.
     """
     from esc_env.evaluation.leaderboard import rank
-    from esc_env.evaluation.page import FIGURES, figures
+    from esc_env.evaluation.report import FIGURES, figures
     from esc_env.records import write_json
 
     board = rank(runs)

@@ -62,7 +62,7 @@ def _gaming(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from esc_env.evaluation.page import figures
+    from esc_env.evaluation.report import figures
 
     item, report = row.probe, row.report
     allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
-from esc_env.evaluation.report import Report
+from esc_env.evaluation.report import FIGURES, Report, figures, percent
 from esc_env.evaluation.runner import is_run, read_run
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
@@ -80,12 +80,12 @@ class Leaderboard:
         """A Markdown table, its notes below."""
         rows = [
             (
-                entry.mark, markdown.cell(self.label(entry.report)), *page.figures(entry.report),
+                entry.mark, markdown.cell(self.label(entry.report)), *figures(entry.report),
                 entry.report.completed, entry.report.supporter_failures,
             )
             for entry in self.entries
         ]  # fmt: skip
-        columns = ("#", "agent", *page.FIGURES, "episodes", "supporter failures")
+        columns = ("#", "agent", *FIGURES, "episodes", "supporter failures")
         lines = markdown.table(columns, rows, "rlrrrrrr")
         return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
@@ -110,7 +110,7 @@ class Leaderboard:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
             notes.append(
                 f"Incomplete, not ranked: {self.label(report)}, {report.completed:,} of {report.episodes:,} "
-                f"conversations have an outcome, SR so far {page.percent(report.success_rate)}. {why}".rstrip()
+                f"conversations have an outcome, SR so far {percent(report.success_rate)}. {why}".rstrip()
             )
         for role in ("seeker", "critic"):
             breaking = [r for r in self.reports if any(name == role for name, _, _ in r.failure_messages)]
@@ -122,12 +122,12 @@ class Leaderboard:
         """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
         columns = (
             ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
-            *((name, "") for name in (*page.FIGURES, "episodes")),
+            *((name, "") for name in (*FIGURES, "episodes")),
         )  # fmt: skip
         rows = [
             (
                 entry.mark, escape(self.label(entry.report)),
-                page.bar(entry.report.success_rate, entry.report.interval), *page.figures(entry.report),
+                page.bar(entry.report.success_rate, entry.report.interval), *figures(entry.report),
                 f"{entry.report.completed:,}",
             )
             for entry in self.entries
@@ -152,7 +152,7 @@ def _agent(name: str, report: Report) -> str:
     more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
         f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{page.percent(report.success_rate)}, {report.completed:,} of {report.episodes:,} '
+        f'<span class="soft">{percent(report.success_rate)}, {report.completed:,} of {report.episodes:,} '
         "conversations</span>"
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"

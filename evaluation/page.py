@@ -9,11 +9,11 @@ from typing import Any
 
 from esc_env.dialogue import Message
 from esc_env.escaping import safe
-from esc_env.evaluation.report import Group, Report
+from esc_env.evaluation.report import FIGURES, Group, Report, figures, interval_text, number, percent
 from esc_env.protocols import Verdict
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["FIGURES", "bar", "document", "facts", "figures", "percent", "run_page", "table", "transcripts"]
+__all__ = ["bar", "document", "facts", "run_page", "table", "transcripts"]
 
 _CUT = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
 
@@ -23,20 +23,6 @@ _ENDED = {
     StopReason.SUPPORTER_FAILED: ("failed", "supporter failed"),
     StopReason.ERROR: ("failed", "error, no outcome"),
 }
-
-
-FIGURES = ("SR", "95 %", "AT", "score")
-"""What every table of runs shows."""
-
-
-def figures(report: Report) -> tuple[str, str, str, str]:
-    """What `FIGURES` names, as text."""
-    return (
-        percent(report.success_rate),
-        interval_text(report.interval),
-        number(report.average_turns, 2),
-        number(report.mean_score, 2, signed=True),
-    )
 
 
 def run_page(report: Report) -> str:
@@ -166,23 +152,6 @@ def facts(parts: Mapping[str, Any]) -> str:
 def transcripts(trajectories: Iterable[Trajectory]) -> str:
     """Every conversation, folded."""
     return "\n".join(_conversation(trajectory) for trajectory in trajectories)
-
-
-def percent(rate: float | None) -> str:
-    """`41.5 %`, or a dash."""
-    return "–" if rate is None else f"{100 * rate:.1f} %"
-
-
-def number(value: float | None, digits: int, *, signed: bool = False) -> str:
-    """A number with a real minus sign, or a dash."""
-    if value is None:
-        return "–"
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
-
-
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """`34–49 %`, or a dash."""
-    return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"
 
 
 def _plain(value: Any) -> str:

@@ -14,7 +14,9 @@ from esc_env.protocols import Usage
 from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["Group", "Replies", "Report", "summarise_run"]
+__all__ = [
+    "FIGURES", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent", "summarise_run",
+]  # fmt: skip
 
 UNREADABLE = 0.05
 """The share of unreadable first answers of a critic above which a reader is warned. Ours."""
@@ -281,3 +283,37 @@ def _failures(ended: Sequence[Trajectory]) -> tuple[tuple[str, str, int], ...]:
             first.setdefault(key, trajectory.failure.message)
             counts[key] += 1
     return tuple((key[0], first[key], count) for key, count in counts.most_common())
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+
+def percent(rate: float | None) -> str:
+    """`41.5 %`, or a dash."""
+    return "–" if rate is None else f"{100 * rate:.1f} %"
+
+
+def number(value: float | None, digits: int, *, signed: bool = False) -> str:
+    """A number with a real minus sign, or a dash."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`34–49 %`, or a dash."""
+    return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"
+
+
+FIGURES: Mapping[str, Callable[[Report], str]] = {
+    "SR": lambda report: percent(report.success_rate),
+    "95 %": lambda report: interval_text(report.interval),
+    "AT": lambda report: number(report.average_turns, 2),
+    "score": lambda report: number(report.mean_score, 2, signed=True),
+}
+"""The columns of every table of runs: in the terminal, on pages and leaderboards."""
+
+
+def figures(report: Report) -> tuple[str, ...]:
+    """What `FIGURES` names, as text."""
+    return tuple(show(report) for show in FIGURES.values())
