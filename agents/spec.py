@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from inspect import getattr_static
 from typing import Any, cast
 
 from esc_env.agents.callables import CallableAgent
@@ -79,8 +80,17 @@ def resolve_agent(
 
 
 def identity_of(agent: Agent) -> Mapping[str, Any]:
-    """What tells this agent from another: its own `identity`, or name and code for an object that has none."""
-    identity = getattr(agent, "identity", None)
+    """What tells this agent from another: its own `identity`, or name and code for an object that has none.
+
+    Raises:
+        SpecError: its `identity` cannot be read.
+    """
+    try:
+        identity = getattr(agent, "identity", None)
+        if identity is None and getattr_static(agent, "identity", None) is not None:
+            identity = agent.identity  # a property whose own AttributeError was taken for its absence
+    except Exception as error:
+        raise SpecError(f"{name_of(agent)}: its `identity` raises {type(error).__name__}: {error}") from error
     if identity is None:
         return {"name": name_of(agent), "code": code_digest(agent.respond)}
     return cast(Mapping[str, Any], identity)

@@ -131,6 +131,20 @@ def test_an_object_with_respond_is_used_as_it_is():
         resolve_agent(Called)
 
 
+def test_an_identity_that_cannot_be_read_is_told_and_never_taken_for_none():
+    class Broken:
+        @property
+        def identity(self):
+            return {"name": getattr(self, "nmae")}  # noqa: B009
+
+        async def respond(self, dialogue, *, seed):
+            return Reply("Hm.")
+
+    agent: Any = Broken()
+    with pytest.raises(SpecError, match=r"Broken: its `identity` raises AttributeError.*nmae"):
+        identity_of(agent)
+
+
 def test_python_specs_name_functions_objects_and_classes(tmp_path, monkeypatch):
     (tmp_path / "my_esc_agents.py").write_text(
         "from esc_env import Reply\n"
