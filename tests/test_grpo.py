@@ -179,6 +179,15 @@ def test_it_is_told_when_no_checkpoint_is_better_than_the_beginning(base: Path, 
         )
 
 
+def test_a_reward_that_exits_ends_the_training_with_an_error(base: Path, tmp_path: Path) -> None:
+    async def leaves(**columns: Any) -> list[float]:
+        raise SystemExit(3)
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 1})
+    with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
+        train_grpo(config, tmp_path / "grpo", reward=leaves, prompts=PROMPTS)
+
+
 def test_training_resumes_where_it_was_killed(base: Path, tmp_path: Path) -> None:
     config = GRPOStage(model=str(base), **{**TINY, "max_steps": 3})
     calls = []

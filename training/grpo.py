@@ -206,8 +206,11 @@ class _Watched:
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:
         """One reward per completion, for TRL."""
-        given = self.reward(prompts=prompts, completions=completions, **columns)
-        rewards: list[float | None] = list(await given if inspect.isawaitable(given) else given)
+        try:
+            given = self.reward(prompts=prompts, completions=completions, **columns)
+            rewards: list[float | None] = list(await given if inspect.isawaitable(given) else given)
+        except SystemExit as error:  # it would end TRL's loop alone, and the trainer would wait for ever
+            raise RuntimeError(f"the reward called sys.exit({error.code!r})") from error
         ended = [bool(ids) and ids[-1] in self.ends for ids in columns["completion_ids"]]
         if log_metric := columns.get("log_metric"):
             texts = [raw_text(completion).split() for completion in completions]
