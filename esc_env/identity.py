@@ -15,7 +15,7 @@ from hashlib import blake2b
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["code_digest", "name_of"]
+__all__ = ["code_digest", "name_of", "source_essence"]
 
 
 def name_of(thing: Any) -> str:
@@ -35,6 +35,11 @@ def code_digest(function: Callable[..., Any]) -> str:
     with an `identity` of its own.
     """
     return blake2b(ascii(_essence(function)).encode(), digest_size=4).hexdigest()
+
+
+def source_essence(source: str) -> bytes:
+    """What a module's source says, the same for every version of Python, comments, docstrings and formatting."""
+    return ascii(_syntax(ast.parse(source))).encode()
 
 
 def _essence(thing: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 
 from esc_env import EMOTIONS, PERSONAS, PROBLEMS, Dialogue, Message, Reply, Scenario, Seed, episode_seed
 from esc_env.agents.scripted import SCRIPTED, key_phrases
+from esc_env.builtin import constants
 from esc_env.builtin.bank import SPLITS, bank
 from esc_env.builtin.constants import page
 from esc_env.builtin.critic import BuiltinCritic, distribution
+from esc_env.builtin.digest import PARTS, digest
 from esc_env.builtin.moves import MOVES, read, weight
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.builtin.state import follow
@@ -314,3 +317,20 @@ def test_a_whole_conversation_ends_with_relief_in_the_persons_own_voice():
         trajectory = asyncio.run(converse(person, SCRIPTED["skilled"](), chairs, seed=episode_seed(0, person.id, 0)))
         solved += trajectory.solved
     assert solved >= 6
+
+
+def test_a_changed_number_is_another_simulator_and_a_changed_comment_is_not(tmp_path):
+    for name in PARTS:
+        shutil.copy(Path(constants.__file__).with_name(name), tmp_path)
+    assert digest(tmp_path) == digest()
+    source = (tmp_path / "constants.py").read_text(encoding="utf-8")
+    (tmp_path / "constants.py").write_text(f"# A note.\n{source}", encoding="utf-8")
+    digest.cache_clear()
+    assert digest(tmp_path) == digest()
+    (tmp_path / "constants.py").write_text(source.replace("0.28", "0.27", 1), encoding="utf-8")
+    digest.cache_clear()
+    assert digest(tmp_path) != digest()
+
+
+def test_both_embedded_chairs_tell_that_digest():
+    assert BuiltinSeeker().identity["digest"] == BuiltinCritic().identity["digest"] == digest()

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 from esc_env.builtin.constants import CRITIC
-from esc_env.builtin.moves import asset_digest
+from esc_env.builtin.digest import digest
 from esc_env.builtin.state import follow
 from esc_env.dialogue import Dialogue
 from esc_env.protocols import VOTES, Ballot
@@ -40,8 +40,8 @@ class BuiltinCritic:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name and hash of the asset it hears with."""
-        return {"name": "builtin", "moves": asset_digest()}
+        """Name, and a digest of the code and data that decide how it votes."""
+        return {"name": "builtin", "digest": digest()}
 
     async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
         """`votes` votes on the relief so far, and their expectation."""

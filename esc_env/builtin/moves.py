@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from esc_env.builtin.language import stem, tokens
 
-__all__ = ["MOVES", "Reading", "asset_digest", "features", "read", "weight"]
+__all__ = ["MOVES", "Reading", "features", "read", "weight"]
 
 ASSET = Path(__file__).with_name("moves.npz")
 
@@ -60,12 +59,6 @@ def _model() -> _Model:
             data["bias"].astype(np.float32),
             dict(zip(stems, data["rarity"].astype(float).tolist(), strict=True)),
         )
-
-
-@cache
-def asset_digest() -> str:
-    """16 hex digits over the trained weights; part of the protocol fingerprint."""
-    return blake2b(ASSET.read_bytes(), digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=16384)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from esc_env.builtin.constants import SPEECH
-from esc_env.builtin.moves import asset_digest
+from esc_env.builtin.digest import digest
 from esc_env.builtin.state import State, follow
-from esc_env.builtin.voices import persona_lines, reaction_lines, voices_digest
+from esc_env.builtin.voices import persona_lines, reaction_lines
 from esc_env.dialogue import Dialogue
 from esc_env.protocols import Reply
 from esc_env.scenarios import Scenario
@@ -28,8 +28,8 @@ class BuiltinSeeker:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name and hashes of the assets it speaks and hears with."""
-        return {"name": "builtin", "moves": asset_digest(), "voices": voices_digest()}
+        """Name, and a digest of the code and data that decide what it says."""
+        return {"name": "builtin", "digest": digest()}
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The situation on an empty dialogue, else a reaction to the supporter's last turn."""

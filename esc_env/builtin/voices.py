@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from esc_env.scenarios import Scenario
 from esc_env.seeds import derive
 
-__all__ = ["persona_lines", "reaction_lines", "story_of", "voices_digest"]
+__all__ = ["persona_lines", "reaction_lines", "story_of"]
 
 FILE = Path(__file__).with_name("voices.json")
 
@@ -29,12 +28,6 @@ _PERSONA = {
 def _voices() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return loaded
-
-
-@cache
-def voices_digest() -> str:
-    """16 hex digits over the general lines."""
-    return blake2b(FILE.read_bytes(), digest_size=8).hexdigest()
 
 
 def reaction_lines(scenario: Scenario, kind: str) -> Sequence[str]:
