@@ -62,12 +62,13 @@ def _gaming(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from esc_env.evaluation.report import figures
+    from esc_env.evaluation.report import FIGURES
 
     item, report = row.probe, row.report
     allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
+    shown = (FIGURES[name](report) for name in ("SR", "95 %", "AT"))
     return (
-        item.name, row.persona, *figures(report)[:3], allowed if item.frozen else "after",
+        item.name, row.persona, *shown, allowed if item.frozen else "after",
         "" if not item.frozen else "ok" if row.holds else "BROKEN",
     )  # fmt: skip
 

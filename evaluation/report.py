@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from esc_env.evaluation.statistics import success_interval
-from esc_env.protocols import Usage
+from esc_env.protocols import VOTES, Usage
 from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
 
@@ -20,6 +21,9 @@ __all__ = [
 
 UNREADABLE = 0.05
 """The share of unreadable first answers of a critic above which a reader is warned. Ours."""
+
+STRICT = 3
+"""Votes for `solved` that the stricter success rate asks for. Ours: under the published rule one of ten can decide."""
 
 _KEPT_OUT_OF_JSON = ("trajectories", "folder", "fingerprint")
 
@@ -126,6 +130,9 @@ class Report:
         supporter_failures: completed conversations that failed because the agent raised or returned no utterance.
         success_rate: SR, share of completed conversations solved, in [0, 1]; None when none completed.
         interval: its 95 % interval (Wilson for one trial, scenario-clustered bootstrap for more); None likewise.
+        strict_success_rate: SR that counts a conversation only if at least `STRICT` votes of its last verdict are for
+            `solved`, so that no lenient rater decides alone. By that rule it would have gone on, and might have been
+            solved later: a lower bound. None where fewer votes are cast, or none completed.
         success_rate_if_errors_failed: SR with errors counted as failures; None when nothing has ended.
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
@@ -149,6 +156,7 @@ class Report:
     supporter_failures: int
     success_rate: float | None
     interval: tuple[float, float] | None
+    strict_success_rate: float | None
     success_rate_if_errors_failed: float | None
     average_turns: float | None
     mean_score: float | None
@@ -220,6 +228,7 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
         supporter_failures=sum(t.stop_reason is StopReason.SUPPORTER_FAILED for t in done),
         success_rate=whole.success_rate if whole else None,
         interval=whole.interval if whole else None,
+        strict_success_rate=_strict(done, int(fingerprint.parts["votes"])),
         success_rate_if_errors_failed=solved / len(ended) if ended else None,
         average_turns=whole.average_turns if whole else None,
         mean_score=whole.mean_score if whole else None,
@@ -255,6 +264,11 @@ def _group(done: Sequence[Trajectory], limit: int) -> Group:
         average_turns=sum(t.turns if t.solved else limit for t in done) / len(done),
         mean_score=sum(trajectory.final_score for trajectory in done) / len(done),
     )
+
+
+def _strict(done: Sequence[Trajectory], votes: int) -> float | None:
+    sure = [t.solved and t.verdicts[-1].votes.count(VOTES["solved"]) >= STRICT for t in done]
+    return fmean(sure) if sure and votes >= STRICT else None
 
 
 def _unreadable(done: Sequence[Trajectory], fingerprint: Fingerprint) -> float | None:
@@ -308,6 +322,7 @@ def interval_text(interval: tuple[float, float] | None) -> str:
 FIGURES: Mapping[str, Callable[[Report], str]] = {
     "SR": lambda report: percent(report.success_rate),
     "95 %": lambda report: interval_text(report.interval),
+    "strict": lambda report: percent(report.strict_success_rate),
     "AT": lambda report: number(report.average_turns, 2),
     "score": lambda report: number(report.mean_score, 2, signed=True),
 }

@@ -680,3 +680,21 @@ def test_stop_reasons_partition_the_report(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_run(tmp_path / "run") == report
+
+
+@pytest.mark.parametrize(
+    ("votes", "strict"), [(["solved"] * 3 + ["better"] * 7, 1.0), (["solved"] + ["better"] * 9, 0.0)]
+)
+def test_a_conversation_that_one_lenient_vote_decided_is_not_solved_strictly(votes, strict, tmp_path):
+    class Raters(ScriptedCritic):
+        async def judge(self, scenario, dialogue, *, votes, seed):
+            return Ballot(self.script)
+
+    report = held(scenarios=bank(2), critic=Raters(votes), rules=Rules(max_turns=1), out=tmp_path / "run")
+    assert (report.success_rate, report.strict_success_rate) == (1.0, strict)
+    assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["strict_success_rate"] == strict
+
+
+def test_with_fewer_votes_than_it_asks_for_there_is_no_strict_rate(tmp_path):
+    report = held(scenarios=bank(2), critic=ScriptedCritic(["solved"]), rules=Rules(votes=2), out=tmp_path / "run")
+    assert (report.success_rate, report.strict_success_rate) == (1.0, None)
