@@ -20,6 +20,7 @@ import typer
 
 from esc_env.errors import ESCError
 from esc_env.escaping import one_line
+from esc_env.secrets import struck
 
 __all__ = ["build_app", "main"]
 
@@ -96,12 +97,12 @@ def _forgive(stream: Any, errors: str) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"esc: {message}", file=sys.stderr)
+    print(f"esc: {struck(message)}", file=sys.stderr)
     raise SystemExit(1)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"esc: note: {message}", file=sys.stderr)
+    print(f"esc: note: {struck(str(message))}", file=sys.stderr)
 
 
 class _Notes(logging.Handler):

@@ -28,9 +28,9 @@ from esc_env.models.dialect import Dialect
 from esc_env.models.endpoint import Endpoint
 from esc_env.models.patience import Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
-from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
 from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
+from esc_env.secrets import redacted
 from esc_env.testing import FakeChatModel, FakeServer, Fault, check_chat_model
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "replies.json"

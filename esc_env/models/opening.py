@@ -23,6 +23,7 @@ from esc_env.models.patience import Patient
 from esc_env.models.retries import CALL_DEADLINE
 from esc_env.models.settings import ModelSettings, Wire
 from esc_env.protocols import ChatModel, Completion, Request
+from esc_env.secrets import struck
 from esc_env.specs import Spec, import_object, parse_spec
 
 __all__ = ["Opened", "open_model"]
@@ -78,9 +79,19 @@ class Opened(Layer):
     spoken: Spoken | None = None
 
     async def complete(self, request: Request) -> Completion:
-        """What the model says."""
+        """What the model says, without keys: a server may echo the one that it was sent."""
         answer = await self.model.complete(request)
-        return replace(answer, usage=replace(answer.usage, models=(answer.model,))) if answer.model else answer
+        texts, reasons, tops, name = struck(
+            (answer.texts, answer.finish_reasons, [dict(choice) for choice in answer.logprobs or ()], answer.model)
+        )
+        return replace(
+            answer,
+            texts=tuple(texts),
+            finish_reasons=tuple(reasons),
+            logprobs=tuple(tops) if answer.logprobs is not None else None,
+            model=name,
+            usage=replace(answer.usage, models=(name,)) if name else answer.usage,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_model, (self.spec, self.settings, Options(asked=self.asked))

@@ -31,8 +31,8 @@ from urllib.parse import urlsplit, urlunsplit
 from esc_env.dialogue import think_block
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
-from esc_env.models.secrets import redacted
 from esc_env.protocols import Completion, Request, Usage
+from esc_env.secrets import redacted
 
 try:
     import aiohttp
@@ -403,7 +403,7 @@ def failure(
     retry_after: float | None = None,
 ) -> ModelUnavailable:
     """A `ModelUnavailable` in one line: who, which status, what the server said, what to set."""
-    said = redacted(" ".join(message.split()), os.environ.get(key_name))
+    said = redacted(" ".join(message.split()))
     said = said if len(said) <= LONGEST_TOLD else said[: LONGEST_TOLD - 1] + "…"
     told = said if status in (None, 200) else f"HTTP {status}" + (f": {said}" if said else "")
     remedy = "" if retryable else _REMEDIES.get(status or 0, "").format(key_name=key_name)
