@@ -184,9 +184,9 @@ _ADDS = {
 
 _KEYS = (
     "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "DASHSCOPE_API_KEY",
-    "GROQ_API_KEY", "TOGETHERAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY", "HF_TOKEN",
+    "GROQ_API_KEY", "TOGETHERAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY", "HF_TOKEN", "ESC_API_KEY",
 )  # fmt: skip
-"""Where LiteLLM and the Hub look for keys. *Source:* LiteLLM's provider pages."""
+"""Where LiteLLM, the Hub and `@URL` look for keys. *Source:* LiteLLM's provider pages."""
 
 
 def _doctor() -> None:

@@ -7,8 +7,10 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 
 from esc_env import Completion, Request, Rules, Usage, evaluate
 from esc_env.cli import main
-from esc_env.models import open_model
+from esc_env.errors import BareKeyWarning, ModelUnavailable, SpecError
+from esc_env.models import ModelSettings, open_model
 from esc_env.records import RecordWriter, write_json, write_text
 from esc_env.secrets import redacted, struck
 
@@ -185,3 +188,94 @@ def test_no_part_of_a_completion_holds_the_key(planted, tmp_path, monkeypatch):
 
 def test_a_servers_message_may_quote_a_part_of_a_key():
     assert redacted("Incorrect API key provided: sk-wrong**********0000.") == "Incorrect API key provided: [key]"
+
+
+# A key belongs to its provider
+
+
+WIRES = ["aiohttp", "openai", "litellm"]
+
+
+def sent(url: str, wire: str = "aiohttp", provider: str = "openai", **settings: Any) -> None:
+    """One request."""
+    pytest.importorskip(wire)
+    chat = Request([{"role": "user", "content": "Hi"}])
+    asyncio.run(open_model(f"{provider}/m@{url}", ModelSettings(wire=wire, **settings)).complete(chat))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def keys(planted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESC_API_KEY")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Gateway-Token: {KEY}")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_providers_key_is_sent_to_no_other_host(wire, provider, keys):
+    if (wire, provider) == ("litellm", "anthropic"):
+        pytest.skip("LiteLLM speaks Anthropic's own protocol there")
+    from esc_env.testing import FakeServer
+
+    with FakeServer() as server:
+        sent(server.url, wire, provider)
+    assert all(KEY not in value and "org-of-mine" not in value for value in server.requests[0].headers.values())
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_another_host_gets_the_key_that_is_named_for_it(wire, keys, monkeypatch):
+    from esc_env.testing import FakeServer
+
+    monkeypatch.setenv("ESC_API_KEY", "the-key-of-any-host")
+    monkeypatch.setenv("MINE", "the-key-of-mine")
+    with FakeServer() as server:
+        sent(server.url, wire)
+        sent(server.url, wire, api_key_env="MINE")
+    given = [request.headers["authorization"] for request in server.requests]
+    assert given == ["Bearer the-key-of-any-host", "Bearer the-key-of-mine"]
+    assert struck("I got the-key-of-mine.") == "I got [key]."  # whatever its variable is called
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_openais_key_goes_where_openais_base_url_points(wire, keys, monkeypatch):
+    from esc_env.testing import FakeServer
+
+    with FakeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        sent(server.url, wire)
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert server.requests[0].headers["x-gateway-token"] == KEY
+
+
+def test_a_key_that_is_named_and_not_set_is_told(keys):
+    with pytest.raises(ModelUnavailable, match=r"no key\. Set NOT_THERE, which --api-key-env"):
+        sent("http://127.0.0.1:9/v1", api_key_env="NOT_THERE")
+
+
+@pytest.mark.parametrize("name", ["sk-Ab3dEf6hIj9lMn2pQr5t", "ghp_Ab3dEf6hIj9lMn2pQr5tUv8xYz", "", "A B", 3])
+def test_a_key_in_place_of_its_variables_name_is_refused_and_not_repeated(name):
+    with pytest.raises(SpecError, match="name of an environment variable") as refused:
+        ModelSettings(api_key_env=name)
+    assert "Ab3dEf" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("http://gpu-box:8000/v1", True), ("http://10.0.0.7:8000/v1", True), ("http://localhost.evil.com/v1", True),
+     ("http://127.0.0.1.evil.com/v1", True), ("https://gpu-box/v1", False), ("http://127.0.0.1:8000/v1", False),
+     ("http://localhost:8000/v1", False), ("http://[::1]:8000/v1", False)],
+)  # fmt: skip
+def test_a_key_over_plain_http_to_another_machine_is_told_once(url, told, planted, monkeypatch):
+    pytest.importorskip("aiohttp")
+    from esc_env.models import wire
+
+    wire._tell_if_bare.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = wire.OpenAIWire("m", url)
+        assert (model.key, model.key) == (KEY, KEY)
+        monkeypatch.delenv("ESC_API_KEY")
+        assert wire.OpenAIWire("m", url).key is None
+    assert [each.category for each in caught] == [BareKeyWarning] * told
+    assert all("ESC_API_KEY" in str(each.message) and KEY not in str(each.message) for each in caught)

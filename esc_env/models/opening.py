@@ -140,7 +140,7 @@ def _remote(
     price = None if own and "//api.openai.com" not in own else price_of(provider, name)
     if budget and budget.unit == "USD" and price is None:
         raise SpecError(f"{who}: {unpriced(budget)}")
-    wire = Adapting(_wire(way, spec, settings.deadline or CALL_DEADLINE, options), spoken, who)
+    wire = Adapting(_wire(way, spec, settings, options), spoken, who)
     endpoint = _endpoint(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
     )
@@ -165,19 +165,22 @@ def _way(provider: str, name: str, url: str | None, wire: Wire) -> Wire:
     return way
 
 
-def _wire(way: Wire, spec: Spec, timeout: float, options: Mapping[str, Any]) -> Any:
+def _wire(way: Wire, spec: Spec, settings: ModelSettings, options: Mapping[str, Any]) -> Any:
     provider, _, name = spec.name.partition("/")
+    given: dict[str, Any] = {
+        "timeout": settings.deadline or CALL_DEADLINE, "options": options, "key_env": settings.api_key_env
+    }  # fmt: skip
     if way == "litellm":
         from esc_env.models.sdk import LiteLLMModel
 
-        return LiteLLMModel(spec.name, spec.url, timeout=timeout, options=options)
+        return LiteLLMModel(spec.name, spec.url, **given)
     if way == "openai":
         from esc_env.models.sdk import OpenAISDK
 
-        return OpenAISDK(name, spec.url, provider, timeout, options=options)
+        return OpenAISDK(name, spec.url, provider, **given)
     from esc_env.models.wire import OpenAIWire
 
-    return OpenAIWire(name, spec.url, provider, timeout, options=options)
+    return OpenAIWire(name, spec.url, provider, **given)
 
 
 @cache
