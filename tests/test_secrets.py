@@ -138,7 +138,10 @@ def test_a_server_that_echoes_the_key_puts_it_nowhere(record, planted, tmp_path,
         with pytest.raises(SystemExit) as ended:
             main([*command, *(["--record", "run.db"] if record else [])])
         told = capsys.readouterr()
-    assert ended.value.code == 0, told.err
+        assert ended.value.code == 0, told.err
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0, capsys.readouterr().err
     nowhere(tmp_path)
     assert KEY[:10] not in told.out + told.err
 
