@@ -13,6 +13,7 @@ import typer
 from esc_env.cli_options import AgentOptions, Budget, Critic, Persona, Seeker, Temperature, grouped
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 from esc_env.escaping import safe
+from esc_env.secrets import struck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -210,4 +211,4 @@ def _append(path: Path, person: Scenario, dialogue: Dialogue) -> None:
     torn = path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" if torn else "")
-        file.write(json.dumps(held.to_json(dialogue=True), ensure_ascii=False) + "\n")
+        file.write(json.dumps(struck(held.to_json(dialogue=True)), ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ import typer
 
 from esc_env.errors import ESCError
 from esc_env.escaping import one_line
+from esc_env.secrets import struck
 
 __all__ = ["build_app", "main"]
 
@@ -96,12 +97,12 @@ def _forgive(stream: Any, errors: str) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"esc: {message}", file=sys.stderr)
+    print(f"esc: {struck(message)}", file=sys.stderr)
     raise SystemExit(1)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"esc: note: {message}", file=sys.stderr)
+    print(f"esc: note: {struck(str(message))}", file=sys.stderr)
 
 
 class _Notes(logging.Handler):
@@ -183,9 +184,9 @@ _ADDS = {
 
 _KEYS = (
     "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "DEEPSEEK_API_KEY", "DASHSCOPE_API_KEY",
-    "GROQ_API_KEY", "TOGETHERAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY", "HF_TOKEN",
+    "GROQ_API_KEY", "TOGETHERAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY", "HF_TOKEN", "ESC_API_KEY",
 )  # fmt: skip
-"""Where LiteLLM and the Hub look for keys. *Source:* LiteLLM's provider pages."""
+"""Where LiteLLM, the Hub and `@URL` look for keys. *Source:* LiteLLM's provider pages."""
 
 
 def _doctor() -> None:

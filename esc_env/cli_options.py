@@ -168,8 +168,14 @@ def _models(
             help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
         ),
     ] = "auto",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the key of the servers that @URL names. Default: ESC_API_KEY, if it is set."
+        ),
+    ] = None,
 ) -> ModelSettings:
-    return ModelSettings(concurrency, rpm, tpm, timeout, deadline, budget, record, replay, cache, wire)
+    return ModelSettings(concurrency, rpm, tpm, timeout, deadline, budget, record, replay, cache, wire, api_key_env)
 
 
 AgentOptions = Annotated[Mapping[str, Any], _agent_options]

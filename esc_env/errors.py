@@ -29,10 +29,10 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 __all__ = [
-    "ActionError", "AdaptedWarning", "BadCompletion", "BudgetExceeded", "ChairError", "CompleteRunWarning",
-    "ConfigError", "ESCError", "ESCWarning", "FailedRowsWarning", "FewerChoicesWarning", "LoopError", "MissingExtra",
-    "ModelError", "ModelUnavailable", "ProtocolMismatch", "RecordError", "ScenarioError", "SpecError",
-    "SupporterFailure", "TornLineWarning", "TrainingWarning", "VectorStepError",
+    "ActionError", "AdaptedWarning", "BadCompletion", "BareKeyWarning", "BudgetExceeded", "ChairError",
+    "CompleteRunWarning", "ConfigError", "ESCError", "ESCWarning", "FailedRowsWarning", "FewerChoicesWarning",
+    "LoopError", "MissingExtra", "ModelError", "ModelUnavailable", "ProtocolMismatch", "RecordError",
+    "ScenarioError", "SpecError", "SupporterFailure", "TornLineWarning", "TrainingWarning", "VectorStepError",
 ]  # fmt: skip
 """What one catches, and what `esc_env` gives; the functions below are for those who raise."""
 
@@ -191,6 +191,10 @@ class ESCWarning(UserWarning):
 
 class AdaptedWarning(ESCWarning):
     """A server did not take a request as it was, and is asked in another way from then on."""
+
+
+class BareKeyWarning(ESCWarning):
+    """A key travels over plain http to another machine."""
 
 
 class FewerChoicesWarning(ESCWarning):

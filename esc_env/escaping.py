@@ -1,8 +1,10 @@
-"""Text of models and files where people read it: it stays text, and does nothing."""
+"""Text of models and files where people read it: it stays text, does nothing and tells no key."""
 
 from __future__ import annotations
 
 import re
+
+from esc_env.secrets import struck
 
 __all__ = ["one_line", "safe"]
 
@@ -10,8 +12,9 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u20
 
 
 def safe(text: str) -> str:
-    """Text without control characters: each becomes `\N{REPLACEMENT CHARACTER}`. Newlines and tabs stay."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+    """Text without keys, and without control characters: each becomes `\N{REPLACEMENT CHARACTER}`. Newlines and tabs
+    stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", struck(text).replace("\r\n", "\n"))
 
 
 def one_line(text: str) -> str:

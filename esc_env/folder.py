@@ -23,6 +23,7 @@ from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.records import RECORD_VERSION, FolderLock, check_version, read_records, write_json, write_records
 from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
+from esc_env.secrets import struck
 
 __all__ = ["RunFolder"]
 
@@ -139,7 +140,7 @@ class RunFolder:
             ProtocolMismatch: it holds another run of this kind; the message names what differs.
             SpecError: an identity that is no JSON.
         """
-        wanted = Fingerprint(identity).parts
+        wanted = struck(Fingerprint(identity).parts)  # as it stands in the file
         if fresh and not self._taken() and self._entries():
             raise RecordError(f"{self.path}: holds no run, so --fresh leaves it alone. {_ELSEWHERE}")
         try:

@@ -4,6 +4,8 @@ A file is a sequence of lines, each a JSON object that carries `kind` and `versi
 its conversation ends. Reading knows four outcomes: a good line; a torn last line after a crash (dropped with a warning,
 since it was never reported finished); a line of another version (refused, saying what to do); a foreign line (refused,
 naming line and reason).
+
+No key of the environment is ever written: whatever is, goes through `secrets.struck` here.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esc_env.errors import RecordError, TornLineWarning
+from esc_env.secrets import struck
 
 __all__ = [
     "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "read_records", "write_json",
-    "write_records",
+    "write_records", "write_text",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
@@ -175,7 +178,7 @@ def _lock(file: BinaryIO) -> None:
 
 
 def _line(kind: str, data: Mapping[str, Any]) -> str:
-    return json.dumps({"kind": kind, "version": RECORD_VERSION, **data}, ensure_ascii=False) + "\n"
+    return json.dumps({"kind": kind, "version": RECORD_VERSION, **struck(dict(data))}, ensure_ascii=False) + "\n"
 
 
 def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -185,7 +188,12 @@ def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]
 
 def write_json(path: str | Path, data: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it, after a RecordError too."""
-    _replace(Path(path), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    _replace(Path(path), json.dumps(struck(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a page or a table, as `write_json` writes."""
+    _replace(Path(path), struck(text))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -268,7 +268,7 @@ def _leaderboard(
     """
     from esc_env.evaluation.leaderboard import rank
     from esc_env.evaluation.report import FIGURES, figures
-    from esc_env.records import write_json
+    from esc_env.records import write_json, write_text
 
     board = rank(runs)
     columns = [("#", False), ("agent", False), *((name, True) for name in (*FIGURES, "episodes"))]
@@ -287,7 +287,7 @@ def _leaderboard(
             out.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise RecordError(f"{out}: is a file; give a folder with --out") from None
-        (out / "leaderboard.md").write_text(board.to_markdown(), encoding="utf-8")
-        (out / "leaderboard.html").write_text(board.to_html(), encoding="utf-8")
+        write_text(out / "leaderboard.md", board.to_markdown())
+        write_text(out / "leaderboard.html", board.to_html())
         write_json(out / "leaderboard.json", board.to_json())
         typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")

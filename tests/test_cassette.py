@@ -188,7 +188,7 @@ def test_keys_are_never_written(tmp_path, monkeypatch):
     player = tape(tmp_path / "run.db", "replay", FakeChatModel())
     assert planted not in repr(player) + repr(pickle.dumps(player))
     said = ask(player, chat=[{"role": "user", "content": f"Use {planted}."}])
-    assert said.texts == ("the key [redacted] is wrong",)
+    assert said.texts == ("the key [key] is wrong",)
 
 
 def test_copies_and_pickles_use_the_same_file(tmp_path):

@@ -70,7 +70,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("endpoint.DOWN", 0.0),
     ):  # fmt: skip
         monkeypatch.setattr(f"esc_env.models.{name}", seconds)
-    monkeypatch.setenv("OPENAI_API_KEY", PLANTED)
+    monkeypatch.setenv("ESC_API_KEY", PLANTED)
     for name in ("OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -339,7 +339,7 @@ def test_a_wrong_key_is_one_line_and_nothing_starts(tmp_path, capsys, chair):
         assert all(request.body["messages"] == list(PROBE.messages) for request in well.requests)
     told = capsys.readouterr().err.strip()
     assert len(told.splitlines()) == 1
-    assert re.search(rf"{chair}.*OPENAI_API_KEY", told)
+    assert re.search(rf"{chair}.*ESC_API_KEY", told)
     assert not (tmp_path / "run").exists()
 
 

@@ -23,9 +23,9 @@ from esc_env.chairs.seekers import role_break
 from esc_env.dialogue import Dialogue, Message, split_thought
 from esc_env.errors import MissingExtra
 from esc_env.escaping import safe
-from esc_env.models.secrets import redacted
 from esc_env.prompts import seal, split_answer
 from esc_env.rewards.format import ThinkFormatReward
+from esc_env.secrets import redacted
 from esc_env.seeds import Seed
 from esc_env.testing import FakeChatModel
 

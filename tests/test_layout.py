@@ -53,7 +53,7 @@ def test_nothing_unexpected_stands_at_the_top():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     expected = {
         "esc_env", *FOLDERS, "tests", "docs", "benchmarks", "examples", "pyproject.toml", "README.md",
-        "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt",
+        "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "constraints.txt",
     }  # fmt: skip
     assert {name for name in top if not name.startswith(".")} <= expected
 

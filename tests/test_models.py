@@ -28,9 +28,9 @@ from esc_env.models.dialect import Dialect
 from esc_env.models.endpoint import Endpoint
 from esc_env.models.patience import Patient
 from esc_env.models.sdk import LiteLLMModel, OpenAISDK
-from esc_env.models.secrets import redacted
 from esc_env.models.wire import OpenAIWire, read_completion, seconds_asked
 from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
+from esc_env.secrets import redacted
 from esc_env.testing import FakeChatModel, FakeServer, Fault, check_chat_model
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "replies.json"
@@ -69,7 +69,8 @@ def only_this_key(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("ESC_API_KEY", KEY)
 
 
 @pytest.fixture(params=WIRES)
@@ -173,7 +174,7 @@ def test_nobody_there_is_a_lost_connection_on_every_wire(wire: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(401, "Set OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "name"), (400, "options")]
+    ("status", "remedy"), [(401, "Set ESC_API_KEY"), (403, "ESC_API_KEY"), (404, "name"), (400, "options")]
 )
 def test_an_error_that_is_final_says_what_to_do(wire: str, status: int, remedy: str) -> None:
     with FakeServer(faults={1: Fault("status", status)}) as server:
@@ -218,7 +219,8 @@ def test_any_providers_key_and_a_custom_headers_are_in_no_error(wire: str, monke
 
 
 def test_no_key_is_needed_for_a_server_of_ones_own(wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("ESC_API_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with FakeServer() as server:
         ask(WIRES[wire](server.url))
     assert KEY not in server.requests[0].headers.get("authorization", "")
@@ -228,13 +230,12 @@ def test_no_key_is_needed_for_a_server_of_ones_own(wire: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("made", [OpenAIWire, OpenAISDK])
 def test_openai_itself_is_not_asked_without_a_key(made: type[OpenAIWire], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
     assert "no key. Set OPENAI_API_KEY" in str(failure(made("gpt-4o")))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-with a space")
     assert "character that no key has" in str(failure(made("gpt-4o")))
 
 
-def test_the_providers_own_key_comes_before_openais(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_of_a_provider_that_is_a_server_of_ones_own_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", "vllm-secret-key")
     with FakeServer() as server:
         ask(OpenAIWire("m", server.url, provider="hosted_vllm"))
@@ -247,6 +248,7 @@ def test_organisation_project_and_custom_headers_are_sent(name: str, monkeypatch
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-2")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: blue\nX-Team:support")
     with FakeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         ask(WIRES[name](server.url))
     headers = server.requests[0].headers
     assert headers["openai-organization"] == "org-1"
@@ -278,6 +280,7 @@ def test_requests_go_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
         await listener.wait_closed()
         return seen[0]
 
+    monkeypatch.delenv("ESC_API_KEY")
     assert asyncio.run(call("http://models.example/v1")).startswith("POST http://models.example/v1/chat/completions")
 
 

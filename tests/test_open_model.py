@@ -504,7 +504,7 @@ def test_models_on_one_server_share_its_limits(server):
 @pytest.mark.parametrize(
     ("options", "key", "told"),
     [
-        ({"key": "sk-right-key-00000000"}, "sk-wrong-key-00000000", "OPENAI_API_KEY"),
+        ({"key": "sk-right-key-00000000"}, "sk-wrong-key-00000000", "ESC_API_KEY"),
         ({"models": ["other"]}, None, "mine"),
     ],
 )
@@ -514,9 +514,9 @@ def test_a_wrong_key_or_name_is_one_line_that_names_the_chair_and_nothing_is_sta
     pytest.importorskip("aiohttp")
     from esc_env.testing import FakeServer
 
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("ESC_API_KEY", raising=False)
     if key:
-        monkeypatch.setenv("OPENAI_API_KEY", key)
+        monkeypatch.setenv("ESC_API_KEY", key)
     with FakeServer(**options) as running:
         for chair in ("critic", "seeker", "agent"):
             with pytest.raises(SystemExit) as failed:
@@ -532,7 +532,7 @@ def test_a_wrong_key_or_name_is_one_line_that_names_the_chair_and_nothing_is_sta
 
 @pytest.mark.full
 def test_no_network_is_told_at_once(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("ESC_API_KEY", raising=False)
     model = open_model("openai/mine@http://127.0.0.1:9/v1", ModelSettings(deadline=0.5))
     with pytest.raises(ModelError, match=r"critic: .*127\.0\.0\.1:9"):
         asyncio.run(check_model(model, "critic"))
@@ -541,7 +541,7 @@ def test_no_network_is_told_at_once(monkeypatch):
 @pytest.mark.full
 def test_a_planted_key_is_in_no_file_of_a_recorded_run(server, tmp_path, monkeypatch):
     planted = "sk-planted-key-0123456789"
-    monkeypatch.setenv("OPENAI_API_KEY", planted)
+    monkeypatch.setenv("ESC_API_KEY", planted)
     server.answers = f"You sent {planted}. What happened?"
     evaluate(f"openai/mine@{server.url}", bank(1), rules=Rules(max_turns=1), record="run.db", out="run")
     assert server.requests[-1].headers["authorization"] == f"Bearer {planted}"

@@ -260,7 +260,7 @@ def test_an_option_that_commands_share_is_the_same_in_all():
         {each.name: (each.help, each.default) for each in one.params if hasattr(each, "help")}
         for one in (eval_, collect, critic, chat)
     ]
-    shared = "concurrency rpm tpm timeout deadline budget record replay cache wire progress".split()
+    shared = "concurrency rpm tpm timeout deadline budget record replay cache wire api_key_env progress".split()
     voting = "critic critic_option critic_mode critic_temperature".split()
     for other, names in zip(options[1:], ([*shared, *voting, "seeker"], [*shared, *voting], voting), strict=True):
         assert {name: other[name] for name in names} == {name: options[0][name] for name in names}

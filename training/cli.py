@@ -232,8 +232,8 @@ def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b") -> 
     """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
 
     Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), and how
-    chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire);
-    those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
+    chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire,
+    --api-key-env); those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
     """
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.pipeline import run_pipeline

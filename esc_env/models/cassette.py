@@ -11,7 +11,7 @@ Where the text itself kept a model from answering (it was too long, or a filter 
 or failure, so it is kept too and fails again when replayed; otherwise it is asked again, and an answer takes its place.
 
 SQLite in WAL mode: what was kept survives kill -9, and several processes may share a file. No URL and no header is ever
-written, and the values of the environment's keys are struck out wherever they may stand.
+written, and keys are struck out wherever they may stand.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError, SpecError
-from esc_env.models.secrets import known_secrets
 from esc_env.protocols import ChatModel, Completion, Request, Usage
+from esc_env.secrets import struck
 
 __all__ = ["Cassette", "Mode"]
 
@@ -46,7 +46,6 @@ INSERT INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)
 ON CONFLICT (key) DO UPDATE SET completion = excluded.completion, made = excluded.made
 WHERE completions.completion LIKE '{"failure"%'
 """
-_STRUCK = "[redacted]"
 
 
 class Cassette:
@@ -94,7 +93,7 @@ class Cassette:
             ModelUnavailable: replaying, and the request is not in the file; or the file cannot be written.
         """
         asked = {"model": self._identity, **asdict(request), "temperature": float(request.temperature)}
-        row = json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        row = _row(asked)
         key = blake2b(row.encode(), digest_size=16).hexdigest()
         kept = self._kept(key)
         if isinstance(kept, Completion):
@@ -113,9 +112,9 @@ class Cassette:
             completion = await self.model.complete(request)
         except ModelError as error:
             if error.obstacle:
-                self._write(key, row, _failure_json(error))
+                self._write(key, asked, _failure_json(error))
             raise
-        if self._write(key, row, _to_json(completion)):
+        if self._write(key, asked, _to_json(completion)):
             return completion
         first = self._kept(key)  # another call has kept one meanwhile: then that one is the answer
         return first if isinstance(first, Completion) else completion
@@ -129,11 +128,11 @@ class Cassette:
             row = file.database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
         return None if row is None else _from_json(json.loads(row[0]))
 
-    def _write(self, key: str, request: str, outcome: Mapping[str, Any]) -> bool:
+    def _write(self, key: str, request: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
         """Keep what a request came to; whether it was kept: a completion that is there already stays."""
+        row = json.dumps(struck(dict(outcome)), sort_keys=True)
         with self._using() as file:
-            row = (key, file.redacted(request), file.redacted(json.dumps(outcome, sort_keys=True)))
-            done = file.database.execute(_KEEP, row)
+            done = file.database.execute(_KEEP, (key, _row(struck(dict(request))), row))
         return done.rowcount > 0
 
     @contextmanager
@@ -151,16 +150,10 @@ class Cassette:
 
 @dataclass(frozen=True)
 class _File:
-    """This process' connection to a file, the lock that guards it, and what must never be written."""
+    """This process' connection to a file, and the lock that guards it."""
 
     database: sqlite3.Connection
     lock: threading.Lock
-    secrets: tuple[str, ...]
-
-    def redacted(self, text: str) -> str:
-        for secret in self.secrets:
-            text = text.replace(secret, _STRUCK)
-        return text
 
 
 _open: dict[tuple[int, Path, bool], _File] = {}
@@ -172,7 +165,7 @@ def _file(path: Path, *, make: bool) -> _File:
     key = (os.getpid(), path, make)
     with _opening:
         if key not in _open:
-            _open[key] = _File(_connect(path, make), threading.Lock(), _secrets())
+            _open[key] = _File(_connect(path, make), threading.Lock())
         return _open[key]
 
 
@@ -208,6 +201,10 @@ def _close() -> None:
             file.database.close()
 
 
+def _row(asked: Mapping[str, Any]) -> str:
+    return json.dumps(asked, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+
+
 def _to_json(completion: Completion) -> dict[str, Any]:
     """All of a completion but its latency."""
     return {
@@ -236,11 +233,6 @@ def _from_json(data: Mapping[str, Any]) -> Completion | ModelError:
         model=data["model"],
         logprobs=None if data["logprobs"] is None else tuple(data["logprobs"]),
     )
-
-
-def _secrets() -> tuple[str, ...]:
-    """The environment's keys, as they stand in JSON."""
-    return tuple(json.dumps(value)[1:-1] for value in known_secrets())
 
 
 def _short(text: str) -> str:

@@ -23,6 +23,7 @@ from esc_env.models.patience import Patient
 from esc_env.models.retries import CALL_DEADLINE
 from esc_env.models.settings import ModelSettings, Wire
 from esc_env.protocols import ChatModel, Completion, Request
+from esc_env.secrets import struck
 from esc_env.specs import Spec, import_object, parse_spec
 
 __all__ = ["Opened", "open_model"]
@@ -78,9 +79,19 @@ class Opened(Layer):
     spoken: Spoken | None = None
 
     async def complete(self, request: Request) -> Completion:
-        """What the model says."""
+        """What the model says, without keys: a server may echo the one that it was sent."""
         answer = await self.model.complete(request)
-        return replace(answer, usage=replace(answer.usage, models=(answer.model,))) if answer.model else answer
+        texts, reasons, tops, name = struck(
+            (answer.texts, answer.finish_reasons, [dict(choice) for choice in answer.logprobs or ()], answer.model)
+        )
+        return replace(
+            answer,
+            texts=tuple(texts),
+            finish_reasons=tuple(reasons),
+            logprobs=tuple(tops) if answer.logprobs is not None else None,
+            model=name,
+            usage=replace(answer.usage, models=(name,)) if name else answer.usage,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_model, (self.spec, self.settings, Options(asked=self.asked))
@@ -129,7 +140,7 @@ def _remote(
     price = None if own and "//api.openai.com" not in own else price_of(provider, name)
     if budget and budget.unit == "USD" and price is None:
         raise SpecError(f"{who}: {unpriced(budget)}")
-    wire = Adapting(_wire(way, spec, settings.deadline or CALL_DEADLINE, options), spoken, who)
+    wire = Adapting(_wire(way, spec, settings, options), spoken, who)
     endpoint = _endpoint(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
     )
@@ -154,19 +165,22 @@ def _way(provider: str, name: str, url: str | None, wire: Wire) -> Wire:
     return way
 
 
-def _wire(way: Wire, spec: Spec, timeout: float, options: Mapping[str, Any]) -> Any:
+def _wire(way: Wire, spec: Spec, settings: ModelSettings, options: Mapping[str, Any]) -> Any:
     provider, _, name = spec.name.partition("/")
+    given: dict[str, Any] = {
+        "timeout": settings.deadline or CALL_DEADLINE, "options": options, "key_env": settings.api_key_env
+    }  # fmt: skip
     if way == "litellm":
         from esc_env.models.sdk import LiteLLMModel
 
-        return LiteLLMModel(spec.name, spec.url, timeout=timeout, options=options)
+        return LiteLLMModel(spec.name, spec.url, **given)
     if way == "openai":
         from esc_env.models.sdk import OpenAISDK
 
-        return OpenAISDK(name, spec.url, provider, timeout, options=options)
+        return OpenAISDK(name, spec.url, provider, **given)
     from esc_env.models.wire import OpenAIWire
 
-    return OpenAIWire(name, spec.url, provider, timeout, options=options)
+    return OpenAIWire(name, spec.url, provider, **given)
 
 
 @cache

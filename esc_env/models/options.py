@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import SpecError, did_you_mean
-from esc_env.models.secrets import redacted
+from esc_env.secrets import redacted
 
 __all__ = ["CHAIR", "OPENAI", "SERVERS", "Options", "check_names", "read_options", "told_apart"]
 

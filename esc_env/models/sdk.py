@@ -21,7 +21,16 @@ from typing import Any
 
 from esc_env.errors import MissingExtra, ModelUnavailable
 from esc_env.models.dialect import PLAIN, Dialect
-from esc_env.models.wire import Addressed, assembled, error_told, lent, read_completion, refused, request_body
+from esc_env.models.wire import (
+    Addressed,
+    assembled,
+    error_told,
+    lent,
+    openai_headers,
+    read_completion,
+    refused,
+    request_body,
+)  # fmt: skip
 from esc_env.protocols import Completion, Request
 
 __all__ = ["LiteLLMModel", "OpenAISDK"]
@@ -43,7 +52,7 @@ class OpenAISDK(Addressed):
             ("openai", base), lambda: openai.AsyncOpenAI(api_key="see headers", base_url=base, max_retries=0)
         )
         ask = client.chat.completions.create  # imported here, before the clock runs
-        headers = {**self.headers, "Authorization": f"Bearer {key}" if key else openai.Omit()}
+        headers = {**_withheld(self), "Authorization": f"Bearer {key}" if key else openai.Omit()}
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
@@ -63,7 +72,7 @@ class LiteLLMModel(Addressed):
         spec: `PROVIDER/NAME`.
         url: base URL of a server of one's own.
         timeout: seconds for the whole exchange.
-        dialect, options: see `Addressed`.
+        dialect, options, key_env: see `Addressed`.
     """
 
     def __init__(
@@ -74,9 +83,10 @@ class LiteLLMModel(Addressed):
         timeout: float = 60.0,
         dialect: Dialect = PLAIN,
         options: Mapping[str, Any] | None = None,
+        key_env: str | None = None,
     ) -> None:
         provider, _, name = spec.partition("/")
-        super().__init__(name, url, provider, timeout, dialect=dialect, options=options or {})
+        super().__init__(name, url, provider, timeout, dialect=dialect, options=options or {}, key_env=key_env)
 
     @property
     def key_name(self) -> str:
@@ -101,12 +111,17 @@ class LiteLLMModel(Addressed):
             async with asyncio.timeout(self.timeout):
                 answer = await litellm.acompletion(
                     model=f"{self.provider}/{self.name}", timeout=self.timeout, num_retries=0, max_retries=0,
-                    drop_params=False, extra_headers=self.headers if self.provider == "openai" else None, **body,
+                    drop_params=False, extra_headers=_withheld(self) if self.provider == "openai" else None, **body,
                 )  # fmt: skip
                 data = await _plain(answer, self.dialect.stream)
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
             raise _translated(self, error) from None
         return read_completion(self, data, latency=time.perf_counter() - start)
+
+
+def _withheld(model: Addressed) -> dict[str, Any]:
+    """The model's headers, and a mark at each that OpenAI's client would add by itself where it does not belong."""
+    return {**dict.fromkeys(openai_headers(), _package("openai").Omit()), **model.headers}
 
 
 class _LiteLLM:

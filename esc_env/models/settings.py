@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import signature
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 from esc_env.errors import SpecError, did_you_mean
 from esc_env.models.budget import Budget
 from esc_env.models.cassette import Mode
+from esc_env.secrets import struck
 
 __all__ = ["ModelOptions", "ModelSettings", "Wire"]
 
@@ -31,6 +33,7 @@ class ModelOptions(TypedDict, total=False):
     replay: str | Path | None
     cache: str | Path | None
     wire: Wire
+    api_key_env: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class ModelSettings:
         replay: answer from this file; a request that is not there is refused.
         cache: answer from this file what is there, ask for and keep the rest.
         wire: how requests travel.
+        api_key_env: the environment variable that holds the key of servers that a URL names; None for `ESC_API_KEY`.
 
     Raises:
         SpecError: a value that cannot be used.
@@ -63,6 +67,7 @@ class ModelSettings:
     replay: Path | None = None
     cache: Path | None = None
     wire: Wire = "auto"
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "deadline"):
@@ -75,6 +80,9 @@ class ModelSettings:
             Budget.parse(self.budget)
         if self.wire not in get_args(Wire):
             raise SpecError(f"no wire {self.wire!r}. {did_you_mean(str(self.wire), get_args(Wire))}")
+        named = self.api_key_env is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(self.api_key_env))
+        if not named or struck(self.api_key_env) != self.api_key_env:
+            raise SpecError("api_key_env must be the name of an environment variable, such as MY_SERVER_KEY, no key")
         kept = [name for name in ("record", "replay", "cache") if getattr(self, name) is not None]
         if len(kept) > 1:
             raise SpecError(f"{' and '.join(kept)} cannot be used together; give one of record, replay and cache")

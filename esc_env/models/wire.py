@@ -20,19 +20,21 @@ import re
 import ssl
 import time
 import urllib.request
+import warnings
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from esc_env.dialogue import think_block
-from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
+from esc_env.errors import BareKeyWarning, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
-from esc_env.models.secrets import redacted
 from esc_env.protocols import Completion, Request, Usage
+from esc_env.secrets import credential, redacted
 
 try:
     import aiohttp
@@ -40,12 +42,20 @@ except ImportError as error:
     raise MissingExtra("aiohttp", "llm") from error
 
 __all__ = [
-    "Addressed", "OpenAIWire", "assembled", "failure", "lent", "read_completion", "request_body", "seconds_asked",
+    "Addressed", "OpenAIWire", "assembled", "failure", "lent", "openai_headers", "read_completion", "request_body",
+    "seconds_asked",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
+ANY_HOST = "ESC_API_KEY"
+"""The variable that holds the key of a server that a URL names."""
+SELF_HOSTED = frozenset(
+    "custom_openai docker_model_runner hosted_vllm lemonade litellm_proxy llamafile lm_studio ollama vllm "
+    "xinference".split()
+)
+"""Providers that are a server of one's own, so that their `PROVIDER_API_KEY` is its key. *Source:* LiteLLM's pages."""
 LONGEST_TOLD = 1000
 """Characters of a server's message that are shown."""
 
@@ -57,12 +67,13 @@ class Addressed:
     Args:
         name: of the model, as the server knows it.
         url: base URL, usually ending in `/v1`; None for `OPENAI_BASE_URL`, or OpenAI itself.
-        provider: part of the identity; also names the key (`PROVIDER_API_KEY`, else `OPENAI_API_KEY`).
+        provider: part of the identity.
         timeout: seconds for the whole exchange.
         connections: requests in flight that the wire must not hold back.
         dialect: how the server takes a request.
         options: what the model is asked besides, by the names of the request's fields; part of the identity.
             `extra_body` in it goes to the server as it is.
+        key_env: the environment variable that holds the key of the server at `url`; None for `ESC_API_KEY`.
 
     Raises:
         SpecError: the URL holds a user name or password.
@@ -75,6 +86,7 @@ class Addressed:
     connections: int = 64
     dialect: Dialect = PLAIN
     options: Mapping[str, Any] = field(default_factory=dict)
+    key_env: str | None = None
 
     def __post_init__(self) -> None:
         if self.url and "@" in urlsplit(self.url).netloc:
@@ -108,35 +120,45 @@ class Addressed:
         return (self.url or shared or OPENAI).rstrip("/")
 
     @property
+    def openais(self) -> bool:
+        """Whether the server is OpenAI's, or the one that `OPENAI_BASE_URL` sets beside OpenAI's key."""
+        known = (OPENAI, os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        return self.provider == "openai" and _origin(self.base) in map(_origin, known)
+
+    @property
     def key_name(self) -> str:
-        """The environment variable that holds the key: the provider's own if it is set, else OpenAI's."""
+        """The environment variable that holds the key. A provider's own goes to that provider and nowhere else."""
+        if self.key_env and self.url:
+            return self.key_env
+        if self.openais:
+            return "OPENAI_API_KEY"
         own = re.sub(r"\W", "_", self.provider).upper() + "_API_KEY"
-        return own if os.environ.get(own) else "OPENAI_API_KEY"
+        return own if self.provider in SELF_HOSTED and os.environ.get(own) else ANY_HOST
 
     @property
     def key(self) -> str | None:
         """The key from the environment, or None where a server of one's own needs none.
 
         Raises:
-            ModelUnavailable: there is none and the server is OpenAI's, or it holds characters that no key has.
+            ModelUnavailable: there is none and the server is OpenAI's or `key_env` names one, or it holds characters
+                that no key has.
         """
-        key = os.environ.get(self.key_name, "").strip()
+        name = self.key_name
+        key = credential(name)
         if key and not re.fullmatch(r"[!-~]+", key):
-            raise self.error(f"{self.key_name} holds a space or a character that no key has. Set it again")
+            raise self.error(f"{name} holds a space or a character that no key has. Set it again")
+        if not key and name == self.key_env:
+            raise self.error(f"no key. Set {name}, which --api-key-env (api_key_env=…) names, or leave that away")
         if not key and urlsplit(self.base).hostname == "api.openai.com":
-            raise self.error(f"no key. Set {self.key_name}, or name a server: openai/NAME@http://HOST:PORT/v1")
+            raise self.error(f"no key. Set {name}, or name a server: openai/NAME@http://HOST:PORT/v1")
+        if key:
+            _tell_if_bare(name, self.base)
         return key or None
 
     @property
     def headers(self) -> dict[str, str]:
-        """Extra headers that OpenAI's own client takes from the environment: custom ones, organisation and project."""
-        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "")
-        pairs = (line.partition(":") for line in custom.splitlines() if ":" in line)
-        headers = {name.strip(): value.strip() for name, _, value in pairs}
-        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
-            if value := os.environ.get(variable):
-                headers[name] = value
-        return headers
+        """Extra headers from the environment: they belong to OpenAI's key, and go where it goes."""
+        return openai_headers() if self.openais else {}
 
     def error(
         self, message: str, *, status: int | None = None, retryable: bool = False, retry_after: float | None = None
@@ -148,6 +170,38 @@ class Addressed:
             self.provider, self.name, f"{self.provider}/{self.name}{where}", message,
             status=status, retryable=retryable, retry_after=retry_after, key_name=self.key_name,
         )  # fmt: skip
+
+
+def openai_headers() -> dict[str, str]:
+    """What OpenAI's own client takes from the environment: custom headers, organisation and project."""
+    custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "")
+    pairs = (line.partition(":") for line in custom.splitlines() if ":" in line)
+    headers = {name.strip(): value.strip() for name, _, value in pairs}
+    for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+        if value := os.environ.get(variable):
+            headers[name] = value
+    return headers
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL: what a key is for."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+@cache
+def _tell_if_bare(key_name: str, base: str) -> None:
+    """Warn, once, of a key that travels where anybody on the way can read it."""
+    server = urlsplit(base)
+    host = server.hostname or ""
+    here = host == "localhost" or host.endswith(".localhost") or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host)
+    if server.scheme == "http" and not here:
+        warnings.warn(
+            f"the key in {key_name} goes to {host} over plain http, where anybody on the way can read it. Use "
+            "https, or a tunnel to 127.0.0.1",
+            BareKeyWarning,
+            stacklevel=4,
+        )
 
 
 class OpenAIWire(Addressed):
@@ -403,7 +457,7 @@ def failure(
     retry_after: float | None = None,
 ) -> ModelUnavailable:
     """A `ModelUnavailable` in one line: who, which status, what the server said, what to set."""
-    said = redacted(" ".join(message.split()), os.environ.get(key_name))
+    said = redacted(" ".join(message.split()))
     said = said if len(said) <= LONGEST_TOLD else said[: LONGEST_TOLD - 1] + "…"
     told = said if status in (None, 200) else f"HTTP {status}" + (f": {said}" if said else "")
     remedy = "" if retryable else _REMEDIES.get(status or 0, "").format(key_name=key_name)
