@@ -10,7 +10,6 @@ It can be read anywhere: nothing in it refers to what stands outside.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from esc_env.errors import ProtocolMismatch, RecordError
-from esc_env.records import RECORD_VERSION, FolderLock, check_version, read_records, write_json, write_records
+from esc_env.errors import ProtocolMismatch, RecordError, SpecError
+from esc_env.fields import integer, mapping, read, text
+from esc_env.records import (
+    MAX_BYTES,
+    RECORD_VERSION,
+    FolderLock,
+    check_version,
+    parse,
+    read_records,
+    write_json,
+    write_records,
+)
 from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 
@@ -76,16 +85,26 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         path = self.path / _ABOUT
         try:
-            data = json.loads(path.read_bytes())
-            identity = dict(data.get("identity", {}))
-            return {**data, "kind": str(data["kind"]), "version": int(data["version"]), "identity": identity}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path}: damaged, or not written by esc-env ({error!r}). {self.instead}") from error
+            with path.open("rb") as file:
+                data = parse(file.read(MAX_BYTES + 1))
+            known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
+            return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: damaged, or not written by esc-env ({error}). {self.instead}") from error
 
     def scenarios(self) -> dict[str, Scenario]:
         """Whom the run is about, by id, in order. Raises RecordError where a line cannot be read."""
-        found = _made(self.path / _SCENARIOS, "scenario", Scenario.from_json)
-        return {scenario.id: scenario for scenario in found}
+        found: dict[str, Scenario] = {}
+
+        def made(data: Mapping[str, Any]) -> Scenario:
+            scenario = Scenario.from_json(data)
+            if found.setdefault(scenario.id, scenario) is not scenario:
+                raise SpecError(f"id: {scenario.id!r} stands here twice")
+            return scenario
+
+        for _ in _made(self.path / _SCENARIOS, "scenario", made):
+            pass
+        return found
 
     def records(
         self,
@@ -98,7 +117,7 @@ class RunFolder:
 
         Args:
             name, kind: of the file, and of its records.
-            make: raises ValueError, KeyError or TypeError where a line makes no sense.
+            make: raises SpecError where a line makes no sense, naming the field.
             scenarios: by id; None for those that the folder keeps.
 
         Raises:
@@ -107,9 +126,10 @@ class RunFolder:
         known = self.scenarios() if scenarios is None else scenarios
 
         def made(data: Mapping[str, Any]) -> T:
-            if data["scenario"] not in known:
-                raise RecordError(f"{self.path / name}: {data['scenario']!r} is no part of this {self.kind}")
-            return make(data, known[data["scenario"]])
+            scenario = read(data, "scenario", text)
+            if scenario not in known:
+                raise SpecError(f"scenario: {scenario!r} is no part of this {self.kind}")
+            return make(data, known[scenario])
 
         return _made(self.path / name, kind, made)
 
@@ -195,8 +215,8 @@ def _made(path: Path, kind: str, make: Callable[[Mapping[str, Any]], T]) -> Iter
     for number, data in enumerate(read_records(path, kind), 1):
         try:
             made = make(data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}:{number}: not a {kind} ({error!r}). Was the file edited?") from error
+        except SpecError as error:
+            raise RecordError(f"{path}:{number}: not a {kind} ({error}). Was the file edited?") from error
         yield made
 
 

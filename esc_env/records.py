@@ -14,18 +14,44 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from esc_env.errors import RecordError, TornLineWarning
 
 __all__ = [
-    "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "read_records", "write_json",
-    "write_records",
+    "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "parse",
+    "read_records", "write_json", "write_records",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
 """Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
+MAX_BYTES, MAX_DEPTH, MAX_RECORDS = 1 << 24, 64, 1_000_000
+"""The longest record or run.json, the most lists and objects in each other, the most records of a file. Ours."""
+
+
+def parse(text: bytes) -> Any:
+    """What JSON says. Raises ValueError where it is none, holds what is no UTF-8 text, or is larger or deeper than
+    anything that esc-env writes."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many lists or objects in each other") from error
+    _bound(data, MAX_DEPTH)
+    return data
+
+
+def _bound(data: Any, depth: int) -> None:
+    if isinstance(data, (list, dict)):
+        if not depth:
+            raise ValueError(f"more than {MAX_DEPTH} lists or objects in each other")
+        for item in chain.from_iterable(data.items()) if isinstance(data, dict) else data:
+            _bound(item, depth - 1)
+    elif isinstance(data, str):
+        data.encode()
 
 
 def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -40,12 +66,14 @@ def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             where = f"{path}:{number}"
+            if number > MAX_RECORDS:
+                raise RecordError(f"{where}: more than {MAX_RECORDS:,} records; no run of esc-env has so many")
             try:
-                data = json.loads(line)
+                data = parse(line)
             except ValueError as error:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and len(line) <= MAX_BYTES:
                     _warn_torn(where)
                     return
                 raise RecordError(f"{where}: not a JSON record ({error}). Was the file edited or damaged?") from error
@@ -93,7 +121,7 @@ class RecordWriter:
         keep, lines = data.rfind(b"\n") + 1, data.count(b"\n")
         if keep < len(data):
             try:
-                json.loads(data[keep:])
+                parse(data[keep:])
                 self._file.write(b"\n")
             except ValueError:
                 _warn_torn(f"{self.path}:{lines + 1}")
@@ -103,9 +131,12 @@ class RecordWriter:
         """Append one record.
 
         Raises:
-            RecordError: the disk refused it (full, read-only); the file is left without a torn line.
+            RecordError: the disk refused it (full, read-only), or it is larger than what is read again; the file is
+                left without a torn line.
         """
         rest = memoryview(_line(self.kind, data).encode())
+        if len(rest) > MAX_BYTES:
+            raise RecordError(f"{self.path}: a {self.kind} of more than {MAX_BYTES >> 20} MiB is not kept")
         size = self._file.seek(0, os.SEEK_END)
         try:
             while rest:
