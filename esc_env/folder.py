@@ -5,7 +5,7 @@
     NAME.jsonl       the records, a line each
     .lock            locked by who writes here
 
-It can be read anywhere: nothing in it refers to what stands outside.
+It can be read anywhere: nothing in it refers to what stands outside, and no link in it is followed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import count
+from os.path import lexists
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from esc_env.records import (
     RECORD_VERSION,
     FolderLock,
     check_version,
+    open_plain,
     parse,
     read_records,
     write_json,
@@ -85,7 +88,7 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         path = self.path / _ABOUT
         try:
-            with path.open("rb") as file:
+            with BufferedReader(open_plain(path)) as file:
                 data = parse(file.read(MAX_BYTES + 1))
             known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
             return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
@@ -189,7 +192,7 @@ class RunFolder:
     def _begin(self, scenarios: Iterable[Scenario]) -> dict[str, Any]:
         """Keep the scenarios; what run.json says first."""
         for name in self.files:
-            if (self.path / name).exists():
+            if lexists(self.path / name):
                 raise RecordError(f"{self.path}: {name} without {_ABOUT}. {_ELSEWHERE}")
         if people := [scenario.to_json() for scenario in scenarios]:
             write_records(self.path / _SCENARIOS, "scenario", people)
@@ -198,7 +201,7 @@ class RunFolder:
 
     def _set_aside(self) -> None:
         """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
-        aside = next(place for number in count(1) if not (place := Path(f"{self.path.resolve()}~{number}")).exists())
+        aside = next(place for number in count(1) if not lexists(place := Path(f"{self.path.resolve()}~{number}")))
         try:
             for entry in sorted(self._entries(), key=lambda entry: entry.name == _ABOUT):
                 aside.mkdir(exist_ok=True)

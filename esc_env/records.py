@@ -11,24 +11,48 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from esc_env.errors import RecordError, TornLineWarning
 
 __all__ = [
-    "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "parse",
-    "read_records", "write_json", "write_records",
+    "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "open_plain",
+    "parse", "read_records", "write_json", "write_records", "write_text",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
 """Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
 MAX_BYTES, MAX_DEPTH, MAX_RECORDS = 1 << 24, 64, 1_000_000
 """The longest record or run.json, the most lists and objects in each other, the most records of a file. Ours."""
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> FileIO:
+    """A file in the folder of a run, which may come from elsewhere: a link is not followed, a pipe not waited for.
+
+    Raises:
+        RecordError: it is a link, or no plain file.
+        OSError: it cannot be opened.
+    """
+    nothing_else = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    try:
+        if path.is_symlink():  # all there is where a system has no O_NOFOLLOW
+            raise OSError(errno.ELOOP, "a link")
+        file = FileIO(os.open(path, flags | nothing_else, 0o666), mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RecordError(f"{path}: is a link, and none is followed in a run's folder. Put the file there") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise RecordError(f"{path}: is no plain file. Give another folder")
+    return file
 
 
 def parse(text: bytes) -> Any:
@@ -63,9 +87,9 @@ def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
         RecordError: a line that is no record of this kind, or of another version, naming file and line.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with path.open("rb") as file:
+    with BufferedReader(open_plain(path)) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             where = f"{path}:{number}"
             if number > MAX_RECORDS:
@@ -112,7 +136,7 @@ class RecordWriter:
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path = Path(path)
         self.kind = kind
-        self._file = self.path.open("ab+", buffering=0)
+        self._file = open_plain(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+")
         self._mend()
 
     def _mend(self) -> None:
@@ -169,12 +193,12 @@ class FolderLock:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> FolderLock:
         """Raises RecordError when another process writes here, or nothing can be written or locked here."""
         try:
-            self._file = (self.folder / ".lock").open("ab")
+            self._file = open_plain(self.folder / ".lock", os.O_WRONLY | os.O_APPEND | os.O_CREAT, "ab")
             _lock(self._file)
         except OSError as error:
             taken = self._file is not None and error.errno in (errno.EACCES, errno.EAGAIN)
@@ -192,7 +216,7 @@ class FolderLock:
             self._file = None
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: FileIO) -> None:
     """Lock a file until it is closed. Raises OSError (EACCES or EAGAIN) when another process has."""
     if sys.platform == "win32":
         import msvcrt
@@ -211,17 +235,21 @@ def _line(kind: str, data: Mapping[str, Any]) -> str:
 
 def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a whole record file, as `write_json` writes."""
-    _replace(Path(path), "".join(_line(kind, row) for row in rows))
+    write_text(path, "".join(_line(kind, row) for row in rows))
 
 
 def write_json(path: str | Path, data: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it, after a RecordError too."""
-    _replace(Path(path), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, as `write_json` writes. A link that stands there is replaced, what it points to left alone."""
+    path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        fresh.unlink(missing_ok=True)
+        fresh.touch(exist_ok=False)  # so that it is no link
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
     except OSError as error:

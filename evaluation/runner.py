@@ -35,7 +35,7 @@ from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
 from esc_env.progress import Told
 from esc_env.protocols import Agent, Critic, Seeker
-from esc_env.records import MAX_RECORDS, RecordWriter, write_json
+from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 
@@ -165,7 +165,7 @@ def evaluate(
             )
         report = summarise_run(folder.about(), known.values(), folder.path)
         write_json(folder.path / "report.json", report.to_json())
-        (folder.path / "report.html").write_text(run_page(report), encoding="utf-8")
+        write_text(folder.path / "report.html", run_page(report))
     return report
 
 

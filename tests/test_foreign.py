@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,37 @@ def test_what_is_too_long_is_refused_unread(run: Path, name: str) -> None:
 def test_more_conversations_than_are_ever_kept_are_refused_before_they_are_listed() -> None:
     with pytest.raises(SpecError, match="more than 1,000,000 conversations"):
         evaluate("builtin:skilled", bank(3), trials=10**9)
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html"])
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_written_through_a_link(run: Path, name: str, there: bool) -> None:
+    outside = run.parent / "outside"
+    if there:
+        outside.write_bytes(b"one\nno whole line")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    with suppress(RecordError):
+        evaluate("builtin:skilled", bank(3), out=run)
+    assert outside.exists() == there
+    assert not there or outside.read_bytes() == b"one\nno whole line"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_read_through_a_link_nor_from_a_pipe(run: Path, name: str) -> None:
+    (run / name).rename(run.parent / "outside")
+    (run / name).symlink_to(run.parent / "outside")
+    with pytest.raises(RecordError, match=f"{name}: is a link"):
+        read_run(run)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(RecordError, match=r"is no plain file|no run here"):
+        read_run(run)
+
+
+def test_a_run_is_found_by_a_link_to_its_folder(run: Path) -> None:
+    (run.parent / "link").symlink_to(run)
+    assert read_run(run.parent / "link").episodes == 3

@@ -23,7 +23,7 @@ from typing import Any
 from esc_env.errors import one_of, whole
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
-from esc_env.records import write_json
+from esc_env.records import write_json, write_text
 from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
 from esc_env.training.outcome import TEXTURE, best_start, evaluations, gain, texture, texture_cells
@@ -132,9 +132,9 @@ def ablate(
     facts = _facts(starts, made, config.evaluate.personas)
     curves = {name: [_log(_place(home, name)) for home in homes] for name in chosen}
     write_json(folder / "report.json", facts)
-    (folder / "curves.svg").write_text(_curves_svg(curves), encoding="utf-8")
+    write_text(folder / "curves.svg", _curves_svg(curves))
     table = _markdown(facts)
-    (folder / "report.md").write_text(table, encoding="utf-8")
+    write_text(folder / "report.md", table)
     return table
 
 

@@ -33,7 +33,7 @@ from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
-from esc_env.records import RecordWriter, write_json
+from esc_env.records import RecordWriter, write_json, write_text
 from esc_env.rewards import FutureReward
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
@@ -185,7 +185,7 @@ def collect(
         usage = sum([*(item.usage for item in held), *(item.usage for item in made)], Usage())
         card = data_card(samples, usage=usage, errors=errors + job.errors)
         write_json(folder.path / "card.json", card)
-        (folder.path / "card.md").write_text(card_markdown(card, chosen.name), encoding="utf-8")
+        write_text(folder.path / "card.md", card_markdown(card, chosen.name))
     if job.spent:
         raise job.spent
     complete = not missing and all(item.completed for item in held)

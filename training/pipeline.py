@@ -36,7 +36,7 @@ from esc_env.models import ModelSettings, Options
 from esc_env.models.local import LocalModel
 from esc_env.models.options import check_names
 from esc_env.protocols import Agent
-from esc_env.records import write_json, write_records
+from esc_env.records import write_json, write_records, write_text
 from esc_env.rules import Rules
 from esc_env.seeds import derive
 from esc_env.training.collect import collect
@@ -87,7 +87,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
         made = outcome(config, folder)
         if is_main():
             write_json(folder / "report.json", made)
-            (folder / "report.md").write_text(page(made), encoding="utf-8")
+            write_text(folder / "report.md", page(made))
         return made
 
 

@@ -24,7 +24,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.evaluation.statistics import auc
 from esc_env.models.weights import load_model
-from esc_env.records import write_json
+from esc_env.records import write_json, write_text
 from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
 from esc_env.training import svg
@@ -228,7 +228,7 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
         report = replace(report, overlong=report.overlong + len(rows) - len(fitting))
         write_json(folder / "report.json", asdict(report))
         if report.reliability:
-            (folder / "reliability.svg").write_text(_reliability_svg(report.reliability), encoding="utf-8")
+            write_text(folder / "reliability.svg", _reliability_svg(report.reliability))
         finish(folder, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
 
