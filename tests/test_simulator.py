@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from esc_env.agents.scripted import SCRIPTED, key_phrases
 from esc_env.builtin.bank import SPLITS, bank
 from esc_env.builtin.constants import page
 from esc_env.builtin.critic import BuiltinCritic, distribution
+from esc_env.builtin.language import sentences
 from esc_env.builtin.moves import MOVES, read, weight
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.builtin.state import follow
@@ -314,3 +316,24 @@ def test_a_whole_conversation_ends_with_relief_in_the_persons_own_voice():
         trajectory = asyncio.run(converse(person, SCRIPTED["skilled"](), chairs, seed=episode_seed(0, person.id, 0)))
         solved += trajectory.solved
     assert solved >= 6
+
+
+def test_tiny_sentences_are_heard_as_far_as_anybody_listens():
+    scenario = bank("test")[0]
+    dialogue = Dialogue((Message("seeker", scenario.situation),))
+    begun = time.process_time()
+    for turn in range(8):
+        tiny = "".join(f"you {number} a b c\n" for number in range(600 * turn, 600 * turn + 700))[:8000]
+        dialogue = dialogue.then(Message("supporter", tiny))
+        follow(scenario, dialogue, 1)
+        dialogue = dialogue.then(Message("seeker", f"I see that {turn}."))
+    assert time.process_time() - begun < 1.5, "4.7 seconds before there was a bound"
+
+
+@given(st.integers(1, 300))
+def test_all_words_are_heard_in_however_many_sentences(count):
+    told = [f"Sentence number {number} is here." for number in range(count)]
+    parts = sentences(" ".join(told))
+    assert parts[:99] == tuple(told[:99])
+    assert " ".join(parts) == " ".join(told)
+    assert len(parts) == min(count, 100)
