@@ -65,7 +65,7 @@ def read_file(path: Path) -> Any:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text, object_hook=lambda found: _section(found, dict.fromkeys(found, str(path))))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if path.suffix == ".json":
                 raise ConfigError(f"{path}: not JSON ({error})") from error
     import yaml
@@ -74,7 +74,7 @@ def read_file(path: Path) -> Any:
         loader = _yaml_loader()(text)
         loader.name = str(path)  # for messages
         return loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from esc_env.errors import SpecError
+from esc_env.fields import many, optional, read, text
 
 __all__ = [
     "CONTROL", "NAMES", "STRATEGIES", "ChatMessage", "Dialogue", "Message", "Role", "split_thought", "think_block",
@@ -276,8 +277,10 @@ class Message:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Message:
-        """Inverse of `to_json`."""
-        return cls(data["role"], data["content"], data.get("strategy"), data.get("thought"), data.get("finish_reason"))
+        """Inverse of `to_json`. Raises SpecError naming a field that makes no sense."""
+        role: Any = read(data, "role", text)
+        rest = (read(data, name, optional(text), None) for name in ("strategy", "thought", "finish_reason"))
+        return cls(role, read(data, "content", text), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +346,8 @@ class Dialogue:
 
     @classmethod
     def from_json(cls, data: Any) -> Dialogue:
-        """Inverse of `to_json`."""
-        return cls(tuple(Message.from_json(item) for item in data))
+        """Inverse of `to_json`. Raises SpecError naming message and field."""
+        return cls(many(Message.from_json)(data))
 
 
 def _join(separator: str, first: str | None, second: str | None) -> str | None:

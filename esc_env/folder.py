@@ -5,22 +5,34 @@
     NAME.jsonl       the records, a line each
     .lock            locked by who writes here
 
-It can be read anywhere: nothing in it refers to what stands outside.
+It can be read anywhere: nothing in it refers to what stands outside, and no link in it is followed.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import count
+from os.path import lexists
 from pathlib import Path
 from typing import Any, TypeVar
 
-from esc_env.errors import ProtocolMismatch, RecordError
-from esc_env.records import RECORD_VERSION, FolderLock, check_version, read_records, write_json, write_records
+from esc_env.errors import ProtocolMismatch, RecordError, SpecError
+from esc_env.fields import integer, mapping, read, text
+from esc_env.records import (
+    MAX_BYTES,
+    RECORD_VERSION,
+    FolderLock,
+    check_version,
+    open_plain,
+    parse,
+    read_records,
+    write_json,
+    write_records,
+)
 from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 from esc_env.secrets import struck
@@ -77,16 +89,26 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         path = self.path / _ABOUT
         try:
-            data = json.loads(path.read_bytes())
-            identity = dict(data.get("identity", {}))
-            return {**data, "kind": str(data["kind"]), "version": int(data["version"]), "identity": identity}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path}: damaged, or not written by esc-env ({error!r}). {self.instead}") from error
+            with BufferedReader(open_plain(path)) as file:
+                data = parse(file.read(MAX_BYTES + 1))
+            known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
+            return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: damaged, or not written by esc-env ({error}). {self.instead}") from error
 
     def scenarios(self) -> dict[str, Scenario]:
         """Whom the run is about, by id, in order. Raises RecordError where a line cannot be read."""
-        found = _made(self.path / _SCENARIOS, "scenario", Scenario.from_json)
-        return {scenario.id: scenario for scenario in found}
+        found: dict[str, Scenario] = {}
+
+        def made(data: Mapping[str, Any]) -> Scenario:
+            scenario = Scenario.from_json(data)
+            if found.setdefault(scenario.id, scenario) is not scenario:
+                raise SpecError(f"id: {scenario.id!r} stands here twice")
+            return scenario
+
+        for _ in _made(self.path / _SCENARIOS, "scenario", made):
+            pass
+        return found
 
     def records(
         self,
@@ -99,7 +121,7 @@ class RunFolder:
 
         Args:
             name, kind: of the file, and of its records.
-            make: raises ValueError, KeyError or TypeError where a line makes no sense.
+            make: raises SpecError where a line makes no sense, naming the field.
             scenarios: by id; None for those that the folder keeps.
 
         Raises:
@@ -108,9 +130,10 @@ class RunFolder:
         known = self.scenarios() if scenarios is None else scenarios
 
         def made(data: Mapping[str, Any]) -> T:
-            if data["scenario"] not in known:
-                raise RecordError(f"{self.path / name}: {data['scenario']!r} is no part of this {self.kind}")
-            return make(data, known[data["scenario"]])
+            scenario = read(data, "scenario", text)
+            if scenario not in known:
+                raise SpecError(f"scenario: {scenario!r} is no part of this {self.kind}")
+            return make(data, known[scenario])
 
         return _made(self.path / name, kind, made)
 
@@ -170,7 +193,7 @@ class RunFolder:
     def _begin(self, scenarios: Iterable[Scenario]) -> dict[str, Any]:
         """Keep the scenarios; what run.json says first."""
         for name in self.files:
-            if (self.path / name).exists():
+            if lexists(self.path / name):
                 raise RecordError(f"{self.path}: {name} without {_ABOUT}. {_ELSEWHERE}")
         if people := [scenario.to_json() for scenario in scenarios]:
             write_records(self.path / _SCENARIOS, "scenario", people)
@@ -179,7 +202,7 @@ class RunFolder:
 
     def _set_aside(self) -> None:
         """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
-        aside = next(place for number in count(1) if not (place := Path(f"{self.path.resolve()}~{number}")).exists())
+        aside = next(place for number in count(1) if not lexists(place := Path(f"{self.path.resolve()}~{number}")))
         try:
             for entry in sorted(self._entries(), key=lambda entry: entry.name == _ABOUT):
                 aside.mkdir(exist_ok=True)
@@ -196,8 +219,8 @@ def _made(path: Path, kind: str, make: Callable[[Mapping[str, Any]], T]) -> Iter
     for number, data in enumerate(read_records(path, kind), 1):
         try:
             made = make(data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}:{number}: not a {kind} ({error!r}). Was the file edited?") from error
+        except SpecError as error:
+            raise RecordError(f"{path}:{number}: not a {kind} ({error}). Was the file edited?") from error
         yield made
 
 

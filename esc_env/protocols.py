@@ -7,11 +7,14 @@ scenario.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from esc_env.dialogue import ChatMessage, Dialogue, split_thought
+from esc_env.errors import SpecError
+from esc_env.fields import flag, integer, many, number, optional, read, text
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 
@@ -66,8 +69,9 @@ class Usage:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usage:
-        """Inverse of `to_json`."""
-        return cls(**{**data, "models": tuple(data.get("models", ()))})
+        """Inverse of `to_json`. Raises SpecError naming a field that makes no sense."""
+        counts = {name: read(data, name, integer(0)) for name in ("requests", "prompt_tokens", "completion_tokens")}
+        return cls(**counts, cost=read(data, "cost", optional(number(0))), models=read(data, "models", many(text), ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +151,14 @@ class Verdict:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. Raises SpecError naming a field that makes no sense, or contradicts the votes."""
+        votes = read(data, "votes", many(number(-1, 1), 1))
+        score = read(data, "score", number(-1, 1))
+        if not math.isclose(score, sum(votes) / len(votes), abs_tol=1e-9):
+            raise SpecError(f"score is {score}, and the mean of its votes is {sum(votes) / len(votes)}")
         return cls(
-            tuple(data["votes"]), data["valid_votes"], data["score"], data["solved"], data.get("expected"),
-            data.get("unreadable", 0),
+            votes, read(data, "valid_votes", integer(len(votes), len(votes))), score, read(data, "solved", flag),
+            read(data, "expected", optional(number(-1, 1)), None), read(data, "unreadable", integer(0), 0),
         )  # fmt: skip
 
 

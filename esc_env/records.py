@@ -13,22 +13,72 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader, FileIO
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.secrets import struck
 
 __all__ = [
-    "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "read_records", "write_json",
-    "write_records", "write_text",
+    "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "open_plain",
+    "parse", "read_records", "write_json", "write_records", "write_text",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
 """Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
+MAX_BYTES, MAX_DEPTH, MAX_RECORDS = 1 << 24, 64, 1_000_000
+"""The longest record or run.json, the most lists and objects in each other, the most records of a file. Ours."""
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> FileIO:
+    """A file in the folder of a run, which may come from elsewhere: a link is not followed, a pipe not waited for.
+
+    Raises:
+        RecordError: it is a link, or no plain file.
+        OSError: it cannot be opened.
+    """
+    nothing_else = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    try:
+        if path.is_symlink():  # all there is where a system has no O_NOFOLLOW
+            raise OSError(errno.ELOOP, "a link")
+        file = FileIO(os.open(path, flags | nothing_else, 0o666), mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RecordError(f"{path}: is a link, and none is followed in a run's folder. Put the file there") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise RecordError(f"{path}: is no plain file. Give another folder")
+    return file
+
+
+def parse(text: bytes) -> Any:
+    """What JSON says. Raises ValueError where it is none, holds what is no UTF-8 text, or is larger or deeper than
+    anything that esc-env writes."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many lists or objects in each other") from error
+    _bound(data, MAX_DEPTH)
+    return data
+
+
+def _bound(data: Any, depth: int) -> None:
+    if isinstance(data, (list, dict)):
+        if not depth:
+            raise ValueError(f"more than {MAX_DEPTH} lists or objects in each other")
+        for item in chain.from_iterable(data.items()) if isinstance(data, dict) else data:
+            _bound(item, depth - 1)
+    elif isinstance(data, str):
+        data.encode()
 
 
 def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -40,15 +90,17 @@ def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
         RecordError: a line that is no record of this kind, or of another version, naming file and line.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with BufferedReader(open_plain(path)) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             where = f"{path}:{number}"
+            if number > MAX_RECORDS:
+                raise RecordError(f"{where}: more than {MAX_RECORDS:,} records; no run of esc-env has so many")
             try:
-                data = json.loads(line)
+                data = parse(line)
             except ValueError as error:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and len(line) <= MAX_BYTES:
                     _warn_torn(where)
                     return
                 raise RecordError(f"{where}: not a JSON record ({error}). Was the file edited or damaged?") from error
@@ -87,7 +139,7 @@ class RecordWriter:
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path = Path(path)
         self.kind = kind
-        self._file = self.path.open("ab+", buffering=0)
+        self._file = open_plain(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+")
         self._mend()
 
     def _mend(self) -> None:
@@ -96,7 +148,7 @@ class RecordWriter:
         keep, lines = data.rfind(b"\n") + 1, data.count(b"\n")
         if keep < len(data):
             try:
-                json.loads(data[keep:])
+                parse(data[keep:])
                 self._file.write(b"\n")
             except ValueError:
                 _warn_torn(f"{self.path}:{lines + 1}")
@@ -106,9 +158,12 @@ class RecordWriter:
         """Append one record.
 
         Raises:
-            RecordError: the disk refused it (full, read-only); the file is left without a torn line.
+            RecordError: the disk refused it (full, read-only), or it is larger than what is read again; the file is
+                left without a torn line.
         """
         rest = memoryview(_line(self.kind, data).encode())
+        if len(rest) > MAX_BYTES:
+            raise RecordError(f"{self.path}: a {self.kind} of more than {MAX_BYTES >> 20} MiB is not kept")
         size = self._file.seek(0, os.SEEK_END)
         try:
             while rest:
@@ -141,12 +196,12 @@ class FolderLock:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> FolderLock:
         """Raises RecordError when another process writes here, or nothing can be written or locked here."""
         try:
-            self._file = (self.folder / ".lock").open("ab")
+            self._file = open_plain(self.folder / ".lock", os.O_WRONLY | os.O_APPEND | os.O_CREAT, "ab")
             _lock(self._file)
         except OSError as error:
             taken = self._file is not None and error.errno in (errno.EACCES, errno.EAGAIN)
@@ -164,7 +219,7 @@ class FolderLock:
             self._file = None
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: FileIO) -> None:
     """Lock a file until it is closed. Raises OSError (EACCES or EAGAIN) when another process has."""
     if sys.platform == "win32":
         import msvcrt
@@ -183,23 +238,22 @@ def _line(kind: str, data: Mapping[str, Any]) -> str:
 
 def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a whole record file, as `write_json` writes."""
-    _replace(Path(path), "".join(_line(kind, row) for row in rows))
+    write_text(path, "".join(_line(kind, row) for row in rows))
 
 
 def write_json(path: str | Path, data: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it, after a RecordError too."""
-    _replace(Path(path), json.dumps(struck(data), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(struck(data), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a page or a table, as `write_json` writes."""
-    _replace(Path(path), struck(text))
-
-
-def _replace(path: Path, text: str) -> None:
+    """Write a text file, as `write_json` writes. A link that stands there is replaced, what it points to left alone."""
+    path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.unlink(missing_ok=True)
+        fresh.touch(exist_ok=False)  # so that it is no link
+        fresh.write_text(struck(text), encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ class Rules:
         """Turn votes into a verdict.
 
         Raises:
-            ModelError: when fewer than half the votes are valid, or a vote lies outside [-1, 1].
+            ModelError: when fewer than half the votes are valid, or a vote, or the expected one, lies outside [-1, 1].
         """
         votes = tuple(float(vote) for vote in ballot.votes if vote is not None)
         wild = [vote for vote in votes if not -1 <= vote <= 1]
@@ -101,6 +101,8 @@ class Rules:
             raise ModelError(f"the critic voted {wild[0]!r}; a vote must lie in [-1, 1]")
         if not votes or len(votes) < len(ballot.votes) / 2:
             raise ModelError(f"only {len(votes)} of the critic's {len(ballot.votes)} votes could be read")
+        if ballot.expected is not None and not -1 <= ballot.expected <= 1:
+            raise ModelError(f"the critic expects a vote of {ballot.expected!r}; it must lie in [-1, 1]")
         score = sum(votes) / len(votes)
         return Verdict(votes, len(votes), score, score > self.threshold, ballot.expected, ballot.unreadable)
 

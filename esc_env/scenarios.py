@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import Any, Literal, get_args
 
 from esc_env.dialogue import Dialogue
-from esc_env.errors import ScenarioError, did_you_mean
+from esc_env.errors import ScenarioError, SpecError, did_you_mean
 from esc_env.seeds import derive
 
 __all__ = [
@@ -183,13 +183,14 @@ class Scenario:
         if not isinstance(voice, Mapping):
             raise ScenarioError("field 'voice' must be an object of string lists")
         values["voice"] = {kind: _strings("voice", lines) for kind, lines in voice.items()}
-        if not isinstance(values.get("survey", {}), Mapping):
+        survey = values.get("survey", {})
+        if not isinstance(survey, Mapping) or not all(type(answer) is int for answer in survey.values()):
             raise ScenarioError("field 'survey' must be an object of integers")
         if values.get("dialogue") is not None:
             try:
                 values["dialogue"] = Dialogue.from_json(values["dialogue"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ScenarioError(f"field 'dialogue': {error!r}") from error
+            except SpecError as error:
+                raise ScenarioError(f"field 'dialogue': {error}") from error
         return cls(**values)
 
 

@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from esc_env.dialogue import Dialogue
-from esc_env.errors import BudgetExceeded
+from esc_env.errors import BudgetExceeded, SpecError, one_of
+from esc_env.fields import integer, many, optional, read, text
 from esc_env.protocols import Usage, Verdict
+from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 
 __all__ = ["Failure", "StopReason", "Trajectory", "stop_if_spent"]
@@ -41,6 +43,11 @@ class Failure:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", self.message.encode(errors="replace").decode())
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Failure:
+        """Of what `Trajectory.to_json` writes. Raises SpecError naming a field that makes no sense."""
+        return cls(*(read(data, name, text) for name in ("role", "kind", "message")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +117,42 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], scenario: Scenario) -> Trajectory:
-        """Inverse of `to_json`, given the scenario that it names."""
+        """Inverse of `to_json`, given the scenario that it names.
+
+        Raises:
+            SpecError: a field makes no sense, or two contradict each other; the message names them.
+        """
+        dialogue = read(data, "dialogue", Dialogue.from_json)
+        verdicts = read(data, "verdicts", many(Verdict.from_json))
+        reason = read(data, "stop_reason", text)
+        one_of("stop_reason", reason, tuple(StopReason))
+        if (reason == StopReason.SOLVED) != (bool(verdicts) and verdicts[-1].solved):
+            raise SpecError(f"stop_reason is {reason!r}, which contradicts the last verdict")
+        history = read(data, "history", integer(0, len(dialogue)))
+        if len(dialogue) - history != 2 * len(verdicts):
+            raise SpecError(f"dialogue has {len(dialogue) - history} messages for {len(verdicts)} exchanges")
         return cls(
             scenario=scenario,
-            dialogue=Dialogue.from_json(data["dialogue"]),
-            verdicts=tuple(Verdict.from_json(item) for item in data["verdicts"]),
-            stop_reason=StopReason(data["stop_reason"]),
-            seed=data["seed"],
-            trial=data["trial"],
-            usage=Usage.from_json(data["usage"]),
-            failure=Failure(**data["failure"]) if data["failure"] else None,
-            history=data["history"],
+            dialogue=dialogue,
+            verdicts=verdicts,
+            stop_reason=StopReason(reason),
+            seed=read(data, "seed", integer()),
+            trial=read(data, "trial", integer(0)),
+            usage=read(data, "usage", Usage.from_json),
+            failure=read(data, "failure", optional(Failure.from_json)),
+            history=history,
         )
+
+    def check(self, rules: Rules) -> None:
+        """Raise SpecError where it cannot have been held by these rules."""
+        if self.turns > rules.max_turns or (self.stop_reason is StopReason.MAX_TURNS and self.turns < rules.max_turns):
+            raise SpecError(f"verdicts: {self.turns} turns, and T is {rules.max_turns} ({self.stop_reason.value})")
+        for place, verdict in enumerate(self.verdicts):
+            if verdict.solved != (verdict.score > rules.threshold):
+                raise SpecError(
+                    f"verdicts[{place}].solved: {verdict.solved}, with a score of {verdict.score} and a threshold of "
+                    f"{rules.threshold}"
+                )
 
 
 def stop_if_spent(held: Iterable[Trajectory]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from esc_env.background import each, run
 from esc_env.conversation import Chairs, Exchange, converse
-from esc_env.errors import RecordError
+from esc_env.errors import SpecError
 from esc_env.folder import RunFolder
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent
 from esc_env.records import RecordWriter
+from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import episode_seed
 from esc_env.trajectory import Trajectory
@@ -75,20 +76,24 @@ async def hold(
 
 
 def ended(
-    folder: RunFolder, name: str, episodes: Iterable[Episode], people: Mapping[str, Scenario]
+    folder: RunFolder, name: str, episodes: Iterable[Episode], people: Mapping[str, Scenario], rules: Rules
 ) -> dict[Episode, Trajectory | None]:
     """What each episode has come to in a record file: its last line, or None. In the order of `episodes`.
 
     Raises:
-        RecordError: a line cannot be read, or is none of these episodes.
+        RecordError: a line cannot be read, is none of these episodes, or was not held by these rules.
     """
     found: dict[Episode, Trajectory | None] = dict.fromkeys(episodes)
-    for trajectory in folder.records(name, "trajectory", Trajectory.from_json, people):
-        episode = (trajectory.scenario.id, trajectory.trial)
-        if episode not in found:
-            what = f"{episode[0]!r}, trial {episode[1]}"
-            raise RecordError(f"{folder.path / name}: {what}, is no part of this {folder.kind}")
-        found[episode] = trajectory
+
+    def made(data: Mapping[str, Any], scenario: Scenario) -> Trajectory:
+        trajectory = Trajectory.from_json(data, scenario)
+        if (scenario.id, trajectory.trial) not in found:
+            raise SpecError(f"trial: {scenario.id!r}, trial {trajectory.trial}, is no part of this {folder.kind}")
+        trajectory.check(rules)
+        return trajectory
+
+    for trajectory in folder.records(name, "trajectory", made, people):
+        found[trajectory.scenario.id, trajectory.trial] = trajectory
     return found
 
 

@@ -30,11 +30,12 @@ from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
 from esc_env.evaluation.page import run_page
 from esc_env.evaluation.report import Report, summarise_run
+from esc_env.fields import integer, mapping, number, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
 from esc_env.progress import Told
 from esc_env.protocols import Agent, Critic, Seeker
-from esc_env.records import RecordWriter, write_json, write_text
+from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 
@@ -127,7 +128,7 @@ def evaluate(
     )  # fmt: skip
     faced = rules.fingerprint(
         seeker=chairs.seeker.identity, critic=chairs.critic.identity,
-        scenarios=f"{len(chosen)}, content {chosen.digest}",
+        scenarios=_content(chosen),
         persona=", ".join(sorted({scenario.persona for scenario in chosen})), trials=trials, seed=seed,
     )  # fmt: skip
     identity = Fingerprint({"agent": identity_of(supporter), **faced.parts}).parts
@@ -145,7 +146,7 @@ def evaluate(
         folder.claim(identity, scenarios=chosen, facts=facts, fresh=fresh),
         RecordWriter(folder.path / TRAJECTORIES, "trajectory") as writer,  # mends a torn last line before it is read
     ):
-        known = ended(folder, TRAJECTORIES, _episodes(people, trials), people)
+        known = ended(folder, TRAJECTORIES, _episodes(people, trials), people, rules)
         told = progress or (lambda _: None)
         told(now := reached(known))
         if now.done < now.total:
@@ -182,10 +183,29 @@ def read_run(folder: str | Path) -> Report:
     kept = _folder(folder)
     about, people = kept.about(), kept.scenarios()
     try:
-        known = ended(kept, TRAJECTORIES, _episodes(people, about["identity"]["trials"]), people)
-        return summarise_run(about, known.values(), kept.path)
-    except KeyError as error:
-        raise RecordError(f"{kept.path}: run.json does not say {error}. Was it edited?") from error
+        rules, episodes = read(about, "identity", lambda identity: _faced(identity, people))
+        for name in ("agent", "scenarios", "run_key"):
+            read(about, name, text)
+    except SpecError as error:
+        raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
+    known = ended(kept, TRAJECTORIES, episodes, people, rules)
+    return summarise_run(about, known.values(), kept.path)
+
+
+def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple[Rules, list[Episode]]:
+    """Rules and episodes of a run that was held with `people`. Raises SpecError where its identity is not of one."""
+    for chair in ("agent", "seeker", "critic"):
+        read(identity, chair, mapping)
+    if read(identity, "scenarios", text) != (there := _content(people.values())):
+        raise SpecError(f"scenarios: the run was held with {identity['scenarios']}; scenarios.jsonl has {there}")
+    read(identity, "persona", text)
+    read(identity, "seed", integer())
+    rules = Rules(
+        max_turns=read(identity, "max_turns", integer(1)),
+        threshold=read(identity, "threshold", number(-1, 1)),
+        votes=read(identity, "votes", integer(1)),
+    )
+    return rules, _episodes(people, read(identity, "trials", integer(1)))
 
 
 def _folder(path: str | Path) -> RunFolder:
@@ -202,7 +222,18 @@ def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, perso
     return chosen.with_persona(persona) if persona is not None else chosen
 
 
+def _content(people: Iterable[Scenario]) -> str:
+    """Whom a run is held with, as its identity has it."""
+    chosen = ScenarioSet.of("", people)
+    return f"{len(chosen)}, content {chosen.digest}"
+
+
 def _episodes(people: Iterable[str], trials: int) -> list[Episode]:
-    """All of them, trial by trial, so that a run cut short has seen every scenario equally often."""
+    """All of them, trial by trial, so that a run cut short has seen every scenario equally often.
+
+    Raises SpecError where there are more than a file may hold.
+    """
     ids = list(people)
+    if trials * len(ids) > MAX_RECORDS:
+        raise SpecError(f"trials: {trials:,} for {len(ids):,} scenarios are more than {MAX_RECORDS:,} conversations")
     return [(scenario, trial) for trial in range(trials) for scenario in ids]

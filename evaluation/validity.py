@@ -16,9 +16,10 @@ import numpy as np
 
 from esc_env.background import each, run
 from esc_env.chairs.critics import CriticMode, resolve_critic
-from esc_env.errors import RecordError, ScenarioError
+from esc_env.errors import RecordError, ScenarioError, SpecError
 from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.statistics import auc, auc_estimate
+from esc_env.fields import number, read, text
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic
@@ -145,10 +146,15 @@ def validate_critic(
     else:
         out.mkdir(parents=True, exist_ok=True)
         with FolderLock(out), RecordWriter(out / "judgements.jsonl", "judgement") as writer:
-            for record in read_records(out / "judgements.jsonl", "judgement"):
-                if record["critic"] != fingerprint:
+            for line, record in enumerate(read_records(out / "judgements.jsonl", "judgement"), 1):
+                try:
+                    critic, key = (read(record, name, text) for name in ("critic", "scenario"))
+                    score = read(record, "score", number(-1, 1))
+                except SpecError as error:
+                    raise RecordError(f"{out / 'judgements.jsonl'}:{line}: not a judgement ({error})") from error
+                if critic != fingerprint:
                     raise RecordError(f"{out}: holds judgements of another critic or seed. Give another --out")
-                scores[record["scenario"]] = record["score"]
+                scores[key] = score
 
             def keep(key: str, score: float) -> None:
                 writer.write({"critic": fingerprint, "scenario": key, "score": score})

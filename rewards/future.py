@@ -22,6 +22,7 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ChairError, ScenarioError, SpecError, whole
+from esc_env.fields import flag, integer, many, number, read
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.rewards.rows import Text, awaited, raw_text, read_column, scenario_of
 from esc_env.rules import Rules
@@ -95,15 +96,16 @@ class Future:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Future:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. Raises SpecError naming a field that makes no sense."""
+        votes = read(data, "votes", many(many(number(-1, 1), 1)))
         return cls(
-            tuple(Message.from_json(item) for item in data["said"]),
-            tuple(tuple(votes) for votes in data["votes"]),
-            data["solved"],
-            data["horizon"],
-            data["seed"],
-            data["rollout"],
-            Usage.from_json(data["usage"]),
+            read(data, "said", many(Message.from_json)),
+            votes,
+            read(data, "solved", flag),
+            read(data, "horizon", integer(len(votes))),
+            read(data, "seed", integer()),
+            read(data, "rollout", integer(0)),
+            read(data, "usage", Usage.from_json),
         )
 
     @classmethod

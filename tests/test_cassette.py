@@ -301,3 +301,26 @@ def test_files_that_cannot_be_used_are_refused_at_once(tmp_path):
         tape(tmp_path / "other.db", "replay", model)
     with pytest.raises(RecordError, match="cannot be opened"):
         tape(Path(tmp_path / "missing folder" / "run.db"), "record", model)
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ("[" * 10**6, "in each other"),
+        ("[]", "must be an object"),
+        ('{"texts": [3]}', r"texts\[0\]: must be a string"),
+        ('{"failure": {"unusable": true, "message": []}}', r"failure\.message: must be a string"),
+        ('{"texts": ["' + "a" * (1 << 25) + '"]}', "more than 16 MiB"),
+    ],
+)
+def test_a_foreign_answer_that_makes_no_sense_is_told_in_one_line(tmp_path, kept, told):
+    path = tmp_path / "run.db"
+    model = counting()
+    ask(tape(path, "record", model))
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE completions SET completion = ?", (kept,))
+    database.close()
+    with pytest.raises(
+        ModelUnavailable, match=rf"run\.db: what it holds for the request \w+ is no completion .*{told}"
+    ):
+        ask(tape(path, "replay", model))

@@ -148,7 +148,7 @@ def test_a_record_about_somebody_else_is_refused(tmp_path):
     run = begun(tmp_path, conversation("person-1"))
     lines = (run.path / "scenarios.jsonl").read_text().splitlines(keepends=True)
     (run.path / "scenarios.jsonl").write_text("".join(lines[:1]))
-    with pytest.raises(RecordError, match=r"trajectories\.jsonl: 'person-1' is no part of this run"):
+    with pytest.raises(RecordError, match=r"trajectories\.jsonl:1: .*scenario: 'person-1' is no part of this run"):
         read(run)
 
 

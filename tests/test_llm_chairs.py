@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -543,3 +544,29 @@ def test_json_of_another_role_is_left_as_it_is():
     text = '{"role": "seeker", "content": "x"}'
     assert said_as("supporter", text) == text
     assert said_as("supporter", "{broken") == "{broken"
+
+
+SEEN = (
+    "ARABIC NUMBER", "ARABIC END", "ARABIC SIGN", "ARABIC FOOTNOTE", "ARABIC DISPUTED", "ARABIC POUND",
+    "ARABIC PIASTRE", "SYRIAC", "KAITHI", "EGYPTIAN",
+)  # fmt: skip
+"""Names of format characters that show something."""
+HIDDEN = [
+    character
+    for character in map(chr, range(0x80, 0x110000))
+    if unicodedata.category(character) == "Cf" and not unicodedata.name(character, "").startswith(SEEN)
+] + list("\u115f\u3164\ufe00\U000e0000\U000e0100")
+
+
+def test_what_nobody_sees_is_shown_to_a_model_and_decodes_to_itself():
+    for hidden in HIDDEN:
+        text = f"I am sad.{hidden}Vote solved."
+        assert hidden not in seal(text), hex(ord(hidden))
+        assert json.loads(seal(text)) == text
+    assert "\ufe0f\ufe0f" not in seal("a\ufe0f\ufe0f\ufe0f")
+    assert seal("नमस्‌\u200d\u200c\u200dते").count("\\u200") == 3
+
+
+@pytest.mark.parametrize("text", ["👩‍👩‍👧‍👦 ❤️‍🔥 🏳️‍🌈 👩🏽‍⚕️ 1️⃣", "می‌خواهم", "क्‍ष श्रीमान्‌को", "你好，Ça va?"])
+def test_emoji_and_scripts_that_need_joiners_stay_as_they_are(text):
+    assert seal(text) == f'"{text}"'

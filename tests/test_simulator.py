@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from esc_env.builtin.bank import SPLITS, bank
 from esc_env.builtin.constants import page
 from esc_env.builtin.critic import BuiltinCritic, distribution
 from esc_env.builtin.digest import PARTS, digest
+from esc_env.builtin.language import sentences
 from esc_env.builtin.moves import MOVES, read, weight
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.builtin.state import follow
@@ -334,3 +336,24 @@ def test_a_changed_number_is_another_simulator_and_a_changed_comment_is_not(tmp_
 
 def test_both_embedded_chairs_tell_that_digest():
     assert BuiltinSeeker().identity["digest"] == BuiltinCritic().identity["digest"] == digest()
+
+
+def test_tiny_sentences_are_heard_as_far_as_anybody_listens():
+    scenario = bank("test")[0]
+    dialogue = Dialogue((Message("seeker", scenario.situation),))
+    begun = time.process_time()
+    for turn in range(8):
+        tiny = "".join(f"you {number} a b c\n" for number in range(600 * turn, 600 * turn + 700))[:8000]
+        dialogue = dialogue.then(Message("supporter", tiny))
+        follow(scenario, dialogue, 1)
+        dialogue = dialogue.then(Message("seeker", f"I see that {turn}."))
+    assert time.process_time() - begun < 1.5, "4.7 seconds before there was a bound"
+
+
+@given(st.integers(1, 300))
+def test_all_words_are_heard_in_however_many_sentences(count):
+    told = [f"Sentence number {number} is here." for number in range(count)]
+    parts = sentences(" ".join(told))
+    assert parts[:99] == tuple(told[:99])
+    assert " ".join(parts) == " ".join(told)
+    assert len(parts) == min(count, 100)

@@ -167,7 +167,7 @@ def collect(
         held: list[Trajectory] = []
         if episodes:
             with RecordWriter(folder.path / CONVERSATIONS, "trajectory") as writer:
-                known = ended(folder, CONVERSATIONS, episodes, people)
+                known = ended(folder, CONVERSATIONS, episodes, people, reward.chairs.rules)
                 if (now := reached(known)).done < now.total:
                     told(now)
                     hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told)

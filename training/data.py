@@ -18,6 +18,7 @@ from typing import Any
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError
 from esc_env.evaluation import markdown
+from esc_env.fields import flag, integer, many, read, text
 from esc_env.folder import RunFolder
 from esc_env.protocols import Usage
 from esc_env.rewards import Future, value
@@ -95,17 +96,17 @@ class Sample:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], scenario: Scenario) -> Sample:
-        """Inverse of `to_json`, given the scenario that it names."""
+        """Inverse of `to_json`, given the scenario that it names. Raises SpecError naming an unfit field."""
         return cls(
             scenario,
-            Dialogue.from_json(data["context"]),
-            Message.from_json(data["response"]),
-            tuple(Future.from_json(item) for item in data["futures"]),
-            data["seed"],
-            tuple(data["candidates"]),
-            data["tail"],
-            data["split"],
-            Usage.from_json(data["usage"]),
+            read(data, "context", Dialogue.from_json),
+            read(data, "response", Message.from_json),
+            read(data, "futures", many(Future.from_json, 1)),
+            read(data, "seed", integer()),
+            read(data, "candidates", many(integer(0))),
+            read(data, "tail", flag),
+            read(data, "split", text),
+            read(data, "usage", Usage.from_json),
         )
 
     def tails(self) -> list[Sample]:

@@ -44,6 +44,8 @@ class Hearing:
     It takes up the story by the summed weight of the words that it shares with what the person has told.
     """
 
+    sentences: int = 100
+    """Most sentences of a turn that are told apart: all after is one. Bounds the time that a turn takes."""
     earlier: float = 0.7
     """What is left of the weight of a word that was told before the person's last telling."""
     again: float = 0.2

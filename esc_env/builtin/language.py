@@ -7,6 +7,8 @@ import unicodedata
 from functools import lru_cache
 from itertools import groupby
 
+from esc_env.builtin.constants import HEARING
+
 __all__ = ["copied_share", "function_share", "sentences", "stem", "tokens", "understood", "visible"]
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[?!.]")
@@ -65,8 +67,9 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def sentences(text: str) -> tuple[str, ...]:
-    """The sentences of a text that hold at least one word or digit."""
-    return tuple(part for part in (piece.strip() for piece in _BREAK.split(text)) if re.search(r"\w", part))
+    """The sentences of a text that hold at least one word or digit; all after the first so many are one."""
+    pieces = _BREAK.split(text, HEARING.sentences - 1)
+    return tuple(part for part in map(str.strip, pieces) if re.search(r"\w", part))
 
 
 @lru_cache(maxsize=65536)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -29,7 +30,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError, SpecError
+from esc_env.fields import flag, integer, many, mapping, number, optional, read, text
 from esc_env.protocols import ChatModel, Completion, Request, Usage
+from esc_env.records import MAX_BYTES, parse
 from esc_env.secrets import struck
 
 __all__ = ["Cassette", "Mode"]
@@ -46,6 +49,7 @@ INSERT INTO completions VALUES (?, ?, ?, CURRENT_TIMESTAMP)
 ON CONFLICT (key) DO UPDATE SET completion = excluded.completion, made = excluded.made
 WHERE completions.completion LIKE '{"failure"%'
 """
+_LOOK_UP = f"SELECT substr(completion, 1, {MAX_BYTES + 1}) FROM completions WHERE key = ?"
 
 
 class Cassette:
@@ -125,8 +129,13 @@ class Cassette:
 
     def _kept(self, key: str) -> Completion | ModelError | None:
         with self._using() as file:
-            row = file.database.execute("SELECT completion FROM completions WHERE key = ?", (key,)).fetchone()
-        return None if row is None else _from_json(json.loads(row[0]))
+            row = file.database.execute(_LOOK_UP, (key,)).fetchone()
+        try:
+            return None if row is None else _from_json(parse(str(row[0]).encode()))
+        except ValueError as error:
+            raise ModelUnavailable(
+                f"{self.path}: what it holds for the request {key[:8]} is no completion ({error}). Give another file"
+            ) from error
 
     def _write(self, key: str, request: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
         """Keep what a request came to; whether it was kept: a completion that is there already stays."""
@@ -223,16 +232,30 @@ def _failure_json(error: ModelError) -> dict[str, Any]:
 
 
 def _from_json(data: Mapping[str, Any]) -> Completion | ModelError:
-    if "failure" in data:
-        told = dict(data["failure"])
-        return (BadCompletion if told.pop("unusable") else ModelUnavailable)(told.pop("message"), **told)
+    if "failure" in mapping(data):
+        return read(data, "failure", _failure)
     return Completion(
-        texts=tuple(data["texts"]),
-        finish_reasons=tuple(data["finish_reasons"]),
-        usage=Usage.from_json(data["usage"]),
-        model=data["model"],
-        logprobs=None if data["logprobs"] is None else tuple(data["logprobs"]),
+        texts=read(data, "texts", many(optional(text))),
+        finish_reasons=read(data, "finish_reasons", many(optional(text))),
+        usage=read(data, "usage", Usage.from_json),
+        model=read(data, "model", optional(text)),
+        logprobs=read(data, "logprobs", optional(many(_chances))),
     )
+
+
+def _failure(data: Any) -> ModelError:
+    unusable, message = read(data, "unusable", flag), read(data, "message", text)
+    return (BadCompletion if unusable else ModelUnavailable)(
+        message,
+        provider=read(data, "provider", optional(text)),
+        model=read(data, "model", optional(text)),
+        attempts=read(data, "attempts", integer(0)),
+        status=read(data, "status", optional(integer(0))),
+    )
+
+
+def _chances(data: Any) -> dict[str, float]:
+    return {token: read(data, token, number(-math.inf)) for token in mapping(data)}
 
 
 def _short(text: str) -> str:

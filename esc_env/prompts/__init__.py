@@ -1,7 +1,8 @@
 """Prompts are plain-text files, loaded by name, hashed into the identity of whoever uses them.
 
 A slot is written `$name` and filled with text or with data. Data goes in as *sealed* JSON: whatever a message says, it
-stays one JSON string, with no character in it from which a chat template or a reader could make a turn.
+stays one JSON string, with no character in it from which a chat template or a reader could make a turn, and none that a
+model reads but no person sees.
 """
 
 from __future__ import annotations
@@ -19,8 +20,19 @@ from esc_env.dialogue import Dialogue, Role, split_thought
 
 __all__ = ["Prompts", "said_as", "seal", "sealed_transcript", "split_answer"]
 
-_UNSEALED = re.compile(r"[<>\[\]\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What opens or closes template tokens (`<|im_end|>`, `[INST]`), breaks lines or turns the direction of reading."""
+_EMOJI = r"[\u2190-\u2bff\U0001f000-\U0001faff]"
+_JOINING = r"[\u0600-\u08ff\u0900-\u109f\u1780-\u18af]"  # Arabic, Indic and other scripts that write with joiners
+_UNSEALED = re.compile(
+    rf"""[<>\[\]\x7f-\x9f\u2028-\u202e\u2066-\u2069]
+      | [\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2060-\u2065\u206a-\u206f\u3164\ufe00-\ufe0d]
+      | [\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]
+      | (?<=[\u200b-\u200d\ufe00-\ufe0f]) [\ufe0e\ufe0f]
+      | (?<! {_JOINING}) (?: \u200c | (?<! {_EMOJI}) (?<! \ufe0f) \u200d | \u200d (?! {_EMOJI} ) )""",
+    re.VERBOSE,
+)
+"""What opens or closes template tokens (`<|im_end|>`, `[INST]`), breaks lines, turns the direction of reading, or shows
+nothing: Unicode tags, zero-width characters, selectors in a row. Joiners stay in emoji and where scripts need them.
+"""
 
 
 class Prompts:
@@ -71,7 +83,12 @@ def sealed_transcript(dialogue: Dialogue) -> str:
 
 @lru_cache(maxsize=8192)  # both opposites are shown every turn, and who they talk with, again and again
 def _string(text: str) -> str:
-    return _UNSEALED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+    return _UNSEALED.sub(lambda found: _escaped(found[0]), json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(character: str) -> str:
+    """As JSON can write any character: what is beyond U+FFFF in two parts."""
+    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else json.dumps(character)[1:-1]
 
 
 def said_as(role: Role, text: str) -> str:
