@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from esc_env.errors import SpecError
 
-__all__ = ["MAX_ITEMS", "FieldError", "flag", "integer", "many", "mapping", "number", "optional", "read", "text"]
+__all__ = ["MAX_ITEMS", "flag", "integer", "many", "mapping", "number", "optional", "read", "text"]
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _LARGEST = 2**64
 _REQUIRED: Any = object()
 
 
-class FieldError(SpecError):
+class _FieldError(SpecError):
     """A field that is not as it must be.
 
     Args:
@@ -38,7 +38,7 @@ class FieldError(SpecError):
 
 
 def read(data: Any, name: str, check: Callable[[Any], T], default: T = _REQUIRED) -> T:
-    """The field of an object, checked. Raises FieldError where it is missing without a `default`, or not as it must be.
+    """The field of an object, checked. Raises SpecError where it is missing without a `default`, or not as it must be.
 
     >>> read({"trials": 3}, "trials", integer(1))
     3
@@ -46,7 +46,7 @@ def read(data: Any, name: str, check: Callable[[Any], T], default: T = _REQUIRED
     fields = mapping(data)
     if name not in fields:
         if default is _REQUIRED:
-            raise FieldError(f".{name}", "is missing")
+            raise _FieldError(f".{name}", "is missing")
         return default
     return _at(f".{name}", check, fields[name])
 
@@ -54,15 +54,15 @@ def read(data: Any, name: str, check: Callable[[Any], T], default: T = _REQUIRED
 def _at(place: str, check: Callable[[Any], T], value: Any) -> T:
     try:
         return check(value)
-    except FieldError as error:
-        raise FieldError(place + error.path, error.told) from error
+    except _FieldError as error:
+        raise _FieldError(place + error.path, error.told) from error
     except SpecError as error:
-        raise FieldError(place, str(error)) from error
+        raise _FieldError(place, str(error)) from error
 
 
-def _refused(what: str, value: Any) -> FieldError:
+def _refused(what: str, value: Any) -> _FieldError:
     shown = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
-    return FieldError("", f"must be {what}, not {shown if len(shown) <= 60 else shown[:59] + '…'}")
+    return _FieldError("", f"must be {what}, not {shown if len(shown) <= 60 else shown[:59] + '…'}")
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -124,7 +124,7 @@ def many(check: Callable[[Any], T], low: int = 0, high: int = MAX_ITEMS) -> Call
         if not isinstance(value, (list, tuple)):
             raise _refused("a list", value)
         if not low <= len(value) <= high:
-            raise FieldError("", f"must have {low:,} to {high:,} items, not {len(value):,}")
+            raise _FieldError("", f"must have {low:,} to {high:,} items, not {len(value):,}")
         return tuple(_at(f"[{place}]", check, item) for place, item in enumerate(value))
 
     return checked

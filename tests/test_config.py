@@ -329,3 +329,10 @@ def test_a_file_that_cannot_be_read_says_why(content: bytes | None, told: str, t
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=told):
         read_file(path)
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.yaml"])
+def test_a_file_too_deep_to_read_is_one_line(tmp_path, name):
+    (tmp_path / name).write_text('{"a": ' * 10**5)
+    with pytest.raises(ConfigError, match=rf"{name}: not (JSON|YAML)"):
+        read_file(tmp_path / name)
