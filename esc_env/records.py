@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from esc_env.errors import RecordError, TornLineWarning
+from esc_env.errors import RecordError, SpecError, TornLineWarning
 from esc_env.secrets import struck
 
 __all__ = [
@@ -62,11 +62,11 @@ def parse(text: bytes) -> Any:
     """What JSON says. Raises ValueError where it is none, holds what is no UTF-8 text, or is larger or deeper than
     anything that esc-env writes."""
     if len(text) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+        raise SpecError(f"more than {MAX_BYTES >> 20} MiB")
     try:
         data = json.loads(text)
     except RecursionError as error:
-        raise ValueError("too many lists or objects in each other") from error
+        raise SpecError("too many lists or objects in each other") from error
     _bound(data, MAX_DEPTH)
     return data
 
@@ -74,7 +74,7 @@ def parse(text: bytes) -> Any:
 def _bound(data: Any, depth: int) -> None:
     if isinstance(data, (list, dict)):
         if not depth:
-            raise ValueError(f"more than {MAX_DEPTH} lists or objects in each other")
+            raise SpecError(f"more than {MAX_DEPTH} lists or objects in each other")
         for item in chain.from_iterable(data.items()) if isinstance(data, dict) else data:
             _bound(item, depth - 1)
     elif isinstance(data, str):

@@ -15,7 +15,7 @@ from esc_env.evaluation import evaluate
 ROOT = Path(__file__).parents[1]
 WRAPPED = {  # told of somebody's function or answer: they reach the user as a ChairError, a SupporterFailure, a model's
     ("agents/callables.py", "RuntimeError"), ("esc_env/protocols.py", "TypeError"),
-    ("esc_env/models/wire.py", "TypeError"),
+    ("esc_env/models/wire.py", "TypeError"), ("training/grpo.py", "RuntimeError"),
 }  # fmt: skip
 
 
