@@ -232,7 +232,7 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
     least = 0
     for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
         widest = max(map(cell_len, column))
-        needed = widest if numbers else min(widest, 12)
+        needed = widest if numbers else min(widest, 8)
         how: dict[str, Any] = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
         table.add_column(name, min_width=needed, **how)
         least += needed
