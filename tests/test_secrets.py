@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,15 +97,6 @@ def test_what_is_written_holds_no_key(tmp_path, monkeypatch):
     write_text(tmp_path / "page.html", "<p>dead&quot;beef0123</p>")
     assert json.loads((tmp_path / "one.json").read_text()) == {"said": "[key]"}
     assert all("beef" not in file.read_text() for file in tmp_path.iterdir())
-
-
-def test_striking_costs_next_to_nothing():
-    text = "I cannot sleep, and I keep thinking about what they said at work. " * 8
-    struck(text)
-    begun = time.perf_counter()
-    for _ in range(100):
-        struck(text)
-    assert (time.perf_counter() - begun) / 100 < 0.002  # a request costs a server seconds
 
 
 KEY = "0123planted-with-no-shape"
@@ -214,6 +204,7 @@ def keys(planted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_a_providers_key_is_sent_to_no_other_host(wire, provider, keys):
@@ -226,6 +217,7 @@ def test_a_providers_key_is_sent_to_no_other_host(wire, provider, keys):
     assert all(KEY not in value and "org-of-mine" not in value for value in server.requests[0].headers.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wire", WIRES)
 def test_another_host_gets_the_key_that_is_named_for_it(wire, keys, monkeypatch):
     from esc_env.testing import FakeServer
@@ -240,6 +232,7 @@ def test_another_host_gets_the_key_that_is_named_for_it(wire, keys, monkeypatch)
     assert struck("I got the-key-of-mine.") == "I got [key]."  # whatever its variable is called
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wire", WIRES)
 def test_openais_key_goes_where_openais_base_url_points(wire, keys, monkeypatch):
     from esc_env.testing import FakeServer
