@@ -1,21 +1,17 @@
 """A run as one file, to be sent to somebody: run.json as its first line, then its scenarios, then its conversations.
 
 Every line is a record as it stands in the folder, errors and all, so the file is checked as a folder is. What a line
-may hold is published as a JSON Schema, `docs/submission.schema.json`, which
-`python -m esc_env.evaluation.submission > docs/submission.schema.json` makes.
+may hold is published as a JSON Schema: `docs/submission.schema.json` (see `esc_env.evaluation.schema`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_type_hints
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.runner import TRAJECTORIES, run_folder
@@ -23,7 +19,6 @@ from esc_env.fields import mapping, read, text
 from esc_env.records import (
     MAX_BYTES,
     MAX_RECORDS,
-    RECORD_VERSION,
     open_plain,
     parse,
     read_records,
@@ -31,7 +26,7 @@ from esc_env.records import (
     write_text,
 )
 
-__all__ = ["opened", "schema", "submit"]
+__all__ = ["opened", "submit"]
 
 _FILES = {"run": "run.json", "scenario": "scenarios.jsonl", "trajectory": TRAJECTORIES}
 
@@ -91,51 +86,3 @@ def _unpack(path: Path, folder: Path) -> None:
                 hint = "Give the folder of a run, or a file that `esc leaderboard submit` wrote"
                 raise RecordError(f"{path}:{number}: no line of a submitted run ({error}). {hint}") from error
             out[kind].write(line)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a line of such a file, made from the classes that are written. Needs pydantic."""
-    from pydantic import TypeAdapter
-
-    from esc_env.dialogue import Message
-    from esc_env.rules import Rules
-    from esc_env.scenarios import Scenario
-    from esc_env.trajectory import Trajectory
-
-    definitions: dict[str, Any] = {}
-
-    def of(kind: Any) -> dict[str, Any]:
-        made = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
-        definitions.update(made.pop("$defs", {}))
-        return made
-
-    def line(kind: str, properties: dict[str, Any], required: Iterable[str]) -> dict[str, Any]:
-        known = {"kind": {"const": kind}, "version": {"const": RECORD_VERSION}}
-        return {"type": "object", "properties": known | properties, "required": [*known, *required]}
-
-    names = [each.name for each in fields(Trajectory)]
-    hints = get_type_hints(Trajectory)
-    held = {name: of(hints[name]) for name in names} | {"scenario": {"type": "string"}, "dialogue": of(list[Message])}
-    for name in ("Scenario", "Dialogue"):
-        definitions.pop(name, None)
-    person = of(Scenario)
-    identity = {name: {"type": "object"} for name in ("agent", "seeker", "critic")} | of(Rules)["properties"]
-    rest = {name: {"type": "string"} for name in ("scenarios", "persona")} | {
-        name: of(int) for name in ("trials", "seed")
-    }
-    said = {name: {"type": "string"} for name in ("agent", "scenarios", "run_key", "fingerprint")}
-    whole = {"type": "object", "properties": identity | rest, "required": [*identity, *rest]}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A line of a run of esc-env that was submitted as one file",
-        "oneOf": [
-            line("run", {"identity": whole} | said, ["identity", *said]),
-            line("scenario", person["properties"], person["required"]),
-            line("trajectory", held, names),
-        ],
-        "$defs": definitions,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(schema(), indent=2))

@@ -1,16 +1,7 @@
 """Did a run happen as it says? What can be computed again is, and what cannot is said.
 
-A run has a *standing*:
-
-    verified      agent, seeker and critic gave every line and every vote again
-    replayed      seeker and critic did: the embedded ones, or chat models from the file that recorded them
-    spot-checked  the same critic was asked again about a random sample
-    as claimed    nothing in it contradicts itself; nothing more is known
-    refused       something does, and is named
-
-Embedded chairs are functions of (scenario, dialogue, seed), so they are asked again about every dialogue there is.
-Nothing that a run names is imported, fetched or connected to: only embedded parts are opened, and chat models out of a
-record.
+Embedded chairs are functions of (scenario, dialogue, seed), so they are asked again about every dialogue there is; chat
+models answer again from the file that recorded them. Nothing else that a run names is imported, fetched or spoken to.
 """
 
 from __future__ import annotations
@@ -48,9 +39,17 @@ from esc_env.seeds import Seed, episode_seed
 from esc_env.specs import parse_spec
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["SpotCheck", "Standing", "Verification", "verify"]
+__all__ = ["STANDINGS", "SpotCheck", "Standing", "Verification", "verify"]
 
 Standing = Literal["verified", "replayed", "spot-checked", "as claimed", "refused"]
+
+STANDINGS: Mapping[Standing, str] = {
+    "verified": "agent, seeker and critic gave every line and vote again",
+    "replayed": "seeker and critic gave every line and vote again; the agent's lines are as claimed",
+    "spot-checked": "the critic was asked again about a random sample; the rest is as claimed",
+    "as claimed": "nothing contradicts itself, and nothing more is known",
+}
+"""What each standing of a run that is not refused says."""
 
 CHANCE = 0.01
 """A spot check refuses a run whose critic, asked again about what it is said to have found solved, finds so little of
@@ -165,13 +164,13 @@ def _verify(
         Fingerprint({"critic": critic.identity})
     )):  # fmt: skip
         raise SpecError(f"this is not the critic of the run. What differs (there / here): {'; '.join(differs)}")
-    found = [*_said_of_itself(about, report, kept.path), *_lines(kept, report)]
+    found = list(_lines(kept, report))
     for trajectory in report.trajectories:
         found += [f"{_place(trajectory)}: {line}" for line in _within(trajectory, rules, about["identity"])]
     parts, notes = _open(about, replay)
     replayed: Counter[str] = Counter()
-    if not found:
-        found += _replay(report.trajectories, rules, parts, replayed, told)
+    found += _replay(report.trajectories, rules, parts, replayed, told)
+    found += _said_of_itself(about, report, kept.path)
     check = _spot_check(report.trajectories, rules, critic, rejudge, Random(seed)) if critic and rejudge else None
     if check and check.solved[1] and _tail(*check.solved) < CHANCE:
         found.append(f"{check}: the verdicts are not this critic's")
@@ -213,7 +212,7 @@ def _said_of_itself(about: Mapping[str, Any], report: Report, folder: Path) -> I
         if there != now:
             yield f"run.json: {name} is {there}; of what it says was run, it is {now}"
     claimed, counted = _claimed(folder / "report.json"), report.to_json()
-    for name in _COUNTED:
+    for name in _COUNTED if claimed.get("complete") else ():  # of one that is not, it may be older than the last lines
         there, now = claimed.get(name, counted[name]), counted[name]
         same = there == now or (isinstance(there, float) and isinstance(now, float) and abs(there - now) < 1e-9)
         if not same:
