@@ -332,7 +332,7 @@ def _part(role: str, name: str, settings: ModelSettings | None, make: Callable[[
     try:
         kind = parse_spec(name).kind
     except SpecError:
-        return f"{role}: {name!r} is no part that could be asked again"
+        return f"{role}: {name} cannot be opened again by that name (the run was started from Python, with objects)"
     if kind == "builtin":
         return make()
     if kind != "model":

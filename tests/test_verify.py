@@ -15,7 +15,7 @@ import pytest
 from conftest import bank
 
 from esc_env.cli import main
-from esc_env.errors import RecordError, SpecError
+from esc_env.errors import ModelError, RecordError, SpecError
 from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.submission import submit
 from esc_env.evaluation.verify import verify
@@ -30,7 +30,8 @@ def honest(tmp_path_factory):
     """A run of `template`, which solves some: the folder."""
     folder = tmp_path_factory.mktemp("runs") / "honest"
     report = evaluate("builtin:template", PEOPLE, limit=12, out=folder)
-    assert 0 < report.success_rate < 1
+    assert report.success_rate
+    assert report.success_rate < 1
     return folder
 
 
@@ -65,6 +66,15 @@ def shorter(line: dict[str, Any]) -> None:
     """As if the conversation had been won two turns sooner."""
     del line["verdicts"][-2:], line["dialogue"][-4:]
     won(line)
+
+
+def all_won(held: list[dict[str, Any]]) -> None:
+    for line in held:
+        won(line)
+
+
+def only_won(held: list[dict[str, Any]]) -> None:
+    held[:] = [line for line in held if line["stop_reason"] == "solved"]
 
 
 def doubled(held: list[dict[str, Any]]) -> None:
@@ -129,7 +139,7 @@ def test_a_forged_run_is_refused_by_name(run, name):
 
 
 def test_a_forged_run_is_not_ranked_and_the_honest_one_is(honest, run):
-    rewrite(run, lambda held: [won(line) for line in held])
+    rewrite(run, all_won)
     board = rank([honest, run])
     assert [(entry.report.folder, entry.standing) for entry in board.entries] == [(honest, "verified")]
     assert [one.report.folder for one in board.refused] == [run]
@@ -173,7 +183,7 @@ def test_a_run_of_other_rules_than_its_fingerprints_is_refused(run, name, value,
     data["identity"][name] = value
     (run / "run.json").write_text(json.dumps(data))
     if name == "max_turns":
-        rewrite(run, lambda held: [held.remove(line) for line in list(held) if line["stop_reason"] == "max_turns"])
+        rewrite(run, only_won)
     assert any(told in line for line in verify(run).contradictions)
 
 
@@ -225,7 +235,7 @@ def test_a_seeker_of_ones_own_leaves_a_run_as_claimed(tmp_path):
 
 def test_errors_that_are_held_again_go_on_from_where_they_broke(tmp_path):
     """The honest way, and a run whose first line was another conversation."""
-    seeker = Faulty(ScriptedSeeker(["I see."]), every=5)
+    seeker = Faulty(ScriptedSeeker(["I see."]), {5: ModelError("it was down")})
     evaluate("builtin:template", bank(3), seeker=seeker, out=tmp_path / "run", concurrency=1)
     evaluate("builtin:template", bank(3), seeker=seeker, out=tmp_path / "run", concurrency=1)
     assert verify(tmp_path / "run").contradictions == ()
@@ -266,7 +276,7 @@ def test_a_submitted_file_that_was_edited_is_refused_naming_file_and_line(run, t
 
 @pytest.mark.full
 def test_every_line_of_a_submitted_run_holds_to_the_published_schema(run, tmp_path):
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
     from esc_env.evaluation.schema import schema
 
@@ -274,7 +284,10 @@ def test_every_line_of_a_submitted_run_holds_to_the_published_schema(run, tmp_pa
     assert published == schema(), "python -m esc_env.evaluation.schema > docs/submission.schema.json"
     valid = Draft202012Validator(published)
     evaluate(
-        "builtin:template", bank(2), seeker=Faulty(ScriptedSeeker(["I see."]), every=3), out=tmp_path / "odd"
+        "builtin:template",
+        bank(2),
+        seeker=Faulty(ScriptedSeeker(["I see."]), {3: ModelError("it was down")}),
+        out=tmp_path / "odd",
     )  # with errors in it
     for folder in (run, tmp_path / "odd"):
         for line in submit(folder, tmp_path / "file.jsonl").read_text().splitlines():
@@ -301,10 +314,12 @@ def modelled(tmp_path):
     pytest.importorskip("aiohttp")
     from esc_env.testing import FakeServer
 
+    people = tmp_path / "people.jsonl"
+    people.write_text("".join(json.dumps(scenario.to_json()) + "\n" for scenario in bank(2)))
     with FakeServer(said) as server:
         name = f"openai/tiny@{server.url}"
         evaluate(
-            name, bank(2), seeker=name, critic=name, out=tmp_path / "modelled", record=tmp_path / "kept.db",
+            name, str(people), seeker=name, critic=name, out=tmp_path / "modelled", record=tmp_path / "kept.db",
         )  # fmt: skip
     return tmp_path / "modelled"
 
@@ -343,7 +358,7 @@ def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
     )
     found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
     assert (found.standing, found.spot_check and found.spot_check.solved) == ("spot-checked", (10, 10))
-    rewrite(tmp_path / "a", lambda held: [won(line) for line in held])
+    rewrite(tmp_path / "a", all_won)
     found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
     assert found.spot_check is not None
     assert found.spot_check.difference > 0.2
