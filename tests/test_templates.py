@@ -150,7 +150,8 @@ def test_whatever_is_said_each_turn_is_learned_once_or_counted(name: str, texts:
     learned = [tokenizer.decode(row["input_ids"][a:b], skip_special_tokens=True) for row in rows for a, b in spans(row)]
     assert len(learned) + counts["merged"] == len(turns)
     if not counts["merged"]:
-        assert [text.rpartition("</think>")[2].strip() for text in learned] == [turn.strip() for turn in turns]
+        heard = [text.rpartition("</think>")[2].strip() for text in learned]  # the longest context first
+        assert sorted(heard) == sorted(turn.strip() for turn in turns)
 
 
 @pytest.mark.parametrize("template", [WITHOUT_MARKERS, ENDLESS, CHATML])
