@@ -147,6 +147,8 @@ class Trajectory:
 
     def check(self, rules: Rules) -> None:
         """Raise SpecError where it cannot have been held by these rules."""
+        if self.stop_reason is StopReason.UNJUDGED:
+            raise SpecError("stop_reason: 'unjudged' is of conversations that were held elsewhere")
         if self.turns > rules.max_turns or (self.stop_reason is StopReason.MAX_TURNS and self.turns < rules.max_turns):
             raise SpecError(f"verdicts: {self.turns} turns, and T is {rules.max_turns} ({self.stop_reason.value})")
         for place, verdict in enumerate(self.verdicts):

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.cli_validate import app as validate
 
@@ -29,6 +29,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.add_typer(_leaderboard, name="leaderboard")
+    app.command("report")(_report)
+    app.command("import")(_import)
     app.add_typer(validate, name="validate")
 
 
@@ -182,7 +184,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
 
     _print_results(source, reports)
     for report in reports:
-        if resumed[report.run_key] == report.episodes:
+        if resumed.get(report.run_key) == report.episodes:
             typer.echo(f"{report.agent}: was complete; nothing was run. To start over, add --fresh")
         if report.supporter_failures:
             typer.echo(
@@ -295,11 +297,16 @@ def _rank(
     what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
     critic, seed, …) are refused, naming what differs.
     """
-    from esc_env.evaluation.leaderboard import rank
+    from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.leaderboard import find_runs, rank
     from esc_env.evaluation.report import FIGURES, figures
     from esc_env.progress import shown
     from esc_env.records import write_json, write_text
 
+    folders = find_runs(runs)
+    if folders and all(map(is_import, folders)):
+        _print_imports(folders)
+        return
     with shown("Checking", progress) as told:
         board = rank(runs, replay=replay, progress=told)
     numbers = ((name, True) for name in (*FIGURES, "episodes"))
@@ -390,3 +397,77 @@ def _submit(
     if not found.report.complete:
         typer.echo(f"{run}: incomplete, {found.report.completed:,} of {found.report.episodes:,} have an outcome")
     typer.echo(f"{submit(run, out)}: {found.standing}")
+
+
+def _report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write report.json and report.html of the only run into this folder.")
+    ] = None,
+) -> None:
+    """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
+
+    Runs need not be complete, nor have faced the same thing: nothing is ranked.
+    """
+    from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.leaderboard import find_runs
+    from esc_env.evaluation.runner import read_run, write_report
+
+    folders = find_runs(runs)
+    if out and (len(folders) > 1 or is_import(folders[0])):
+        raise SpecError("--out writes the pages of one run; name one")
+    for folder in folders:
+        if is_import(folder):
+            _print_imports([folder])
+            continue
+        report = read_run(folder)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            write_report(report, out)
+        _print_reports(report.scenarios, [report], {})
+
+
+def _import(
+    file: Annotated[Path, typer.Argument(help="The file; packed ones too.")],
+    out: Annotated[Path, typer.Option(help="The folder to keep them in.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="sage, ppdpp, esc-eval, tau2, chat or sharegpt. Default: what the file's content says."),
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="Who supported. Default: the file's name.")] = None,
+) -> None:
+    """Read other people's conversations, so that they can be reported, judged and ranked (docs/imports.md).
+
+    Kinds: SAGE's results, PPDPP's records, ESC-Eval's results, τ²-bench's results, OpenAI-style chat lines, ShareGPT.
+    What was measured in them is kept in its own scale.
+    """
+    from esc_env.evaluation.imports import import_file
+
+    import_file(file, out, source=source, agent=agent)
+    _print_imports([out])
+
+
+def _print_imports(folders: Sequence[Path]) -> None:
+    from esc_env.evaluation.imports import read_import, together
+    from esc_env.evaluation.report import number
+
+    reports = together([read_import(folder) for folder in folders])
+    first = reports[0]
+    columns = [("agent", False), ("conversations", True), ("turns", True)]
+    if measure := first.measure:
+        columns += [(measure.name, True), ("95 %", True)]
+        columns += [(f"≥ {measure.success:g}", True)] if measure.success is not None else []
+        columns += [(f"< {measure.failure:g}", True)] if measure.failure is not None else []
+    rows = []
+    for report in reports:
+        cells = [report.agent, f"{report.conversations:,}", number(report.turns, 2)]
+        if measure:
+            low, high = report.interval or (None, None)
+            cells += [number(report.mean, 2), f"{number(low, 1)} to {number(high, 1)}"]
+            cells += [f"{count:,}" for count in (report.succeeded, report.failed) if count is not None]
+        rows.append(cells)
+    scale = f", {measure.name} from {measure.low:g} to {measure.high:g}" if measure and measure.low is not None else ""
+    print_table(f"{first.source}: {first.scenarios}{scale}", columns, rows)
+    typer.echo("Held and measured elsewhere, in the source's own scale: not to be compared with SR or scores of ours.")

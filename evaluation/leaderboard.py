@@ -12,6 +12,7 @@ from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
+from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.report import FIGURES, Report, figures, percent
 from esc_env.evaluation.runner import is_run
 from esc_env.evaluation.verify import STANDINGS, Standing, Verification, verify
@@ -197,13 +198,18 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         if folder.is_file():  # one that was submitted
             found[folder] = None
             continue
-        inside = [path for path in sorted(folder.iterdir()) if is_run(path)] if folder.is_dir() else []
-        runs = [folder] if is_run(folder) else []
+        inside = filter(_held, sorted(folder.iterdir())) if folder.is_dir() else ()
+        runs = [folder] if _held(folder) else []
         runs += [path for path in inside if not re.search(r"~\d+$", path.name)]
         if not runs:
             raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
         found.update(dict.fromkeys(runs))
     return list(found)
+
+
+def _held(folder: Path) -> bool:
+    """Whether conversations are here that can be counted."""
+    return is_run(folder) or is_import(folder)
 
 
 def rank(

@@ -39,7 +39,7 @@ from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 
-__all__ = ["evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules"]
+__all__ = ["evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
 
 TRAJECTORIES = "trajectories.jsonl"
 
@@ -163,9 +163,14 @@ def evaluate(
                 stacklevel=2,
             )
         report = summarise_run(folder.about(), known.values(), folder.path)
-        write_json(folder.path / "report.json", report.to_json())
-        write_text(folder.path / "report.html", run_page(report))
+        write_report(report, folder.path)
     return report
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json and report.html into a folder. Raises RecordError where they cannot be written."""
+    write_json(folder / "report.json", report.to_json())
+    write_text(folder / "report.html", run_page(report))
 
 
 def is_run(folder: str | Path) -> bool:
