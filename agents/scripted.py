@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from esc_env.dialogue import ChatMessage, Dialogue
+from esc_env.identity import code_digest, source_essence
 from esc_env.protocols import Agent, Reply
 from esc_env.scenarios import mentions_self_harm
 from esc_env.seeds import Seed
@@ -197,13 +199,23 @@ class RuleBasedAgent:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The name."""
-        return {"name": self.name}
+        """The name, and a digest of the code and wordings that decide what it says."""
+        return {"name": self.name, "code": _digest(self.function)}
 
     async def respond(self, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """The next utterance."""
         reply = self.function(dialogue.as_chat("supporter"), seed)
         return reply if isinstance(reply, Reply) else Reply(reply)
+
+
+@cache
+def _digest(function: Callable[..., Any]) -> str:
+    """8 hex digits over a function, and over this module and its wordings, which it may use."""
+    here = Path(__file__)
+    made = blake2b(code_digest(function).encode(), digest_size=4)
+    made.update(source_essence(here.read_text("utf-8")))
+    made.update(here.with_name("phrases.json").read_bytes())
+    return made.hexdigest()
 
 
 _FUNCTIONS: Mapping[str, Callable[[Sequence[ChatMessage], Seed], str | Reply]] = {

@@ -27,7 +27,7 @@ from esc_env.secrets import struck
 
 __all__ = [
     "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "open_plain",
-    "parse", "read_records", "write_json", "write_records", "write_text",
+    "parse", "read_records", "record_line", "write_json", "write_records", "write_text",
 ]  # fmt: skip
 
 RECORD_VERSION = 2
@@ -161,7 +161,7 @@ class RecordWriter:
             RecordError: the disk refused it (full, read-only), or it is larger than what is read again; the file is
                 left without a torn line.
         """
-        rest = memoryview(_line(self.kind, data).encode())
+        rest = memoryview(record_line(self.kind, data).encode())
         if len(rest) > MAX_BYTES:
             raise RecordError(f"{self.path}: a {self.kind} of more than {MAX_BYTES >> 20} MiB is not kept")
         size = self._file.seek(0, os.SEEK_END)
@@ -232,13 +232,14 @@ def _lock(file: FileIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _line(kind: str, data: Mapping[str, Any]) -> str:
+def record_line(kind: str, data: Mapping[str, Any]) -> str:
+    """A record as it stands in a file, its line break included."""
     return json.dumps({"kind": kind, "version": RECORD_VERSION, **struck(dict(data))}, ensure_ascii=False) + "\n"
 
 
 def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a whole record file, as `write_json` writes."""
-    write_text(path, "".join(_line(kind, row) for row in rows))
+    write_text(path, "".join(record_line(kind, row) for row in rows))
 
 
 def write_json(path: str | Path, data: Any) -> None:

@@ -26,6 +26,8 @@ class StopReason(StrEnum):
     """T exchanges were done without that."""
     SUPPORTER_FAILED = "supporter_failed"
     """The supporter raised or returned no utterance: a failed conversation, its own doing."""
+    UNJUDGED = "unjudged"
+    """It was held elsewhere, and no critic of ours has judged it."""
     ERROR = "error"
     """A seeker's, critic's or supporter's model call failed for good: no outcome, to be run again."""
 
@@ -84,7 +86,7 @@ class Trajectory:
     @property
     def completed(self) -> bool:
         """Whether it has an outcome, good or bad."""
-        return self.stop_reason is not StopReason.ERROR
+        return self.stop_reason not in (StopReason.ERROR, StopReason.UNJUDGED)
 
     @property
     def spent(self) -> bool:
@@ -145,6 +147,8 @@ class Trajectory:
 
     def check(self, rules: Rules) -> None:
         """Raise SpecError where it cannot have been held by these rules."""
+        if self.stop_reason is StopReason.UNJUDGED:
+            raise SpecError("stop_reason: 'unjudged' is of conversations that were held elsewhere")
         if self.turns > rules.max_turns or (self.stop_reason is StopReason.MAX_TURNS and self.turns < rules.max_turns):
             raise SpecError(f"verdicts: {self.turns} turns, and T is {rules.max_turns} ({self.stop_reason.value})")
         for place, verdict in enumerate(self.verdicts):

@@ -6,14 +6,15 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.cli_validate import app as validate
 
@@ -27,7 +28,9 @@ __all__ = ["print_table", "register"]
 def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
-    app.command("leaderboard")(_leaderboard)
+    app.add_typer(_leaderboard, name="leaderboard")
+    app.command("report")(_report)
+    app.command("import")(_import)
     app.add_typer(validate, name="validate")
 
 
@@ -181,7 +184,7 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
 
     _print_results(source, reports)
     for report in reports:
-        if resumed[report.run_key] == report.episodes:
+        if resumed.get(report.run_key) == report.episodes:
             typer.echo(f"{report.agent}: was complete; nothing was run. To start over, add --fresh")
         if report.supporter_failures:
             typer.echo(
@@ -254,26 +257,62 @@ def _print_results(source: str, reports: Sequence[Report]) -> None:
     print_table(source, columns, rows)
 
 
-def _leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+class _Leaderboard(typer.core.TyperGroup):
+    """`esc leaderboard runs/` is `esc leaderboard rank runs/`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["rank", *args]
+        return super().parse_args(ctx, args)
+
+
+_leaderboard = typer.Typer(
+    cls=_Leaderboard,
+    no_args_is_help=True,
+    help="Rank runs that faced the same thing, check whether they happened as they say, send one to somebody.",
+)
+
+_Replay = Annotated[
+    Path | None,
+    typer.Option(help="The file in which the runs' chat models were recorded (--record); they are asked again there."),
+]
+
+
+@_leaderboard.command("rank")
+def _rank(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, folders that hold runs, such as runs/, or files that `submit` wrote."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Also write leaderboard.md, leaderboard.json and leaderboard.html into this folder."),
     ] = None,
+    replay: _Replay = None,
+    progress: Progress = None,
 ) -> None:
-    """Rank runs that faced the same thing.
+    """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
 
-    Complete runs are ranked by SR; incomplete ones are listed apart. Runs with another fingerprint (scenarios, persona,
-    seeker, critic, seed, …) are refused, naming what differs.
+    Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
+    what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
+    critic, seed, …) are refused, naming what differs.
     """
-    from esc_env.evaluation.leaderboard import rank
+    from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.leaderboard import find_runs, rank
     from esc_env.evaluation.report import FIGURES, figures
+    from esc_env.progress import shown
     from esc_env.records import write_json, write_text
 
-    board = rank(runs)
-    columns = [("#", False), ("agent", False), *((name, True) for name in (*FIGURES, "episodes"))]
+    folders = find_runs(runs)
+    if folders and all(map(is_import, folders)):
+        _print_imports(folders)
+        return
+    with shown("Checking", progress) as told:
+        board = rank(runs, replay=replay, progress=told)
+    numbers = ((name, True) for name in (*FIGURES, "episodes"))
+    columns = [("#", False), ("agent", False), *numbers, ("standing", False)]
     rows = [
-        (entry.mark, board.label(entry.report), *figures(entry.report), f"{entry.report.completed:,}")
+        (entry.mark, board.label(entry.report), *figures(entry.report), f"{entry.report.completed:,}", entry.standing)
         for entry in board.entries
     ]
     if board.entries:
@@ -291,3 +330,144 @@ def _leaderboard(
         write_text(out / "leaderboard.html", board.to_html())
         write_json(out / "leaderboard.json", board.to_json())
         typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")
+
+
+@_leaderboard.command("verify")
+@grouped
+def _verify(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a file that `submit` wrote.")],
+    *,
+    rejudge: Annotated[
+        int, typer.Option(min=0, help="Ask the critic again about so many verdicts, drawn at random; name it below.")
+    ] = 0,
+    sample_seed: Annotated[int | None, typer.Option(help="Of that draw. Default: one that nobody can foresee.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write what was found as JSON into this file.")] = None,
+    progress: Progress = None,
+    critic: Critic,
+    models: Models,
+) -> None:
+    """Check whether a run happened as it says.
+
+    Its numbers are counted again, its records held against its own rules, seeds and scenarios, and everything that can
+    be is asked again: embedded seekers, critics and agents; chat models in the file that recorded them (--replay); a
+    critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
+    """
+    from esc_env.chairs.critics import resolve_critic
+    from esc_env.evaluation.verify import STANDINGS, verify
+    from esc_env.progress import shown
+    from esc_env.records import write_json
+
+    again = None
+    if rejudge:
+        again = resolve_critic(
+            critic["critic"], replace(models, replay=None), mode=critic["critic_mode"],
+            temperature=critic["critic_temperature"], options=critic["critic_options"],
+        )  # fmt: skip
+    with shown("Checking", progress) as told:
+        found = verify(run, replay=models.replay, rejudge=rejudge, critic=again, seed=sample_seed, progress=told)
+    for line in found.contradictions:
+        typer.echo(f"{run}: {one_line(line)}")
+    for line in found.notes:
+        typer.echo(f"{run}: {one_line(line)}")
+    if found.spot_check:
+        typer.echo(f"{run}: {found.spot_check}")
+    counts = ", ".join(f"{count:,} of the {role}" for role, count in found.replayed.items())
+    if counts:
+        typer.echo(f"{run}: asked again, lines or verdicts: {counts}")
+    told_of = STANDINGS.get(found.standing, "it did not happen as it says")
+    typer.echo(f"{run}: {found.standing} ({told_of})")
+    if out:
+        write_json(out, found.to_json())
+    if found.contradictions:
+        raise typer.Exit(1)
+
+
+@_leaderboard.command("submit")
+def _submit(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="The file, or a folder for RUN_KEY.jsonl.")] = Path(),
+) -> None:
+    """Write a run as one file that others can verify and rank (docs/submission.schema.json says what is in it)."""
+    from esc_env.evaluation.submission import submit
+    from esc_env.evaluation.verify import verify
+
+    found = verify(run)
+    if found.contradictions:
+        raise RecordError(f"{run}: {found.contradictions[0]}. Look with: esc leaderboard verify {run}")
+    if not found.report.complete:
+        typer.echo(f"{run}: incomplete, {found.report.completed:,} of {found.report.episodes:,} have an outcome")
+    typer.echo(f"{submit(run, out)}: {found.standing}")
+
+
+def _report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write report.json and report.html of the only run into this folder.")
+    ] = None,
+) -> None:
+    """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
+
+    Runs need not be complete, nor have faced the same thing: nothing is ranked.
+    """
+    from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.leaderboard import find_runs
+    from esc_env.evaluation.runner import read_run, write_report
+
+    folders = find_runs(runs)
+    if out and (len(folders) > 1 or is_import(folders[0])):
+        raise SpecError("--out writes the pages of one run; name one")
+    for folder in folders:
+        if is_import(folder):
+            _print_imports([folder])
+            continue
+        report = read_run(folder)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            write_report(report, out)
+        _print_reports(report.scenarios, [report], {})
+
+
+def _import(
+    file: Annotated[Path, typer.Argument(help="The file; packed ones too.")],
+    out: Annotated[Path, typer.Option(help="The folder to keep them in.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="sage, ppdpp, esc-eval, tau2, chat or sharegpt. Default: what the file's content says."),
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="Who supported. Default: the file's name.")] = None,
+) -> None:
+    """Read other people's conversations, so that they can be reported, judged and ranked (docs/imports.md).
+
+    Kinds: SAGE's results, PPDPP's records, ESC-Eval's results, τ²-bench's results, OpenAI-style chat lines, ShareGPT.
+    What was measured in them is kept in its own scale.
+    """
+    from esc_env.evaluation.imports import import_file
+
+    import_file(file, out, source=source, agent=agent)
+    _print_imports([out])
+
+
+def _print_imports(folders: Sequence[Path]) -> None:
+    from esc_env.evaluation.imports import read_import, together
+    from esc_env.evaluation.report import number
+
+    reports = together([read_import(folder) for folder in folders])
+    first = reports[0]
+    columns = [("agent", False), ("conversations", True), ("turns", True)]
+    if measure := first.measure:
+        columns += [(measure.name, True), ("95 %", True)]
+        columns += [(f"≥ {measure.success:g}", True)] if measure.success is not None else []
+        columns += [(f"< {measure.failure:g}", True)] if measure.failure is not None else []
+    rows = []
+    for report in reports:
+        cells = [report.agent, f"{report.conversations:,}", number(report.turns, 2)]
+        if measure:
+            low, high = report.interval or (None, None)
+            cells += [number(report.mean, 2), f"{number(low, 1)} to {number(high, 1)}"]
+            cells += [f"{count:,}" for count in (report.succeeded, report.failed) if count is not None]
+        rows.append(cells)
+    scale = f", {measure.name} from {measure.low:g} to {measure.high:g}" if measure and measure.low is not None else ""
+    print_table(f"{first.source}: {first.scenarios}{scale}", columns, rows)
+    typer.echo("Held and measured elsewhere, in the source's own scale: not to be compared with SR or scores of ours.")

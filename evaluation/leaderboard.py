@@ -12,8 +12,11 @@ from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
+from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.report import FIGURES, Report, figures, percent
-from esc_env.evaluation.runner import is_run, read_run
+from esc_env.evaluation.runner import is_run
+from esc_env.evaluation.verify import STANDINGS, Standing, Verification, verify
+from esc_env.progress import Progress, Told
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
 
@@ -28,12 +31,14 @@ class Entry:
     Attributes:
         place: 1 for the highest SR; runs of equal SR share a place.
         report: of the run.
+        standing: how far it can be believed; see `esc_env.evaluation.verify`.
         overlaps_next: whether its 95 % interval overlaps that of the run ranked next. Then which of the two is better
             is not settled by these runs (no overlap settles it; overlap alone does not prove them equal).
     """
 
     place: int
     report: Report
+    standing: Standing
     overlaps_next: bool
 
     @property
@@ -44,10 +49,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """Runs of one fingerprint: complete ones ranked by SR, the others apart."""
+    """Runs of one fingerprint: complete ones ranked by SR, the others apart.
+
+    Attributes:
+        entries: by place.
+        incomplete: runs in which conversations have no outcome.
+        refused: runs that contradict themselves, or what comes out when they are computed again.
+    """
 
     entries: tuple[Entry, ...]
     incomplete: tuple[Report, ...]
+    refused: tuple[Verification, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the protocol, ranked runs and incomplete ones, each as in `report.json`."""
@@ -55,10 +67,19 @@ class Leaderboard:
         return {
             "fingerprint": {"digest": fingerprint.digest, "parts": dict(fingerprint.parts)},
             "ranked": [
-                {"place": entry.place, "overlaps_next": entry.overlaps_next, **entry.report.to_json()}
+                {
+                    "place": entry.place,
+                    "standing": entry.standing,
+                    "overlaps_next": entry.overlaps_next,
+                    **entry.report.to_json(),
+                }
                 for entry in self.entries
             ],
             "incomplete": [report.to_json() for report in self.incomplete],
+            "refused": [
+                {"agent": one.report.agent, "run_key": one.report.run_key, "contradictions": list(one.contradictions)}
+                for one in self.refused
+            ],
         }
 
     @property
@@ -74,19 +95,20 @@ class Leaderboard:
     @property
     def reports(self) -> tuple[Report, ...]:
         """All of them, ranked ones first."""
-        return (*(entry.report for entry in self.entries), *self.incomplete)
+        refused = (one.report for one in self.refused)
+        return (*(entry.report for entry in self.entries), *self.incomplete, *refused)
 
     def to_markdown(self) -> str:
         """A Markdown table, its notes below."""
         rows = [
             (
                 entry.mark, markdown.cell(self.label(entry.report)), *figures(entry.report),
-                entry.report.completed, entry.report.supporter_failures,
+                entry.report.completed, entry.report.supporter_failures, entry.standing,
             )
             for entry in self.entries
         ]  # fmt: skip
-        columns = ("#", "agent", *FIGURES, "episodes", "supporter failures")
-        lines = markdown.table(columns, rows, "rlrrrrrr")
+        columns = ("#", "agent", *FIGURES, "episodes", "supporter failures", "standing")
+        lines = markdown.table(columns, rows, f"rl{'r' * (len(FIGURES) + 2)}l")
         return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
     def notes(self) -> list[str]:
@@ -96,6 +118,12 @@ class Leaderboard:
         notes = [
             f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, T {parts['max_turns']}, persona "
             f"{parts['persona']}, seed {parts['seed']}; fingerprint {first.fingerprint.digest}."
+        ]
+        here = {entry.standing for entry in self.entries}
+        notes += [f"{name}: {STANDINGS[name]}." for name in STANDINGS if name in here]
+        notes += [
+            f"Refused, not ranked: {self.label(one.report)}. {'; '.join(one.contradictions[:3])}."
+            for one in self.refused
         ]
         if any(entry.overlaps_next for entry in self.entries):
             notes.append("~ its interval overlaps the next one's: these runs do not settle which of the two is better.")
@@ -122,13 +150,13 @@ class Leaderboard:
         """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
         columns = (
             ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
-            *((name, "") for name in (*FIGURES, "episodes")),
+            *((name, "") for name in (*FIGURES, "episodes")), ("standing", "name"),
         )  # fmt: skip
         rows = [
             (
                 entry.mark, escape(self.label(entry.report)),
                 page.bar(entry.report.success_rate, entry.report.interval), *figures(entry.report),
-                f"{entry.report.completed:,}",
+                f"{entry.report.completed:,}", entry.standing,
             )
             for entry in self.entries
         ]  # fmt: skip
@@ -141,7 +169,7 @@ class Leaderboard:
             *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
         ]
         body.append("<h2>Agent by agent</h2>")
-        body += [_agent(self.label(report), report) for report in self.reports]
+        body += [_agent(self.label(report), report) for report in self.reports]  # refused ones too, to be looked at
         body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
         return page.document(title, body)
 
@@ -167,8 +195,11 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
-        inside = [path for path in sorted(folder.iterdir()) if is_run(path)] if folder.is_dir() else []
-        runs = [folder] if is_run(folder) else []
+        if folder.is_file():  # one that was submitted
+            found[folder] = None
+            continue
+        inside = filter(_held, sorted(folder.iterdir())) if folder.is_dir() else ()
+        runs = [folder] if _held(folder) else []
         runs += [path for path in inside if not re.search(r"~\d+$", path.name)]
         if not runs:
             raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
@@ -176,29 +207,51 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def rank(runs: Sequence[str | Path | Report]) -> Leaderboard:
-    """Rank runs of equal fingerprint by SR, higher first.
+def _held(folder: Path) -> bool:
+    """Whether conversations are here that can be counted."""
+    return is_run(folder) or is_import(folder)
+
+
+def rank(
+    runs: Sequence[str | Path | Report], *, replay: str | Path | None = None, progress: Told | None = None
+) -> Leaderboard:
+    """Rank runs of equal fingerprint by SR, higher first. Each is checked as `verify` does; forged ones are not ranked.
 
     Args:
-        runs: run folders, folders that hold runs, or reports.
+        runs: run folders, folders that hold runs, files that `submit` wrote, or reports whose folders are still there.
+        replay: the file in which their chat models were recorded.
+        progress: told how many runs have been checked.
 
     Raises:
         ProtocolMismatch: runs of different fingerprints; the message names what differs.
         RecordError: no run, or the same run twice.
     """
-    folders = find_runs(run for run in runs if not isinstance(run, Report))
-    reports = [run for run in runs if isinstance(run, Report)] + [read_run(folder) for folder in folders]
-    if not reports:
+    folders = [run.folder if isinstance(run, Report) else run for run in runs]
+    found = find_runs(folders)
+    if not found:
         raise RecordError("no runs to rank. Type: esc leaderboard runs/")
-    _check_comparable(reports)
-    ranked = sorted((r for r in reports if r.complete), key=lambda r: (-(r.success_rate or 0.0), r.agent))
+    told = progress or (lambda _: None)
+    checked: list[Verification] = []
+    for place, folder in enumerate(found):
+        told(Progress(place, len(found), "runs"))
+        checked.append(verify(folder, replay=replay))
+    told(Progress(len(found), len(found), "runs"))
+    good = [one for one in checked if not one.contradictions]
+    _check_comparable([one.report for one in good] or [one.report for one in checked])
+    whole = [one for one in good if one.report.complete]
+    ranked = sorted(whole, key=lambda one: (-(one.report.success_rate or 0.0), one.report.agent))
     entries: list[Entry] = []
-    for i, report in enumerate(ranked):
-        tied = i > 0 and report.success_rate == ranked[i - 1].success_rate
-        following = ranked[i + 1].interval if i + 1 < len(ranked) else None
+    for i, one in enumerate(ranked):
+        report = one.report
+        tied = i > 0 and report.success_rate == ranked[i - 1].report.success_rate
+        following = ranked[i + 1].report.interval if i + 1 < len(ranked) else None
         overlaps = bool(report.interval and following and following[1] >= report.interval[0])
-        entries.append(Entry(entries[-1].place if tied else i + 1, report, overlaps))
-    return Leaderboard(tuple(entries), tuple(report for report in reports if not report.complete))
+        entries.append(Entry(entries[-1].place if tied else i + 1, report, one.standing, overlaps))
+    return Leaderboard(
+        tuple(entries),
+        tuple(one.report for one in good if not one.report.complete),
+        tuple(one for one in checked if one.contradictions),
+    )
 
 
 def _check_comparable(reports: Sequence[Report]) -> None:

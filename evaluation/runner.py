@@ -39,7 +39,7 @@ from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 
-__all__ = ["evaluate", "is_run", "read_run"]
+__all__ = ["evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
 
 TRAJECTORIES = "trajectories.jsonl"
 
@@ -133,10 +133,9 @@ def evaluate(
     )  # fmt: skip
     identity = Fingerprint({"agent": identity_of(supporter), **faced.parts}).parts
     name = agent if isinstance(agent, str) else str(identity["agent"].get("name", type(supporter).__name__))
-    text = faced.digest + json.dumps(identity["agent"], sort_keys=True, ensure_ascii=False)
-    key = blake2b(text.encode(), digest_size=8).hexdigest()
+    key = run_key(faced, identity["agent"])
     facts = {"agent": name, "scenarios": chosen.name, "fingerprint": faced.digest, "run_key": key, "config": config}
-    folder = _folder(out if out is not None else Path("runs") / key)
+    folder = run_folder(out if out is not None else Path("runs") / key)
     begun = not fresh and folder.begun
     seated = {"critic": chairs.critic, "seeker": chairs.seeker, "agent": supporter}
     if not begun:
@@ -164,14 +163,19 @@ def evaluate(
                 stacklevel=2,
             )
         report = summarise_run(folder.about(), known.values(), folder.path)
-        write_json(folder.path / "report.json", report.to_json())
-        write_text(folder.path / "report.html", run_page(report))
+        write_report(report, folder.path)
     return report
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json and report.html into a folder. Raises RecordError where they cannot be written."""
+    write_json(folder / "report.json", report.to_json())
+    write_text(folder / "report.html", run_page(report))
 
 
 def is_run(folder: str | Path) -> bool:
     """Whether a folder holds a run. Raises RecordError where its run.json is damaged."""
-    return _folder(folder).begun
+    return run_folder(folder).begun
 
 
 def read_run(folder: str | Path) -> Report:
@@ -180,7 +184,7 @@ def read_run(folder: str | Path) -> Report:
     Raises:
         RecordError: the folder holds no run, or one that cannot be read.
     """
-    kept = _folder(folder)
+    kept = run_folder(folder)
     about, people = kept.about(), kept.scenarios()
     try:
         rules, episodes = read(about, "identity", lambda identity: _faced(identity, people))
@@ -192,6 +196,23 @@ def read_run(folder: str | Path) -> Report:
     return summarise_run(about, known.values(), kept.path)
 
 
+def run_key(faced: Fingerprint, agent: Mapping[str, Any]) -> str:
+    """16 hex digits over what was faced and the identity of who faced it."""
+    said = faced.digest + json.dumps(agent, sort_keys=True, ensure_ascii=False)
+    return blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def run_rules(identity: Mapping[str, Any]) -> Rules:
+    """The rules of a run, of what run.json says of it. Raises SpecError where they make no sense."""
+    return Rules(
+        max_turns=read(identity, "max_turns", integer(1)),
+        threshold=read(identity, "threshold", number(-1, 1)),
+        votes=read(identity, "votes", integer(1)),
+        opening=read(identity, "opening", text),  # type: ignore[arg-type]  # checked by Rules
+        max_chars=read(identity, "max_chars", integer(1)),
+    )
+
+
 def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple[Rules, list[Episode]]:
     """Rules and episodes of a run that was held with `people`. Raises SpecError where its identity is not of one."""
     for chair in ("agent", "seeker", "critic"):
@@ -200,15 +221,11 @@ def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple
         raise SpecError(f"scenarios: the run was held with {identity['scenarios']}; scenarios.jsonl has {there}")
     read(identity, "persona", text)
     read(identity, "seed", integer())
-    rules = Rules(
-        max_turns=read(identity, "max_turns", integer(1)),
-        threshold=read(identity, "threshold", number(-1, 1)),
-        votes=read(identity, "votes", integer(1)),
-    )
-    return rules, _episodes(people, read(identity, "trials", integer(1)))
+    return run_rules(identity), _episodes(people, read(identity, "trials", integer(1)))
 
 
-def _folder(path: str | Path) -> RunFolder:
+def run_folder(path: str | Path) -> RunFolder:
+    """The folder of a run."""
     instead = "Give another folder with --out, or --fresh to start over (the old run is kept beside it)"
     return RunFolder(Path(path), "run", (TRAJECTORIES,), instead)
 

@@ -200,7 +200,7 @@ def test_the_page_is_well_formed_static_and_escaped(tmp_path):
     assert "<script" not in markdown
     assert not re.search("[\x00\x1b\u202e]", markdown)
     table = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
     assert "[a](" not in markdown.replace("\\[", "")
 
 

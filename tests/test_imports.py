@@ -1,0 +1,168 @@
+"""Other people's conversations are read whole or refused by place, and keep their own scale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esc_env.cli import main
+from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning
+from esc_env.evaluation.imports import SOURCES, import_file, read_import, together
+from esc_env.trajectory import StopReason
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def turns(who: str, what: str, names: tuple[str, str] = ("user", "assistant"), **more: Any) -> list[dict[str, Any]]:
+    words = ("I lost my job.", "That is hard.", "It is. I cannot sleep.")
+    return [{who: names[i % 2], what: text, **more} for i, text in enumerate(words)]
+
+
+def sage(final: int = 40, name: str = "A") -> dict[str, Any]:
+    history = turns("role", "content")
+    for turn, point in zip(history[::2], (50, final), strict=True):
+        turn["emotion-point"] = point
+    return {"id": name, "player": f"name: {name}", "scene": "", "task": "", "emo_point": final, "history": history}
+
+
+FILES: dict[str, str] = {
+    "sage": "".join(json.dumps(sage(final, name)) + "\n" for final, name in ((100, "A"), (0, "B"), (50, "C"))),
+    "ppdpp": "".join(
+        f"{ {'dialog': turns('role', 'content', ('Patient', 'Therapist')), 'reward': reward} }\n\n"
+        for reward in (1.5, -2)
+    ),
+    "esc-eval": json.dumps(
+        {"0": ["AI assistant：Hello.", "ESC-Role：I lost my job: today.", "AI assistant：That is hard."]}
+    ),
+    "tau2": json.dumps(
+        {
+            "simulations": [
+                {
+                    "task_id": 1,
+                    "messages": [*turns("role", "content"), {"role": "tool", "content": "{}"}],
+                    "reward_info": {"reward": 1.0},
+                },
+                {"task_id": 2, "messages": turns("role", "content"), "reward_info": None},
+            ]
+        }
+    ),
+    "chat": json.dumps(
+        {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": [{"type": "text", "text": "I lost my job."}]},
+                {"role": "assistant", "content": "That is hard."},
+            ]
+        }
+    ),
+    "sharegpt": json.dumps([{"conversations": turns("from", "value", ("human", "gpt"))}]),
+}
+
+
+def written(folder: Path, source: str, text: str | None = None) -> Path:
+    path = folder / f"{source}.jsonl"
+    path.write_text(FILES[source] if text is None else text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_is_known_by_its_content_and_read_into_trajectories(tmp_path, source):
+    report = import_file(written(tmp_path, source), tmp_path / "out")
+    assert (report.source, report.agent) == (source, source)
+    assert report == read_import(tmp_path / "out")
+    for each in report.held:
+        said = each.trajectory.dialogue.messages
+        assert {message.role for message in said} == {"seeker", "supporter"}
+        assert any("I lost my job" in message.content for message in said)
+        assert not any("Be kind" in message.content or "{}" in message.content for message in said)
+        assert (each.trajectory.stop_reason, each.trajectory.verdicts) == (StopReason.UNJUDGED, ())
+        assert not each.trajectory.completed
+    json.dumps(report.to_json())
+
+
+def test_sages_points_stay_in_their_own_scale(tmp_path):
+    report = import_file(written(tmp_path, "sage"), tmp_path / "out")
+    assert (report.mean, report.succeeded, report.failed) == (50, 1, 1)
+    assert report.interval is not None
+    assert 0 <= report.interval[0] < 50 < report.interval[1] <= 100
+    assert [each.points for each in report.held] == [(50, 100), (50, 0), (50, 50)]
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs SAGE's files")
+@pytest.mark.parametrize(("name", "mean", "succeeded"), [("gpt-4o-0808", 31.75, 7), ("o1", 28.95, 5)])
+def test_sages_own_files_give_sages_own_numbers(tmp_path, name, mean, succeeded):
+    report = import_file(DATA / f"sage_trajectories_{name}_zh.jsonl", tmp_path / "out")
+    assert (report.conversations, report.mean, report.succeeded, report.failed) == (100, mean, succeeded, 51)
+
+
+def test_a_file_cut_in_the_middle_loses_only_its_last_line_and_says_how_many_were_read(tmp_path):
+    path = written(tmp_path, "sage", FILES["sage"][:-40])
+    with pytest.warns(
+        TornLineWarning, match="line 3, the last, was cut off and is left out; 2 conversations were read"
+    ):
+        assert import_file(path, tmp_path / "out").conversations == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"emo_point": 101}, r"line 2: emo_point: must be a number from 0 to 100, not 101"),
+        ({"emo_point": float("nan")}, r"line 2: emo_point: must be a number from 0 to 100"),
+        ({"history": []}, r"line 2: history: must have 1 to"),
+        ({"history": [{"role": "robot", "content": "hi"}]}, r"line 2: turn 1 is of 'robot'"),
+        ({"history": [{"role": "user", "content": 3}]}, r"line 2: turn 1 has no text"),
+        ({"history": [{"role": "assistant", "content": "hi"}]}, r"line 2: the seeker says nothing"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_refused_by_its_place(tmp_path, change, told):
+    lines = [json.dumps(sage()), json.dumps({**sage(), **change}), json.dumps(sage())]
+    with pytest.raises(RecordError, match=told):
+        import_file(written(tmp_path, "sage", "\n".join(lines) + "\n"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path):
+    with pytest.raises(RecordError, match=r"line 1: not JSON"):
+        import_file(written(tmp_path, "sage", '{"history": \n' + FILES["sage"]), tmp_path / "out", source="sage")
+
+
+def test_what_is_of_no_known_kind_is_refused(tmp_path):
+    with pytest.raises(RecordError, match="of no known kind"):
+        import_file(written(tmp_path, "chat", '{"a": 1}'), tmp_path / "out")
+    with pytest.raises(SpecError, match=r"no source 'saga'. Did you mean 'sage'"):
+        import_file(written(tmp_path, "sage"), tmp_path / "out", source="saga")
+
+
+def test_only_conversations_of_one_source_with_the_same_people_stand_in_one_table(tmp_path):
+    other = "".join(json.dumps(sage(final, name)) + "\n" for final, name in ((90, "C"), (80, "A"), (85, "B")))
+    one = import_file(written(tmp_path, "sage"), tmp_path / "one")
+    two = import_file(written(tmp_path, "sage", other), tmp_path / "two")
+    assert together([one, two]) == [two, one]
+    fewer = import_file(written(tmp_path, "sage", json.dumps(sage())), tmp_path / "fewer")
+    with pytest.raises(ProtocolMismatch, match=r"not compared. What differs: scenarios"):
+        together([one, fewer])
+
+
+def test_a_folder_that_was_edited_is_refused(tmp_path):
+    import_file(written(tmp_path, "sage"), tmp_path / "out")
+    path = tmp_path / "out" / "conversations.jsonl"
+    path.write_text(path.read_text().replace('"final": 100.0', '"final": 1e12'))
+    with pytest.raises(RecordError, match=r"conversations.jsonl:1: .*final: must be a number"):
+        read_import(tmp_path / "out")
+
+
+def test_the_commands_show_what_was_imported(tmp_path, capsys):
+    def esc(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([str(each) for each in arguments])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    path = written(tmp_path, "sage")
+    first = esc("import", path, "--out", tmp_path / "runs" / "one", "--agent", "a model")
+    for word in ("a model", "emo_point", "50.00", "≥ 100", "in the source's own scale"):
+        assert word in first
+    assert esc("report", tmp_path / "runs") == first == esc("leaderboard", tmp_path / "runs")

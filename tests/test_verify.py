@@ -1,0 +1,414 @@
+"""A run that did not happen as it says is refused by name; of one that did, it is known how far it was checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import bank
+
+from esc_env.cli import main
+from esc_env.errors import ModelError, RecordError, SpecError
+from esc_env.evaluation import evaluate, rank
+from esc_env.evaluation.submission import submit
+from esc_env.evaluation.verify import verify
+from esc_env.seeds import episode_seed
+from esc_env.testing import Faulty, ScriptedAgent, ScriptedSeeker
+
+PEOPLE = "builtin:test"
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """A run of `template`, which solves some: the folder."""
+    folder = tmp_path_factory.mktemp("runs") / "honest"
+    report = evaluate("builtin:template", PEOPLE, limit=12, out=folder)
+    assert report.success_rate
+    assert report.success_rate < 1
+    return folder
+
+
+@pytest.fixture
+def run(honest, tmp_path):
+    """A copy to do something to."""
+    return Path(shutil.copytree(honest, tmp_path / "run"))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+
+
+def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change the conversations of a run, and take away what was counted from them before."""
+    held = lines(folder)
+    change(held)
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
+    (folder / "report.json").unlink()
+
+
+def won(line: dict[str, Any]) -> None:
+    line["verdicts"][-1].update(votes=[1.0] * 10, score=1.0, solved=True)
+    line["stop_reason"] = "solved"
+
+
+def lost(held: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(line for line in held if line["stop_reason"] == "max_turns")
+
+
+def shorter(line: dict[str, Any]) -> None:
+    """As if the conversation had been won two turns sooner."""
+    del line["verdicts"][-2:], line["dialogue"][-4:]
+    won(line)
+
+
+def all_won(held: list[dict[str, Any]]) -> None:
+    for line in held:
+        won(line)
+
+
+def only_won(held: list[dict[str, Any]]) -> None:
+    held[:] = [line for line in held if line["stop_reason"] == "solved"]
+
+
+def doubled(held: list[dict[str, Any]]) -> None:
+    held.append(json.loads(json.dumps(lost(held))))
+    won(held[-1])
+
+
+def swapped(held: list[dict[str, Any]]) -> None:
+    one, other = held[0], next(line for line in held if line["scenario"] != held[0]["scenario"])
+    one["scenario"], other["scenario"] = other["scenario"], one["scenario"]
+
+
+def other_words(held: list[dict[str, Any]]) -> None:
+    held[0]["dialogue"][1]["content"] += " Please go on."
+
+
+def seeker_says(held: list[dict[str, Any]]) -> None:
+    lost(held)["dialogue"][-1]["content"] = "Thank you so much, I feel completely relieved now!"
+
+
+def failed_for_another(held: list[dict[str, Any]]) -> None:
+    lost(held).update(
+        stop_reason="supporter_failed", failure={"role": "critic", "kind": "ModelError", "message": "it was down"}
+    )
+
+
+def too_long(held: list[dict[str, Any]]) -> None:
+    held[0]["dialogue"][1]["content"] = "Go on. " * 2000
+
+
+def no_cause(held: list[dict[str, Any]]) -> None:
+    lost(held)["failure"] = {"role": "seeker", "kind": "ModelError", "message": "it was down"}
+
+
+FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "changed votes": (lambda held: won(lost(held)), r"turn 8: the critic votes otherwise .* \+1.00 is claimed"),
+    "an earlier win": (lambda held: shorter(lost(held)), r"turn 6: the critic votes otherwise"),
+    "a doubled episode": (doubled, r"had ended \(max_turns\) in an earlier line, and is held once more"),
+    "swapped scenarios": (swapped, r"its seed is \d+; in a run of seed 0 it is \d+"),
+    "other words of the agent": (other_words, r"turn 1: the supporter says something else"),
+    "other words of the seeker": (seeker_says, r"turn 8: the seeker says something else"),
+    "another's failure": (failed_for_another, r"ended as supporter_failed, and the critic is said to have failed"),
+    "a reply that is too long": (too_long, r"turn 1: the supporter says 14,000 characters, more than 8,000"),
+    "a failure of nothing": (no_cause, r"ended as max_turns, and a failure is told"),
+}
+
+
+def test_an_honest_run_of_a_builtin_agent_is_verified_to_the_letter(run):
+    found = verify(run)
+    turns = sum(len(line["verdicts"]) for line in lines(run))
+    assert (found.standing, found.contradictions, found.notes) == ("verified", (), ())
+    assert found.replayed == {"supporter": turns, "seeker": turns, "critic": turns}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_run_is_refused_by_name(run, name):
+    change, told = FORGED[name]
+    rewrite(run, change)
+    found = verify(run)
+    assert found.standing == "refused"
+    assert any(re.search(told, line) for line in found.contradictions), found
+
+
+def test_a_forged_run_is_not_ranked_and_the_honest_one_is(honest, run):
+    rewrite(run, all_won)
+    board = rank([honest, run])
+    assert [(entry.report.folder, entry.standing) for entry in board.entries] == [(honest, "verified")]
+    assert [one.report.folder for one in board.refused] == [run]
+    for page in (board.to_markdown(), board.to_html(), "\n".join(board.notes())):
+        assert "the critic votes otherwise" in page
+        assert "verified" in page
+    assert "the critic votes otherwise" in board.to_json()["refused"][0]["contradictions"][0]
+
+
+def test_the_best_of_many_seeds_is_told_by_its_seeds_and_then_by_its_words(honest, run, tmp_path):
+    evaluate("builtin:template", PEOPLE, limit=12, out=tmp_path / "other", seed=1)
+    other = {line["scenario"]: line for line in lines(tmp_path / "other")}
+    place, line = next((i, one) for i, one in enumerate(lines(run)) if one["stop_reason"] == "max_turns")
+
+    def taken(held: list[dict[str, Any]]) -> None:
+        held[place] = other[line["scenario"]]
+
+    rewrite(run, taken)
+    assert any("in a run of seed 0" in told for told in verify(run).contradictions)
+    for_real = Path(shutil.copytree(honest, tmp_path / "again"))
+
+    def hidden(held: list[dict[str, Any]]) -> None:
+        held[place] = {**other[line["scenario"]], "seed": episode_seed(0, line["scenario"], 0)}
+
+    rewrite(for_real, hidden)
+    assert any("something else" in told or "otherwise" in told for told in verify(for_real).contradictions)
+
+
+def test_a_dropped_episode_leaves_a_run_incomplete_and_unranked(run):
+    rewrite(run, lambda held: held.remove(lost(held)))
+    board = rank([run])
+    assert (board.entries, len(board.incomplete)) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("max_turns", 40, "run.json: fingerprint is"), ("agent", {"name": "other"}, "run.json: run_key is")],
+)
+def test_a_run_of_other_rules_than_its_fingerprints_is_refused(run, name, value, told):
+    data = json.loads((run / "run.json").read_text())
+    data["identity"][name] = value
+    (run / "run.json").write_text(json.dumps(data))
+    if name == "max_turns":
+        rewrite(run, only_won)
+    assert any(told in line for line in verify(run).contradictions)
+
+
+def test_more_turns_than_t_are_refused_when_they_are_read(run):
+    rewrite(run, lambda held: lost(held).update(stop_reason="solved"))
+    with pytest.raises(RecordError, match="stop_reason is 'solved', which contradicts the last verdict"):
+        verify(run)
+
+
+def test_a_counted_report_that_says_otherwise_is_refused(run):
+    data = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**data, "success_rate": 1.0}))
+    assert "report.json: success_rate is 1.0" in verify(run).contradictions[0]
+
+
+def test_a_patched_simulator_under_the_same_fingerprint_is_found_out(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("esc_env.builtin.critic.CUTS", {"worse": -0.9, "same": -0.8, "better": -0.7})
+        report = evaluate("builtin:advice", PEOPLE, limit=3, out=tmp_path / "patched")
+    assert report.success_rate == 1.0
+    found = verify(tmp_path / "patched")
+    assert found.standing == "refused"
+    assert "the critic votes otherwise" in found.contradictions[0]
+
+
+def test_an_agent_of_ones_own_has_its_seeker_and_critic_replayed(tmp_path):
+    evaluate(ScriptedAgent(["What has been going on?"]), PEOPLE, limit=2, out=tmp_path / "mine")
+    found = verify(tmp_path / "mine")
+    assert found.standing == "replayed"
+    assert "supporter" not in found.replayed
+    assert [line.partition(":")[0] for line in found.notes] == ["agent"]
+
+
+def test_what_a_run_names_is_never_imported(run, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = json.loads((run / "run.json").read_text())
+    data["agent"] = "python:trap:agent"
+    data["config"].update(seeker="python:trap:seeker", critic="local:/etc")
+    (run / "run.json").write_text(json.dumps(data))
+    found = verify(run)
+    assert (found.standing, len(found.notes), found.replayed) == ("as claimed", 3, {})
+
+
+def test_a_seeker_of_ones_own_leaves_a_run_as_claimed(tmp_path):
+    evaluate("builtin:template", bank(2), seeker=ScriptedSeeker(["I see."]), out=tmp_path / "run")
+    assert verify(tmp_path / "run").standing == "as claimed"
+
+
+def test_errors_that_are_held_again_go_on_from_where_they_broke(tmp_path):
+    """The honest way, and a run whose first line was another conversation."""
+    seeker = Faulty(ScriptedSeeker(["I see."]), {5: ModelError("it was down")})
+    evaluate("builtin:template", bank(3), seeker=seeker, out=tmp_path / "run", concurrency=1)
+    evaluate("builtin:template", bank(3), seeker=seeker, out=tmp_path / "run", concurrency=1)
+    assert verify(tmp_path / "run").contradictions == ()
+    assert any(line["stop_reason"] == "error" for line in lines(tmp_path / "run"))
+
+    def another(held: list[dict[str, Any]]) -> None:
+        broken = next(line for line in held if line["stop_reason"] == "error")
+        broken["dialogue"][1]["content"] = "This went badly, so it was held again."
+
+    rewrite(tmp_path / "run", another)
+    assert any("does not go on from where it broke" in line for line in verify(tmp_path / "run").contradictions)
+
+
+# --- sent to somebody ------------------------------------------------------------------------------
+
+
+def test_a_submitted_run_is_one_file_that_is_verified_and_ranked_as_its_folder_is(run, tmp_path):
+    file = submit(run, tmp_path)
+    assert file.name == f"{json.loads((run / 'run.json').read_text())['run_key']}.jsonl"
+    shutil.rmtree(run)
+    assert verify(file).standing == "verified"
+    assert [(entry.report.folder, entry.standing) for entry in rank([file]).entries] == [(file, "verified")]
+
+
+def test_a_submitted_file_that_was_edited_is_refused_naming_file_and_line(run, tmp_path):
+    file = submit(run, tmp_path)
+    text = file.read_text()
+    file.write_text(text.replace('"solved": false', '"solved": true', 1))
+    with pytest.raises(RecordError, match=rf"{file}, trajectories.jsonl:\d+: not a trajectory"):
+        verify(file)
+    file.write_text(text + '{"kind": "run", "version": 2}\n')
+    with pytest.raises(RecordError, match=rf"{file}:\d+: .*a run comes first, and only once"):
+        verify(file)
+    file.write_text("hello\n")
+    with pytest.raises(RecordError, match=rf"{file}:1: no line of a submitted run"):
+        verify(file)
+
+
+@pytest.mark.full
+def test_every_line_of_a_submitted_run_holds_to_the_published_schema(run, tmp_path):
+    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+    from esc_env.evaluation.schema import schema
+
+    published = json.loads((Path(__file__).parents[1] / "docs" / "submission.schema.json").read_text())
+    assert published == schema(), "python -m esc_env.evaluation.schema > docs/submission.schema.json"
+    valid = Draft202012Validator(published)
+    evaluate(
+        "builtin:template",
+        bank(2),
+        seeker=Faulty(ScriptedSeeker(["I see."]), {3: ModelError("it was down")}),
+        out=tmp_path / "odd",
+    )  # with errors in it
+    for folder in (run, tmp_path / "odd"):
+        for line in submit(folder, tmp_path / "file.jsonl").read_text().splitlines():
+            data = json.loads(line)
+            assert valid.is_valid(data), list(valid.iter_errors(data))
+            del data[sorted({"identity", "situation", "verdicts"} & {*data})[0]]
+            assert not valid.is_valid(data)
+
+
+# --- chat models -----------------------------------------------------------------------------------
+
+
+def said(body: Any, choice: int) -> str:
+    """An answer for whatever chair asks: the critic reads the supporter's words."""
+    text = json.dumps(body["messages"])
+    if "A, B, C" in text or "option" in text.lower():
+        return "D" if text.count("I hear you") > 2 else "B"
+    return "I hear you."
+
+
+@pytest.fixture
+def modelled(tmp_path):
+    """A run of three chat models that were recorded: the folder."""
+    pytest.importorskip("aiohttp")
+    from esc_env.testing import FakeServer
+
+    people = tmp_path / "people.jsonl"
+    people.write_text("".join(json.dumps(scenario.to_json()) + "\n" for scenario in bank(2)))
+    with FakeServer(said) as server:
+        name = f"openai/tiny@{server.url}"
+        evaluate(
+            name, str(people), seeker=name, critic=name, out=tmp_path / "modelled", record=tmp_path / "kept.db",
+        )  # fmt: skip
+    return tmp_path / "modelled"
+
+
+def test_chat_models_are_as_claimed_and_verified_with_the_file_that_recorded_them(modelled, tmp_path):
+    found = verify(modelled)
+    assert (found.standing, len(found.notes)) == ("as claimed", 3)
+    assert all("--replay" in line for line in found.notes), found.notes
+    found = verify(modelled, replay=tmp_path / "kept.db")
+    assert (found.standing, found.contradictions) == ("verified", ())
+
+
+def test_what_is_not_in_the_record_did_not_happen(modelled, tmp_path):
+    def other(held: list[dict[str, Any]]) -> None:
+        held[0]["dialogue"][1]["content"] = "I hear you, truly."
+
+    rewrite(modelled, other)
+    assert verify(modelled).standing == "as claimed"
+    found = verify(modelled, replay=tmp_path / "kept.db")
+    assert "turn 1: the supporter says something else when asked again" in found.contradictions[0]
+
+
+def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
+    """Its own votes come out again; votes that were edited do not."""
+
+    class Strict:
+        identity = {"name": "strict"}  # noqa: RUF012
+
+        async def judge(self, scenario: Any, dialogue: Any, *, votes: int, seed: Any) -> Any:
+            from esc_env import Ballot
+
+            return Ballot((1.0 if int(scenario.id.split("-")[1]) % 2 else -0.5,) * votes)
+
+    evaluate(
+        ScriptedAgent(["Go on."]), bank(20), seeker=ScriptedSeeker(["I see."]), critic=Strict(), out=tmp_path / "a"
+    )
+    found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
+    assert (found.standing, found.spot_check and found.spot_check.solved) == ("spot-checked", (10, 10))
+    rewrite(tmp_path / "a", all_won)
+    found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
+    assert found.spot_check is not None
+    assert found.spot_check.difference > 0.2
+    with pytest.raises(SpecError, match="name the critic"):
+        verify(tmp_path / "a", rejudge=20)
+
+    class Lenient(Strict):
+        identity = {"name": "lenient"}  # noqa: RUF012
+
+    with pytest.raises(SpecError, match=r"not the critic of the run.*strict / lenient"):
+        verify(tmp_path / "a", rejudge=20, critic=Lenient())
+
+
+# --- the commands ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def esc(capsys):
+    """Type a command: (exit code, what it printed)."""
+
+    def type_(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    return type_
+
+
+def test_the_command_says_what_it_found_and_ends_with_1_where_something_contradicts(esc, run, tmp_path):
+    code, told = esc("leaderboard", "verify", run)
+    assert (code, "verified (agent, seeker and critic" in told) == (0, True)
+    code, told = esc("leaderboard", "submit", run, "--out", tmp_path)
+    assert (code, told.endswith(".jsonl: verified\n")) == (0, True)
+    rewrite(run, FORGED["changed votes"][0])
+    code, told = esc("leaderboard", "verify", run, "--out", tmp_path / "found.json")
+    assert (code, "the critic votes otherwise" in told) == (1, True)
+    assert json.loads((tmp_path / "found.json").read_text())["standing"] == "refused"
+    code, told = esc("leaderboard", "submit", run, "--out", tmp_path)
+    assert (code, "the critic votes otherwise" in told) == (1, True)
+
+
+def test_a_leaderboard_of_runs_needs_no_name_of_a_command(esc, run):
+    assert esc("leaderboard", run) == esc("leaderboard", "rank", run)
+    assert "verified" in esc("leaderboard", run)[1]
+
+
+def test_the_schema_is_made_by_its_command():
+    pytest.importorskip("pydantic")
+    made = subprocess.run(
+        [sys.executable, "-m", "esc_env.evaluation.schema"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(made.stdout)["oneOf"]
