@@ -2,10 +2,12 @@
 
     python benchmarks/seeker_breaks.py FILE…
 
-`seeker_lines.json` has breaks and innocent lines that look like breaks, written by hand. The second of each pair was held
-out before the check (`role_break`) was last changed; `--tuned-on` shows what it misses among the others. A FILE is any of
-conversations that esc-env reads (docs/data.md): of its seekers' messages, who are people, every one that is refused is a
-false alarm. Give real conversations from a folder of yours; they are no part of this one.
+`seeker_lines.json` has breaks and innocent lines that look like breaks, all written by hand, and by the same. One half
+of either was held out when the check (`role_break`) was changed; `--tuned-on` shows what is decided wrongly in the
+other. Breaks "after" were written against the finished check, in words that it does not know; nothing was changed for
+them. A FILE is any of conversations that esc-env reads (docs/data.md). Its seekers are people, so every message of
+theirs that is refused is a false alarm. Its supporters' messages are what a seeker says that slips into the other role.
+Give real conversations from a folder of yours: they are no part of this one.
 """
 
 from __future__ import annotations
@@ -44,14 +46,11 @@ def main() -> None:
                 wrong = [line for line in told if bool(role_break(line)) != (what == "breaks")]
                 print(*(f"        {line!r}" for line in wrong), sep="\n")
     for path in asked.files:
-        said = [
-            message.content
-            for scenario in read_file(path).scenarios
-            if scenario.dialogue
-            for message in scenario.dialogue.messages
-            if message.role == "seeker"
-        ]
-        print(f"{len(refused(said)):5} of {len(said):,} ({len(refused(said)) / max(1, len(said)):.2%})  {path.name}")
+        held = [scenario.dialogue for scenario in read_file(path).scenarios if scenario.dialogue]
+        for role in ("seeker", "supporter"):
+            told = [message.content for dialogue in held for message in dialogue.messages if message.role == role]
+            share = len(refused(told)) / max(1, len(told))
+            print(f"{len(refused(told)):5} of {len(told):,} messages of {role}s ({share:.2%})  {path.name}")
 
 
 if __name__ == "__main__":

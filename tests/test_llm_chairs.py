@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Scenario, Seed
+from esc_env.agents.scripted import SCRIPTED
 from esc_env.background import run
+from esc_env.builtin.bank import SPLITS, bank
+from esc_env.builtin.critic import BuiltinCritic
+from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.chairs.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
 from esc_env.chairs.seekers import LLMSeeker, resolve_seeker, role_break, seeker_messages
 from esc_env.conversation import Chairs, converse
@@ -29,6 +34,7 @@ from esc_env.scenarios import PERSONAS
 from esc_env.testing import FakeChatModel, ScriptedAgent, check_critic, check_seeker
 from esc_env.trajectory import StopReason
 
+LINES = json.loads((Path(__file__).parents[1] / "benchmarks" / "seeker_lines.json").read_text(encoding="utf-8"))
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SCENARIO = Scenario(
     "job", "I lost my job and have not told my wife.", "shame", "job crisis", 4,
@@ -225,6 +231,7 @@ def test_what_models_wrap_around_a_message_is_taken_off(raw, heard):
         ("I'm sorry, but I can't help with that.", "instructions"),
         ("My task: you play a person who is looking for emotional support in a research simulation.", "instructions"),
         ("The supporter asked what happened, so I should answer briefly.", "instructions"),
+        ("*sighs deeply* I lost my job.", "told of the person"),
     ],
 )
 def test_a_seeker_that_breaks_its_role_is_asked_again_and_then_an_error(raw, fault):
@@ -275,6 +282,34 @@ def test_a_seeker_that_will_not_play_makes_an_error_never_a_failed_conversation(
 )
 def test_what_seekers_do_say_is_no_break(words):
     assert role_break(words, seeker_messages(SCENARIO, DIALOGUE)[0]["content"]) == ""
+
+
+def _refused(lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if role_break(line)]
+
+
+def test_of_breaks_that_the_check_was_not_made_for_it_finds_seven_in_ten():
+    assert sum(len(lines) for half in ("tuned on", "held out") for lines in LINES["breaks"][half].values()) >= 60
+    for half in ("tuned on", "held out"):
+        told = [line for lines in LINES["breaks"][half].values() for line in lines]
+        assert len(_refused(told)) >= 0.7 * len(told)
+        assert all(len(_refused(lines)) >= len(lines) / 2 for lines in LINES["breaks"][half].values()), "of every kind"
+
+
+def test_who_talks_of_chatbots_helps_for_a_living_or_tells_what_others_said_breaks_no_role():
+    for half in LINES["innocent"].values():
+        assert _refused(line for lines in half.values() for line in lines) == []
+
+
+def test_what_the_embedded_seekers_say_breaks_no_role():
+    people = [person for split in SPLITS for person in bank(split)]
+    written = [text for person in people for text in (person.situation, *person.facts, *person.helps, *person.hurts)]
+    assert len(_refused(written)) <= 0.01 * len(written)
+    chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
+    for person in people[::8]:
+        for persona in ("cooperative", "hostile"):
+            held = run(converse(person.with_persona(persona), SCRIPTED["skilled"](), chairs, seed=1))
+            assert _refused(m.content for m in held.dialogue.messages if m.role == "seeker") == []
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the ESConv files next to the checkout")
