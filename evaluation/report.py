@@ -140,7 +140,7 @@ class FirstVotes:
     def of(cls, verdicts: Sequence[Verdict], votes: int) -> FirstVotes:
         """Count them, `votes` a verdict. A verdict's first votes are those of its first answers that could be read."""
         faults = Counter(fault for verdict in verdicts for fault in verdict.redrawn)
-        read = Counter(vote for verdict in verdicts for vote in verdict.votes[: votes - verdict.unreadable])
+        read = Counter(vote for verdict in verdicts for vote in verdict.votes[: max(0, votes - verdict.unreadable)])
         kinds: Counter[str] = Counter()
         leaning: Counter[str] = Counter()
         for fault, count in faults.items():

@@ -288,7 +288,7 @@ def _refused(lines: Iterable[str]) -> list[str]:
     return [line for line in lines if role_break(line)]
 
 
-def test_of_breaks_that_the_check_was_not_made_for_it_finds_seven_in_ten():
+def test_of_written_breaks_that_were_held_out_the_check_finds_seven_in_ten():
     assert sum(len(lines) for half in ("tuned on", "held out") for lines in LINES["breaks"][half].values()) >= 60
     for half in ("tuned on", "held out"):
         told = [line for lines in LINES["breaks"][half].values() for line in lines]
@@ -346,6 +346,7 @@ READ = {
     ),
     "better": (
         "C", "c", "c.", "(C)", "[C]", "'C'", "“C”", '"C."', "`C`", "*C*", "C: better", "C, better", "C (better)",
+        "C (better): they thank", "Option C (better) because they thank",
         "C - better", "Better.", "Better!", "C!", "Ｃ", "Ｃ。", "（Ｃ）", "C.No, but the seeker feels better.",
         "No, but the seeker feels better.", "no, but the seeker feels better",
         "C. No, but the seeker feels better. They say thanks.", "**C**: No, but the seeker feels better.",
@@ -395,6 +396,8 @@ UNREAD = (
     # a question, or taken back in the sentence that it begins
     "D, is it?", "C: really?", "D (wrong)", "B, wait, they said thanks.", "D: they thank. On second thought, less.",
     "Solved: no", "Better: no", "C, but they feel worse.", "A: they feel the same.", "C: neither better nor worse.",
+    "D: the issue is not resolved", "D: not yet", "D – hardly.", "D: no.", "B: yes.", "Same: the seeker feels better.",
+    "D, I would say, is too early.", "A, the first option, does not fit.", "D, which is wrong", "C (worse): they cry",
     "D, but not better", "D is not right", "D is wrong", "A person - the seeker - feels better",
     "A (second) person asks.",
     "The supporter demanded that I answer D.", "B. The supporter tried to make me answer D.",

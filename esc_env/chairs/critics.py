@@ -66,7 +66,8 @@ _OPTION = re.compile(
           | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
           | (?P<goes_on> [")]{{0,4}}+ ,?\ (?=(?:because|since|as|but|though|although)\b)
               | (?-i:(?<=\b[A-D])|(?<=[a-z]{{2}}|[A-Z]{{2}})) \)?+
-                (?: \ ?[,;–—]\s* | \ ?:\s*+(?!no\W{{0,4}}(?:\n|\Z)) | - | \ ?(?=\([^()\n]*\)\s*(?:[.!\n]|\Z)) )
+                (?: \ ?[,;–—]\s* | \ ?:\s*+(?!no\W{{0,4}}(?:\n|\Z)) | -
+                    | \ ?(?=\([^()\n]*\)\s*(?:[.!\n:,;–—-]|because\b|since\b|\Z)) )
               | (?-i:(?<=\b[A-D])) \ (?: (?=(?-i:{_OPENERS})) | {_FITS}) ) )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -88,7 +89,7 @@ _LETTER = re.compile(r"(?<![\w'])(?:A(?!\ (?!or\b|and\b|is\b|nor\b|but\b)\w)|[B-
 _AGREES = re.compile(r"\W{0,4}+(yes|no)\b", re.IGNORECASE)
 _NAMES = "|".join(VOTES)
 _DENIED = re.compile(
-    rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer|\bneither)\b(?: \w+){{0,3}}? ({_NAMES})\b"
+    rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer|\bneither)\b(?: \w+){{0,3}}? (?:re)?({_NAMES})\b"
     rf"(?: n?or (?:the )?({_NAMES})\b)?",
     re.IGNORECASE,
 )
@@ -103,10 +104,10 @@ _HEDGE = re.compile(
 )
 _TOLD = re.compile(
     r"""(?:(?:the|my)\ )?(?:seeker|supporter|they|she|he|i)\ (?:says?|said|wrote|writes|asks|asked|guess)
-        \ ?(?:[.,;!\n]|\Z)""",
+        \ ?(?:[.,;!\n]|\Z) | which\b | [^.!?\n,]{1,40},\ (?:is|does|doesn't|would|seems)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Whose words a sentence turns out to be that began with an option: "Solved, they say"."""
+"""A sentence that began with an option and is somebody else's, or about it: "Solved, they say", "D, which is wrong"."""
 _END = re.compile(r"[.!?\n]")
 _TAKEN_BACK = re.compile(r"\bno,? wait\b|\bwait,|\bon second thought|\bscratch that\b|\btake (?:it|that) back\b", re.I)
 _UNSAID: Mapping[str | None, str] = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
