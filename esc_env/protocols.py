@@ -35,6 +35,9 @@ __all__ = [
 VOTES: Mapping[str, float] = {"worse": -1.0, "same": -0.5, "better": 0.5, "solved": 1.0}
 """The critic's four options and their values. *Source:* PPDPP (Deng et al., ICLR 2024), section 4.2 and its code."""
 
+UNREAD = ("cut", "refused", "filtered", "empty", "prose")
+"""Why a critic's answer is no vote: `prose` for one that is whole and leaves doubt which option it chooses."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -116,12 +119,14 @@ class Ballot:
         expected: the expectation of one vote, where the critic knows its own distribution.
         usage: what it cost.
         unreadable: how many of the first answers, one per vote, could not be read, whether or not asking again helped.
+        redrawn: for each of these its kind (`UNREAD`) and, where an option stands in it, the first one: `prose solved`.
     """
 
     votes: tuple[float | None, ...]
     expected: float | None = None
     usage: Usage = field(default_factory=Usage)
     unreadable: int = 0
+    redrawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ class Verdict:
         score: their mean, in [−1, 1].
         solved: whether the score passes the rules' threshold.
         expected: the expectation of one vote, where the critic knows its own distribution.
-        unreadable: how many of the first answers could not be read; see `Ballot`.
+        unreadable, redrawn: how many of the first answers could not be read, and of which kind; see `Ballot`.
     """
 
     votes: tuple[float, ...]
@@ -143,11 +148,12 @@ class Verdict:
     solved: bool
     expected: float | None = None
     unreadable: int = 0
+    redrawn: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `unreadable` is left out where all answers could be read."""
-        data = {**asdict(self), "votes": list(self.votes)}
-        return data if self.unreadable else {name: value for name, value in data.items() if name != "unreadable"}
+        """A JSON object; `unreadable` and `redrawn` are left out where all answers could be read."""
+        data = {**asdict(self), "votes": list(self.votes), "redrawn": list(self.redrawn)}
+        return {name: value for name, value in data.items() if value or name not in ("unreadable", "redrawn")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
@@ -156,10 +162,22 @@ class Verdict:
         score = read(data, "score", number(-1, 1))
         if not math.isclose(score, sum(votes) / len(votes), abs_tol=1e-9):
             raise SpecError(f"score is {score}, and the mean of its votes is {sum(votes) / len(votes)}")
+        unreadable = read(data, "unreadable", integer(0), 0)
+        redrawn: tuple[str, ...] = read(data, "redrawn", many(_redrawn), ())
+        if redrawn and len(redrawn) != unreadable:
+            raise SpecError(f"redrawn names {len(redrawn)} answers, and unreadable is {unreadable}")
         return cls(
             votes, read(data, "valid_votes", integer(len(votes), len(votes))), score, read(data, "solved", flag),
-            read(data, "expected", optional(number(-1, 1)), None), read(data, "unreadable", integer(0), 0),
+            read(data, "expected", optional(number(-1, 1)), None), unreadable, redrawn,
         )  # fmt: skip
+
+
+def _redrawn(value: Any) -> str:
+    fault = text(value)
+    kind, _, option = fault.partition(" ")
+    if kind not in UNREAD or (option and option not in VOTES):
+        raise SpecError(f"must be one of {', '.join(UNREAD)}, and an option where one is named, not {fault!r}")
+    return fault
 
 
 @runtime_checkable

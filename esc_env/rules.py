@@ -16,7 +16,7 @@ __all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules", "__version__"]
 __version__ = "0.1.0"
 """Of esc-env; recorded with every run."""
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever the behaviour of the protocol changes; part of every fingerprint."""
 
 
@@ -104,7 +104,9 @@ class Rules:
         if ballot.expected is not None and not -1 <= ballot.expected <= 1:
             raise ModelError(f"the critic expects a vote of {ballot.expected!r}; it must lie in [-1, 1]")
         score = sum(votes) / len(votes)
-        return Verdict(votes, len(votes), score, score > self.threshold, ballot.expected, ballot.unreadable)
+        return Verdict(
+            votes, len(votes), score, score > self.threshold, ballot.expected, ballot.unreadable, ballot.redrawn
+        )
 
     def fingerprint(self, **facing: Any) -> Fingerprint:
         """The rules together with whatever else the agent faces (seeker, critic, scenarios, persona, trials, seed)."""

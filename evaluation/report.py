@@ -10,17 +10,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env.evaluation.statistics import success_interval
-from esc_env.protocols import VOTES, Usage
+from esc_env.evaluation.statistics import success_interval, wilson
+from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
 from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = [
-    "FIGURES", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent", "summarise_run",
+    "FIGURES", "FirstVotes", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent",
+    "summarise_run",
 ]  # fmt: skip
 
 UNREADABLE = 0.05
 """The share of unreadable first answers of a critic above which a reader is warned. Ours."""
+
+DEPENDS = 0.1
+"""How far the shares of unreadable first answers may lie apart for one option and the others, before a reader is
+warned. Ours: if a quarter of the votes are for one option and a tenth of them are lost, that is 2 votes of 100."""
 
 STRICT = 3
 """Votes for `solved` that the stricter success rate asks for. Ours: under the published rule one of ten can decide."""
@@ -115,6 +120,92 @@ class Replies:
         return f"{line}; raise max_tokens (now {self.max_tokens:,}): --agent-option max_tokens={2 * self.max_tokens}"
 
 
+@dataclass(frozen=True, slots=True)
+class FirstVotes:
+    """How the first answers of a critic that is a chat model could be read, in conversations with an outcome.
+
+    Attributes:
+        all: how many were asked for.
+        unreadable: how many of them were no vote, and drawn again.
+        kinds: of these, how many of each kind (`esc_env.protocols.UNREAD`); older records do not say.
+        options: for each option, how many were unreadable with it first in them, and how many chose it or were.
+    """
+
+    all: int = 0
+    unreadable: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict], votes: int) -> FirstVotes:
+        """Count them, `votes` a verdict. A verdict's first votes are those of its first answers that could be read."""
+        faults = Counter(fault for verdict in verdicts for fault in verdict.redrawn)
+        read = Counter(vote for verdict in verdicts for vote in verdict.votes[: max(0, votes - verdict.unreadable)])
+        kinds: Counter[str] = Counter()
+        leaning: Counter[str] = Counter()
+        for fault, count in faults.items():
+            kind, _, option = fault.partition(" ")
+            kinds[kind] += count
+            leaning[option] += count
+        return cls(
+            len(verdicts) * votes,
+            sum(verdict.unreadable for verdict in verdicts),
+            {kind: kinds[kind] for kind in UNREAD if kinds[kind]},
+            {option: (leaning[option], leaning[option] + read[value]) for option, value in VOTES.items()},
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the first answers, how many were unreadable, in [0, 1]."""
+        return self.unreadable / self.all
+
+    @property
+    def depends_on(self) -> str | None:
+        """The option whose answers can be read more or less often than the others', most of all; None where none is.
+
+        Its share of unreadable answers differs from that of the others together by more than `DEPENDS`, and their 95 %
+        intervals (Wilson) do not meet. Answers on one conversation are alike, so this is a sign, no test.
+        """
+        unread, told = (sum(counts) for counts in zip(*self.options.values(), strict=True)) if self.options else (0, 0)
+        found = {}
+        for option, (of_it, all_of_it) in self.options.items():
+            if all_of_it and told > all_of_it:
+                own, other = (of_it, all_of_it), (unread - of_it, told - all_of_it)
+                (low, high), (other_low, other_high) = wilson(*own), wilson(*other)
+                if low > other_high or high < other_low:
+                    found[option] = abs(own[0] / own[1] - other[0] / other[1])
+        most = max(found, key=found.__getitem__, default=None)
+        return most if most and found[most] > DEPENDS else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line on how many could not be read, where they are many, and one where that depends on the option."""
+        lines = []
+        if self.share > UNREADABLE:
+            kinds = ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in self.kinds.items())
+            lines.append(
+                f"{_share(self.unreadable, self.all)} of the critic's first answers could not be read as a vote"
+                f"{f' ({kinds})' if kinds else ''} and were drawn again; those that asking again did not mend are no "
+                "votes. Choose a stronger model with --critic"
+            )
+        if option := self.depends_on:
+            own, others = self.options[option], [self.options[other] for other in self.options if other != option]
+            unread, told = (sum(counts) for counts in zip(*others, strict=True))
+            lines.append(
+                f"which of the critic's answers could be read depends on what they say: of those for {option!r} "
+                f"{_share(*own)} could not, of the others {_share(unread, told)}, so that what was drawn again leans "
+                "away from what could not be read and the success rate is biased. Choose another --critic, or "
+                "--critic-mode logprobs"
+            )
+        return lines
+
+
+_KINDS: Mapping[str, str] = {
+    "cut": "cut", "refused": "refused", "filtered": "withheld by a content filter", "empty": "empty",
+    "prose": "whole, with no option or with doubt",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Report:
     """The result of one run: one agent on one scenario set. `report.json` has the same names.
@@ -140,6 +231,7 @@ class Report:
         replies: how the supporter's replies ended: cut, empty, refused, filtered.
         unreadable_votes: share of the first answers of a critic that is a chat model that could not be read, in [0, 1],
             over completed conversations, whether or not asking again helped; None for other critics.
+        first_votes: the same as counts: of which kind they were, and for which option; None likewise.
         failure_messages: what went wrong, most frequent first: (role, message of the first, how often).
         usage: model calls of all chairs in all conversations that count.
         folder: where the run is kept.
@@ -165,6 +257,7 @@ class Report:
     by_persona: Mapping[str, Group]
     replies: Replies
     unreadable_votes: float | None
+    first_votes: FirstVotes | None
     failure_messages: tuple[tuple[str, str, int], ...]
     usage: Usage
     folder: Path
@@ -179,11 +272,8 @@ class Report:
     def warnings(self) -> list[str]:
         """A line for each thing about the models' answers that may have decided the result."""
         lines = [self.replies.warning] if self.replies.warning else []
-        if self.unreadable_votes is not None and self.unreadable_votes > UNREADABLE:
-            lines.append(
-                f"{100 * self.unreadable_votes:.0f} % of the critic's first answers could not be read as a vote; those "
-                "that asking again did not mend are no votes. Choose a stronger model with --critic"
-            )
+        if self.first_votes:
+            lines += self.first_votes.warnings
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -194,6 +284,7 @@ class Report:
         for name in ("by_emotion", "by_problem", "by_persona"):
             data[name] = {value: asdict(group) for value, group in data[name].items()}
         data["replies"] = asdict(self.replies)
+        data["first_votes"] = asdict(self.first_votes) if self.first_votes else None
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest
         data["complete"] = self.complete
@@ -216,6 +307,7 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
     whole = _group(done, limit) if done else None
+    first_votes = _first_votes(done, fingerprint)
     solved = sum(trajectory.solved for trajectory in done)
     return Report(
         agent=about["agent"],
@@ -236,7 +328,8 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
         by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
         by_persona=_groups(done, limit, lambda t: t.scenario.persona),
         replies=Replies.of(done, agent.get("max_tokens")),
-        unreadable_votes=_unreadable(done, fingerprint),
+        unreadable_votes=first_votes.share if first_votes else None,
+        first_votes=first_votes,
         failure_messages=_failures(ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),
         folder=folder,
@@ -271,18 +364,19 @@ def _strict(done: Sequence[Trajectory], votes: int) -> float | None:
     return fmean(sure) if sure and votes >= STRICT else None
 
 
-def _unreadable(done: Sequence[Trajectory], fingerprint: Fingerprint) -> float | None:
+def _first_votes(done: Sequence[Trajectory], fingerprint: Fingerprint) -> FirstVotes | None:
     """Only a chat model that is asked for votes gives answers that may be unreadable."""
     critic = fingerprint.parts["critic"]
-    if critic.get("name") != "llm" or critic.get("mode") != "votes":
-        return None
     verdicts = [verdict for trajectory in done for verdict in trajectory.verdicts]
-    asked = len(verdicts) * int(fingerprint.parts["votes"])
-    return sum(verdict.unreadable for verdict in verdicts) / asked if asked else None
+    if critic.get("name") != "llm" or critic.get("mode") != "votes" or not verdicts:
+        return None
+    return FirstVotes.of(verdicts, int(fingerprint.parts["votes"]))
 
 
 def _share(count: int, of: int) -> str:
-    """`31 %`; what is less than one is told to a tenth, and never as nothing."""
+    """`31 %`; what is less than one is told to a tenth, and as nothing only if it is."""
+    if not count:
+        return "none"
     share = 100 * count / of
     return f"{share:.0f} %" if share >= 1 else f"{max(share, 0.1):.1f} %"
 

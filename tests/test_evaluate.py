@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import pytest
@@ -305,10 +306,61 @@ def test_the_report_says_how_many_of_the_critics_first_answers_were_unreadable(t
     report = held(out=tmp_path / "run", critic=unsure)
     assert report.unreadable_votes == 0.2
     assert all(verdict.valid_votes == 10 for item in report.trajectories for verdict in item.verdicts), "asked again"
-    assert report.warnings[0].startswith("20 % of the critic's first answers could not be read")
+    assert len(report.warnings) == 1
+    assert report.warnings[0].startswith("20 % of the critic's first answers could not be read as a vote (24 whole, ")
+    assert report.first_votes is not None
+    assert (report.first_votes.all, report.first_votes.kinds) == (120, {"prose": 24})
     assert read_run(tmp_path / "run").unreadable_votes == 0.2
     sure = held(out=tmp_path / "sure", critic=FakeChatModel("B"))
     assert (sure.unreadable_votes, sure.warnings) == (0.0, [])
+
+
+class Raters(FakeChatModel):
+    """Raters who vote at random, whatever is said. `says` is how they put an option, `odd` some answers."""
+
+    def __init__(self, odd: str = "{}", **says: str) -> None:
+        def answer(call, choice):
+            draw = Random(f"{call.seed} {choice}")
+            letter = draw.choice("AAABBBBCCCCCDDDDD")
+            return (odd if draw.random() < 0.2 else "{}").format(says.get(letter, letter))
+
+        super().__init__(answer)
+
+
+def rated(folder: Path, odd: str = "{}", **says: str) -> Report:
+    return held(scenarios=bank(80), critic=Raters(odd, **says), rules=Rules(max_turns=4), out=folder)
+
+
+def test_a_critic_that_explains_its_answer_is_no_other_critic(tmp_path):
+    plain = rated(tmp_path / "plain")
+    assert plain.success_rate is not None
+    assert 0.1 < plain.success_rate < 0.2
+    for name, says in {
+        "solved": {"D": "D: the seeker says the matter is settled, and thanks."},
+        "same": {"B": "B, they repeat the same worry."},
+        "two": {"B": "B They repeat the same worry.", "C": "C; they mention feeling lighter"},
+    }.items():
+        explained = rated(tmp_path / name, **says)
+        assert explained.success_rate == plain.success_rate
+        assert explained.warnings == []
+
+
+def test_a_reader_is_warned_where_one_option_is_harder_to_read_than_the_others(tmp_path):
+    plain = rated(tmp_path / "plain").success_rate
+    assert plain is not None
+    for option, says in (("solved", {"D": "Perhaps D."}), ("same", {"B": "I lean to B, I think"})):
+        report = rated(tmp_path / option, **says)
+        assert report.success_rate is not None
+        assert abs(report.success_rate - plain) > 0.1, "this is what to warn of"
+        assert "drawn again" in report.warnings[0]
+        assert f"of those for {option!r} 100 % could not, of the others none, " in report.warnings[1]
+
+
+def test_that_some_answers_of_every_kind_cannot_be_read_is_no_bias(tmp_path):
+    report = rated(tmp_path / "run", odd="Perhaps {}.")
+    assert [line.partition(" (")[0] for line in report.warnings] == [
+        "20 % of the critic's first answers could not be read as a vote"
+    ]
 
 
 # --- the folder -----------------------------------------------------------------------------------

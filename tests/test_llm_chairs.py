@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Scenario, Seed
+from esc_env.agents.scripted import SCRIPTED
 from esc_env.background import run
+from esc_env.builtin.bank import SPLITS, bank
+from esc_env.builtin.critic import BuiltinCritic
+from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.chairs.critics import LLMCritic, critic_messages, parse_vote, resolve_critic
 from esc_env.chairs.seekers import LLMSeeker, resolve_seeker, role_break, seeker_messages
 from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import Role
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError
 from esc_env.prompts import Prompts, said_as, seal, sealed_transcript
-from esc_env.protocols import VOTES
+from esc_env.protocols import VOTES, Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import PERSONAS
 from esc_env.testing import FakeChatModel, ScriptedAgent, check_critic, check_seeker
 from esc_env.trajectory import StopReason
 
+LINES = json.loads((Path(__file__).parents[1] / "benchmarks" / "seeker_lines.json").read_text(encoding="utf-8"))
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SCENARIO = Scenario(
     "job", "I lost my job and have not told my wife.", "shame", "job crisis", 4,
@@ -225,6 +231,7 @@ def test_what_models_wrap_around_a_message_is_taken_off(raw, heard):
         ("I'm sorry, but I can't help with that.", "instructions"),
         ("My task: you play a person who is looking for emotional support in a research simulation.", "instructions"),
         ("The supporter asked what happened, so I should answer briefly.", "instructions"),
+        ("*sighs deeply* I lost my job.", "told of the person"),
     ],
 )
 def test_a_seeker_that_breaks_its_role_is_asked_again_and_then_an_error(raw, fault):
@@ -277,6 +284,34 @@ def test_what_seekers_do_say_is_no_break(words):
     assert role_break(words, seeker_messages(SCENARIO, DIALOGUE)[0]["content"]) == ""
 
 
+def _refused(lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if role_break(line)]
+
+
+def test_of_written_breaks_that_were_held_out_the_check_finds_seven_in_ten():
+    assert sum(len(lines) for half in ("tuned on", "held out") for lines in LINES["breaks"][half].values()) >= 60
+    for half in ("tuned on", "held out"):
+        told = [line for lines in LINES["breaks"][half].values() for line in lines]
+        assert len(_refused(told)) >= 0.7 * len(told)
+        assert all(len(_refused(lines)) >= len(lines) / 2 for lines in LINES["breaks"][half].values()), "of every kind"
+
+
+def test_who_talks_of_chatbots_helps_for_a_living_or_tells_what_others_said_breaks_no_role():
+    for half in LINES["innocent"].values():
+        assert _refused(line for lines in half.values() for line in lines) == []
+
+
+def test_what_the_embedded_seekers_say_breaks_no_role():
+    people = [person for split in SPLITS for person in bank(split)]
+    written = [text for person in people for text in (person.situation, *person.facts, *person.helps, *person.hurts)]
+    assert len(_refused(written)) <= 0.01 * len(written)
+    chairs = Chairs(BuiltinSeeker(), BuiltinCritic())
+    for person in people[::8]:
+        for persona in ("cooperative", "hostile"):
+            held = run(converse(person.with_persona(persona), SCRIPTED["skilled"](), chairs, seed=1))
+            assert _refused(m.content for m in held.dialogue.messages if m.role == "seeker") == []
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="needs the ESConv files next to the checkout")
 def test_of_real_seekers_almost_none_is_taken_for_a_helper():
     lines = (DATA / "esconv_train1040_hf_survey.jsonl").read_text(encoding="utf-8").splitlines()
@@ -311,6 +346,7 @@ READ = {
     ),
     "better": (
         "C", "c", "c.", "(C)", "[C]", "'C'", "“C”", '"C."', "`C`", "*C*", "C: better", "C, better", "C (better)",
+        "C (better): they thank", "Option C (better) because they thank",
         "C - better", "Better.", "Better!", "C!", "Ｃ", "Ｃ。", "（Ｃ）", "C.No, but the seeker feels better.",
         "No, but the seeker feels better.", "no, but the seeker feels better",
         "C. No, but the seeker feels better. They say thanks.", "**C**: No, but the seeker feels better.",
@@ -356,7 +392,14 @@ UNREAD = (
     "D. The issue has not been solved.", "D. The issue isn't really solved.", "C. They do not feel better.",
     # what somebody else said
     'The seeker says "solved".', '"Solved." the seeker wrote.', '"D" is what the supporter asks for.',
-    '"Solved", says the seeker.',
+    '"Solved", says the seeker.', "Solved, they say.", "D, the supporter says.",
+    # a question, or taken back in the sentence that it begins
+    "D, is it?", "C: really?", "D (wrong)", "B, wait, they said thanks.", "D: they thank. On second thought, less.",
+    "Solved: no", "Better: no", "C, but they feel worse.", "A: they feel the same.", "C: neither better nor worse.",
+    "D: the issue is not resolved", "D: not yet", "D – hardly.", "D: no.", "B: yes.", "Same: the seeker feels better.",
+    "D, I would say, is too early.", "A, the first option, does not fit.", "D, which is wrong", "C (worse): they cry",
+    "D, but not better", "D is not right", "D is wrong", "A person - the seeker - feels better",
+    "A (second) person asks.",
     "The supporter demanded that I answer D.", "B. The supporter tried to make me answer D.",
     'The supporter wrote: "My final answer is D."', "It is told to say: Final answer: D",
 )  # fmt: skip
@@ -365,6 +408,54 @@ UNREAD = (
 @pytest.mark.parametrize(("option", "text"), [(option, text) for option in READ for text in READ[option]])
 def test_an_answer_that_people_can_read_is_a_vote(option, text):
     assert parse_vote(text) == VOTES[option]
+
+
+WHY = {
+    "worse": (
+        "they cry now and want to leave",
+        "Their despair has grown; a friend let them down.",
+        "He wants to give up.",
+    ),
+    "same": ("they repeat the same worry", "They don't feel better or worse.", "Nothing has changed for her."),
+    "better": ("they mention feeling lighter", "She is calmer, but the issue is not solved.", "A weight is off them."),
+    "solved": (
+        "the seeker says the matter is settled and thanks",
+        "They feel better.",
+        "Their plan is ready, he says.",
+    ),
+}
+"""Explanations of each option, as critics write them."""
+JOINTS = (
+    ". ", ".\n", "\n", "\n\n", ") ", " - ", " – ", " — ", "—", ": ", ":\n", ", ", "; ", " because ", ", because ",
+    ", since ", " as ", ", as ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("joint", JOINTS)
+@pytest.mark.parametrize("form", ["{letter}", "Option {letter}", "**{letter}**", "The answer is {letter}", "{label}"])
+def test_an_explained_vote_is_read_whichever_option_it_explains(form, joint):
+    for letter, option in zip("ABCD", VOTES, strict=True):
+        for why in WHY[option]:
+            text = form.format(letter=letter, label=option.capitalize()) + joint + why
+            assert parse_vote(text) == VOTES[option], text
+
+
+@pytest.mark.parametrize(
+    "text", ["{} They say so.", "**{}** they say so", "{} (they say so)", "{} fits best: they say so", "{} is correct."]
+)
+def test_a_letter_needs_no_stop_before_its_explanation(text):
+    assert [parse_vote(text.format(letter)) for letter in "ABCD"] == list(VOTES.values())
+
+
+@pytest.mark.parametrize("text", ["{}", "{}.", "The seeker feels {}.", "No, the seeker feels {}", "{}: by far"])
+def test_better_reads_like_the_other_labels(text):
+    for label, option in (("worse", "worse"), ("the same", "same"), ("better", "better")):
+        assert parse_vote(text.format(label)) == VOTES[option]
+
+
+@pytest.mark.parametrize("text", ["Better than before.", "Better, but not solved.", "Better, though not solved yet."])
+def test_better_may_be_compared_with_before_and_told_from_solved(text):
+    assert parse_vote(text) == VOTES["better"]
 
 
 @pytest.mark.parametrize("text", UNREAD)
@@ -408,8 +499,35 @@ def test_unreadable_votes_are_asked_again_under_another_seed():
     ballot = judged(model)
     assert ballot.votes == (1.0,) * 7 + (-0.5,) * 3
     assert ballot.unreadable == 3
+    assert "could not be read" not in model.calls[0].messages[-1]["content"]
+    assert "could not be read" in model.calls[1].messages[-1]["content"], "it is told why"
     assert [call.n for call in model.calls] == [10, 3]
     assert len({call.seed for call in model.calls}) == 2
+
+
+def test_what_an_unreadable_vote_leaned_to_and_why_it_is_none_is_kept():
+    first = [
+        "C or D",
+        "Perhaps B, she says",
+        "It has not been solved. Much worse.",
+        "A hard one.",
+        "",
+        None,
+        "D",
+        "D",
+        "D",
+        "D",
+    ]
+    ballot = judged(FakeChatModel(lambda call, choice: first[choice] if call.n == 10 else "A"))
+    assert ballot.redrawn == ("prose better", "prose same", "prose worse", "prose", "empty", "empty")
+    verdict = Rules().count(ballot)
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+    whole = Rules().count(judged(FakeChatModel("D"))).to_json()
+    assert {"unreadable", "redrawn"}.isdisjoint(whole), "where all could be read, a record is as it was"
+    assert Verdict.from_json({**whole, "unreadable": 2}).redrawn == (), "older records do not say"
+    for wrong in (["prose"], ["prose", "cold"], ["prose", "cut maybe"], ["cut", 2]):
+        with pytest.raises(SpecError, match="redrawn"):
+            Verdict.from_json({**whole, "unreadable": 2, "redrawn": wrong})
 
 
 @pytest.mark.parametrize("reason", ["length", "refusal", "content_filter"])
@@ -421,7 +539,10 @@ def test_a_vote_that_was_cut_off_refused_or_withheld_is_asked_again(reason):
             return replace(said, finish_reasons=(reason, *said.finish_reasons[1:])) if first else said
 
     model = Unfinished(lambda call, choice: "B" if call.n == 1 else "D")
-    assert judged(model).votes == (1.0,) * 9 + (-0.5,)
+    ballot = judged(model)
+    assert ballot.votes == (1.0,) * 9 + (-0.5,)
+    kind = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}[reason]
+    assert ballot.redrawn == (f"{kind} solved",)
     assert [call.n for call in model.calls] == [10, 1]
 
 

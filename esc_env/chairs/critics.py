@@ -30,7 +30,7 @@ CriticMode = Literal["votes", "logprobs"]
 """`votes`: l sampled answers. `logprobs`: one request for one option letter, l votes drawn from its distribution."""
 
 _PROMPTS = Prompts(Path(__file__).parents[1] / "prompts")
-_USED = ("critic", "critic-question")
+_USED = ("critic", "critic-question", "critic-again")
 
 ATTEMPTS = 3
 """How often unreadable votes are asked for before they stay unreadable. Ours."""
@@ -41,6 +41,14 @@ _SENTENCES: Mapping[str, str] = {
     "no, but the seeker feels better": "better",
     "yes, the seeker's issue has been solved": "solved",
 }
+_LEADING: Mapping[str, str] = {
+    **{option: option for option in VOTES},
+    **_SENTENCES,
+    **{re.sub(r"^(?:no|yes),(?: but)? ", "", sentence): option for sentence, option in _SENTENCES.items()},
+    "the same": "same",
+    "no, the seeker feels better": "better",
+}
+"""What names an option at the beginning; further on, the seeker may well feel better in an issue that is solved."""
 _MARKS = str.maketrans(
     {**{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}, **dict.fromkeys("*_`#$\\"),
      **dict.fromkeys("[{［｛【", "("), **dict.fromkeys("]}］｝】", ")"), **dict.fromkeys("“”„「」«»", '"'),
@@ -49,36 +57,61 @@ _MARKS = str.maketrans(
 """Full-width letters as plain ones; of Markdown, LaTeX, brackets and quotation marks only `(`, `)`, `"` and `'`."""
 _BOXED = re.compile(r"\\boxed\b|\\(?:text|math)[a-z]*")
 _KEY = re.compile(r"(?:(?:my|the) )?(?:final |chosen )?(?:answer|option|verdict|choice|vote)")
+_OPENERS = r"(?:[Tt](?:hey|he|heir|here|his)|[Hh](?:e|is|er)|[Ss]he|[Ii]t|[Nn]othing|That|No|Yes|While|After|I|In|At)\b"
+_FITS = r"(?:fits|describes|applies)\b|(?:is|seems)\ (?:the\ |my\ )?(?:most\ \w+|best|right|correct|choice|vote)\b"
 _OPTION = re.compile(
-    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(map(re.escape, (*VOTES, *_SENTENCES)))}) ) (?![\w'])
-        (?: [.!]?+[")]{{0,4}}+\s*+\Z | [")]{{0,4}}+ (?:\ ?\n | \ [-–—]\ | ,?\ (?=because\b|since\b))
+    rf"""["(]{{0,4}}+ (?: (?P<letter>[A-D]) | (?P<words>{"|".join(map(re.escape, _LEADING))})
+          (?:\ (?:than|as)\ (?:before|at\ the\ (?:start|beginning)))?+ ) (?![\w'])
+        (?: [.!]?+[")]{{0,4}}+\s*+\Z | [")]{{0,4}}+ (?:\ ?\n | \ [-–—]\ )
           | [.!")]{{0,4}}[.!)] (?:\s | \Z | (?=[a-z]{{2}}))
-          | (?P<bound> [")]{{0,4}}+ (?:\ ?[:,]\ ? | - | \ ?(?=\()) ) )""",
+          | (?P<goes_on> [")]{{0,4}}+ ,?\ (?=(?:because|since|as|but|though|although)\b)
+              | (?-i:(?<=\b[A-D])|(?<=[a-z]{{2}}|[A-Z]{{2}})) \)?+
+                (?: \ ?[,;–—]\s* | \ ?:\s*+(?!no\W{{0,4}}(?:\n|\Z)) | -
+                    | \ ?(?=\([^()\n]*\)\s*(?:[.!\n:,;–—-]|because\b|since\b|\Z)) )
+              | (?-i:(?<=\b[A-D])) \ (?: (?=(?-i:{_OPENERS})) | {_FITS}) ) )""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""An option that a sentence or line ends with, or (`bound`) that only its own words may follow."""
+"""An option that a sentence or line ends with, or (`goes_on`) that is explained in the sentence that it begins. It is a
+plain word or capital then, not in quotation marks: "a (new) day" and '"Solved", they say' choose nothing."""
 _ANNOUNCED = re.compile(
     r"""(?: \A | (?<=[.!?\n])\ ? ) (?:(?:so|thus|hence|therefore|overall),?\ )?
         (?: (?:(?:the|my)\ )? (?:(?:final|correct|best|right)\ )? (?:answer|option|verdict|choice|vote)
-            (?: \ ?(?:is\b|[:=–—-])[:\s]* | \ ?\n\s* | (?<=\Aanswer)\  | (?<=\Aoption)\  | (?<=\Averdict)\  )
+            (?: \ ?(?:is\b|would\ be\b|[:=–—-])[:\s]* | \ ?\n\s*
+              | (?<=\Aanswer)\  | (?<=\Aoption)\  | (?<=\Averdict)\  )
           | i(?:'d|'ll|\ would|\ will)?\ (?:choose|pick|select|answer|vote|go\ with)\b:?\ ?(?:for\ )? )
         (?:option\ )?""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What announces an option, at the beginning of the answer or of a sentence: nobody else's sentence is an answer."""
 _QUOTED = re.compile(r'"[^"\n]*"')
-_LETTER = re.compile(r"(?<![\w'])(?:A(?!\ (?!or\b|and\b|is\b|nor\b|but\b)[a-z])|[B-D])(?![\w'])")
+_LETTER = re.compile(r"(?<![\w'])(?:A(?!\ (?!or\b|and\b|is\b|nor\b|but\b)\w)|[B-D])(?![\w'])")
 """A letter that names an option: not the article of "A person like this"."""
 _AGREES = re.compile(r"\W{0,4}+(yes|no)\b", re.IGNORECASE)
+_NAMES = "|".join(VOTES)
 _DENIED = re.compile(
-    rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer)\b(?: \w+){{0,3}}? ({'|'.join(VOTES)})\b", re.IGNORECASE
+    rf"(?:\bnot|n't|\bnever|\bhardly|\bno longer|\bneither)\b(?: \w+){{0,3}}? (?:re)?({_NAMES})\b"
+    rf"(?: n?or (?:the )?({_NAMES})\b)?",
+    re.IGNORECASE,
 )
-_EITHER = re.compile(rf"\bor (?:the )?(?:{'|'.join(VOTES)})\b", re.IGNORECASE)
+_NAMED = re.compile(rf"\b(?:{_NAMES})\b", re.IGNORECASE)
+_EITHER = re.compile(rf"\bor (?:the )?(?:{_NAMES})\b", re.IGNORECASE)
+_FELT = {"the same": "same", "as before": "same"}
+_CLAIMED = re.compile(r"[^.!?;\n]{0,40}?\bfeels? (?:\w+ )?(worse|better|the same|as before)\b", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"\W{0,4}+(?:but|though|although|or|if|unless|not|yet|almost|nearly|maybe|perhaps|partly|partially|hardly)\b", re.I
+    r"""\W{0,4}+(?: (?P<other>but|though|although|not|yet)
+        | or|if|unless|almost|nearly|maybe|perhaps|possibly|partly|partially|hardly|wrong|incorrect|wait|says )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
-_UNSAID = ("length", "refusal", "content_filter")
-"""Finish reasons for which what there is of an answer is no vote."""
+_TOLD = re.compile(
+    r"""(?:(?:the|my)\ )?(?:seeker|supporter|they|she|he|i)\ (?:says?|said|wrote|writes|asks|asked|guess)
+        \ ?(?:[.,;!\n]|\Z) | which\b | [^.!?\n,]{1,40},\ (?:is|does|doesn't|would|seems)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A sentence that began with an option and is somebody else's, or about it: "Solved, they say", "D, which is wrong"."""
+_END = re.compile(r"[.!?\n]")
+_TAKEN_BACK = re.compile(r"\bno,? wait\b|\bwait,|\bon second thought|\bscratch that\b|\btake (?:it|that) back\b", re.I)
+_UNSAID: Mapping[str | None, str] = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
+"""Finish reasons for which what there is of an answer is no vote, and the kind that they are in `Ballot.redrawn`."""
 _TOP = 20
 """Alternatives asked for in logprobs mode: the most that OpenAI's API gives."""
 
@@ -174,25 +207,26 @@ class LLMCritic:
         return Request(chat, votes, self.temperature, self.max_tokens, seed, self.stop)
 
     async def _ask(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
-        """Sampled answers; unreadable ones are asked for again, under another seed each time, then None."""
+        """Sampled answers; unreadable ones are asked for again, told so, under another seed each time, then None."""
         valid: list[float] = []
-        first: list[float | None] = []
+        first: list[str | None] = []
         usage = Usage()
         faulty = attempt = 0
         while len(valid) < votes and faulty < ATTEMPTS:
-            asked = self._request(chat, votes - len(valid), seed.at(attempt=attempt).value)
+            shown = [*chat[:-1], _again(chat[-1])] if faulty else chat
+            asked = self._request(shown, votes - len(valid), seed.at(attempt=attempt).value)
             completion = await self.model.complete(asked)
             usage += completion.usage
             endings = (*completion.finish_reasons, *[None] * len(completion.texts))
-            read = [
-                None if ending in _UNSAID else parse_vote(text)
-                for text, ending in zip(completion.texts[: votes - len(valid)], endings, strict=False)
-            ]
-            first += read[: votes - len(first)]
+            said = list(zip(completion.texts[: votes - len(valid)], endings, strict=False))
+            read = [None if ending in _UNSAID else parse_vote(text) for text, ending in said]
+            unread = [_fault(*answer) if vote is None else None for vote, answer in zip(read, said, strict=True)]
+            first += unread[: votes - len(first)]
             valid += [vote for vote in read if vote is not None]
             faulty += None in read or not read  # a server that only gave fewer choices than asked is asked on
             attempt += 1
-        return Ballot((*valid, *[None] * (votes - len(valid))), usage=usage, unreadable=first.count(None))
+        redrawn = tuple(fault for fault in first if fault)
+        return Ballot((*valid, *[None] * (votes - len(valid))), None, usage, len(redrawn), redrawn)
 
     async def _draw(self, chat: list[ChatMessage], votes: int, seed: Seed) -> Ballot:
         """Votes drawn by the call seed from the model's own distribution over the four letters."""
@@ -231,13 +265,18 @@ def critic_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
+def _again(question: ChatMessage) -> ChatMessage:
+    return {"role": "user", "content": f"{question['content']}\n\n{_PROMPTS.text('critic-again')}"}
+
+
 def parse_vote(text: str | None) -> float | None:
     """The value of a critic's answer; None unless it says which option it chooses, and does not take it back.
 
     An option is its letter, label or whole sentence. It is a vote if it stands first, or at the beginning of a sentence
-    after a word that announces it ("Final answer: D", "I choose C"); if a sentence or line ends there, or its own words
-    follow; and if nothing after it names another option or denies this one. Thinking, and what is quoted, is no answer.
-    So "has not been solved", "A or B", "D is wrong, A" and "D, but not yet" are no votes.
+    after a word that announces it ("Final answer: D", "I choose C"); if a sentence or line ends there, or goes on to
+    explain it ("D: they know how to go on", "B, since nothing changed"); and if nothing after it names another option
+    or denies this one. Thinking, and what is quoted, is no answer. So "has not been solved", "A or B", "D is wrong, A"
+    and "D, but not yet" are no votes.
 
     >>> parse_vote("D. Yes, the seeker's issue has been solved."), parse_vote("The issue has not been solved.")
     (1.0, None)
@@ -247,10 +286,19 @@ def parse_vote(text: str | None) -> float | None:
     answer = _legible(split_thought(text or "")[1])
     for begin in (0, *(announced.end() for announced in _ANNOUNCED.finditer(answer))):
         if found := _OPTION.match(answer, begin):
-            option = _LETTERS[found["letter"].upper()] if found["letter"] else _option(found["words"])
-            sure = option is not None and _stands(option, answer[found.end() :], bound=found["bound"] is not None)
-            return VOTES[option] if option and sure else None
+            option = _LETTERS[found["letter"].upper()] if found["letter"] else _LEADING[found["words"].casefold()]
+            rest = answer[found.end() :]
+            return VOTES[option] if _stands(option, rest, goes_on=found["goes_on"] is not None) else None
     return None
+
+
+def _fault(text: str | None, ending: str | None) -> str:
+    """Of which kind an answer is that is no vote, and the option that stands first in it, if any: `prose solved`."""
+    answer = _legible(split_thought(text or "")[1])
+    kind = _UNSAID.get(ending, "prose" if answer else "empty")
+    open_ = _DENIED.sub(" ", _QUOTED.sub(" ", answer))
+    named = min(filter(None, (_LETTER.search(open_), _NAMED.search(open_))), key=re.Match.start, default=None)
+    return f"{kind} {_LETTERS.get(named[0], named[0].casefold())}" if named else kind
 
 
 def _legible(answer: str) -> str:
@@ -264,20 +312,29 @@ def _legible(answer: str) -> str:
     return re.sub(r"[^\S\n]+", " ", plain).strip(" \n>-•'")
 
 
-def _stands(option: str, rest: str, *, bound: bool) -> bool:
-    """Whether an option stands, given what is said after it; `bound` when only its own words may follow at once."""
+def _stands(option: str, rest: str, *, goes_on: bool) -> bool:
+    """Whether an option stands, given what is said after it; `goes_on` in the sentence that it begins."""
     own = _QUOTED.sub(" ", rest)
     sentences = [sentence.strip("()\"' ,:–—-") for sentence in re.split(r"[.!?;\n]+", own)]
     named = [name for part in (*sentences, *re.split(r"[.!?;\n,:()–—-]+", own)) if (name := _option(part))]
     letters = [_LETTERS[letter] for letter in _LETTER.findall(own)]
     agrees = _AGREES.match(own)
+    undenied = _DENIED.sub(" ", own)
+    claimed = _CLAIMED.match(undenied)
+    felt = _FELT.get(claimed[1].lower(), claimed[1].lower()) if claimed else option
+    denied = {name.lower() for pair in _DENIED.findall(own) for name in pair if name}
+    hedge = _HEDGE.match(own)
+    spared = hedge and hedge["other"] and option != "solved" and _DENIED.search(sentences[0])
+    end = _END.search(own)
     return (
-        not (bound and (not sentences or _option(sentences[0]) != option))
+        not (goes_on and ((end and end[0] == "?") or _TOLD.match(rest)))
         and {*named, *letters} <= {option}
-        and not _HEDGE.match(own)
+        and (not hedge or bool(spared))
         and not (agrees and (agrees[1].lower() == "yes") != (option == "solved"))
-        and option not in (denied[1].lower() for denied in _DENIED.finditer(own))
-        and not _EITHER.search(own)
+        and (felt == option or (felt, option) == ("better", "solved"))
+        and option not in denied
+        and not _EITHER.search(undenied)
+        and not _TAKEN_BACK.search(own)
     )
 
 

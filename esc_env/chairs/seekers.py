@@ -32,41 +32,114 @@ ATTEMPTS = 3
 
 _COUNSELS = re.compile(
     r"""\bhow\ (?:can|may|could)\ i\ (?:best\ )?(?:help|support|assist)\ you
-      | \bi(?:'m|\ am)\ (?:always\ |right\ )?here\ (?:for\ you\b|to\ (?:listen|support|help\ you)\b)
+      | \bi(?:'d|'ll|\ would|\ will)\ be\ (?:more\ than\ )?(?:happy|glad)\ to\ (?:help|assist|listen|support)
+      | \b(?:anything|know\ (?:what|how))\ (?:else\ )?(?:that\ )?i\ can
+        \ (?:do\ (?:for|to\ (?:help|support))\ you|(?:assist|help|support)\b)
+      | \bi(?:'m|\ am)\ (?:always\ |right\ )?here\ (?:for\ you\b|if\ you\b|to\ (?:listen|support|help\ you)\b)
+      | \bfeel\ free\ to\ (?:share|tell|express|talk|let)\b | \bthis\ is\ a\ (?:\w+\ )?safe\ (?:space|place)\b
+      | \bdon't\ hesitate\ to\b | \bwhat(?:'s|\ is)\ on\ your\ mind\b
+      | \bwhat\ (?:brings|brought)\ you\ (?:here|in)\b
       | \b(?:it|that)\ (?:really\ )?(?:sounds|seems)\ like\ you(?:'re|'ve|\ are|\ have)\ (?:\w+\ )?
-        (?:feeling|going\ through|dealing\ with|been\ through|carrying|struggling|under)
-      | \bwhat\ (?:brings|brought)\ you\ here\b
+        (?:feeling|going\ through|dealing\ with|been|carrying|struggling|under)
+      | \b(?:that|this|it)\ (?:must\ (?:be|have\ been|feel)|sounds)\ (?:so|really|incredibly|very|extremely|truly)
+        \ (?:\w+\ )?(?:hard|difficult|tough|painful|exhausting|stressful|overwhelming)\b(?!\ to\b)
       | \bwould\ you\ like\ to\ (?:talk|tell\ me|share)\b
       | \b(?:can|could|would)\ you\ (?:please\ )?tell\ me\ (?:a\ )?(?:little\ |bit\ )*more\ about
-        \ (?:what|how|your|that|the)
+        \ (?:what|your|that|the|this)
+      | \bhow\ (?:does|do)\ (?:that|this|it|those)\ (?:\w+\ )?make\ you\ feel
+      | \bhow\ (?:are|were|long\ have)\ you\ (?:been\ )?(?:feeling|felt)\b
       | \bhave\ you\ (?:ever\ )?(?:considered|thought\ (?:about|of)|tried)
         \ (?:talking|speaking|reaching|seeking|seeing)\b
-      | \byour\ feelings\ are\ (?:\w+\ )?(?:valid|understandable)
-      | \bit(?:'s|\ is)\ (?:\w+\ )?(?:understandable|normal|natural|okay|ok)\ (?:that\ you|to\ feel|for\ you\ to)
-      | \bi(?:'m|\ am)\ (?:so\ |very\ |really\ |truly\ )*sorry\ (?:to\ hear\ )?(?:that\ )?you(?:'re|\ are)\ (?:\w+\ )?
-        (?:feeling|going\ through|dealing|struggling|experiencing)
-      | \b(?:thank\ you|thanks)\ for\ (?:opening\ up|trusting\ me)\b
-      | \byou(?:'re|\ are)\ not\ alone\ in\b
-      | \bas\ your\ (?:therapist|counsell?or|supporter)\b""",
+      | \byour\ (?:feelings|emotions|pain)\ (?:are|is)\ (?:\w+\ )?(?:valid|understandable|normal)\b
+      | \byou\ deserve\b | \byou(?:'re|\ are)\ not\ alone\b
+      | \bit(?:'s|\ is)\ (?:\w+\ )?(?:understandable|normal|natural|okay|ok)
+        \ (?:that\ you|to\ (?:feel|take)|for\ you\ to)
+      | \bit(?:'s|\ is)\ (?:\w+\ )?important\ (?:for\ you\ )?to
+        \ (?:take\ care|remember|acknowledge|be\ kind|give\ yourself)
+      | \bit\ (?:might|may|could|can)\ be\ (?:helpful|beneficial|useful)
+        \ (?:for\ you\ to|to\ (?:make|set|write|break|consider))\b
+      | \b(?:one|something|another)\ (?:thing\ )?(?:that\ )?you\ (?:could|can|might)\ try\b
+      | \bi(?:'d|\ would)?\ (?:encourage|suggest|recommend|urge)\ (?:that\ )?you\b
+      | \bbe\ (?:gentle|kind|patient)\ (?:with|to)\ yourself\b | \btake\ care\ of\ yourself\b
+      | \bdo\ you\ have\ (?:any\ ?(?:one|body)|someone|people|friends)\ (?:that\ |who\ )?you\b
+      | \bdo\ you\ have\ a\ support\b
+      | \bwhat\ support\ do\ you\b | \bwhat\ (?:are\ some\ things|usually)\b[^.!?\n]{0,30}\ you\b
+      | \bwhat\ (?:do\ you\ think\ )?(?:would|might|could)\ help\ you\b(?!,?\ if\b)
+      | \bi(?:'m|\ am)\ (?:so\ |very\ |really\ |truly\ )*sorry\ (?:to\ hear\ )?(?:that\ )?you
+        (?:'re|'ve|\ are|\ have)\ (?:\w+\ )?(?:feeling|going\ through|dealing|struggling|experiencing|been)
+      | \b(?:thank\ you|thanks)\ for\ (?:opening\ up|trusting\ me
+        |sharing\ (?:this|that|your\ \w+)\ with\ me|sharing,?\ (?:that|this|it)\ (?:sounds|must))
+      | \bi\ (?:really\ )?appreciate\ (?:you|your)\ (?:trust|sharing\ (?:this|that)\ with\ me|open|courage)
+      | \bi(?:'m|\ am)\ (?:so\ |very\ |really\ |truly\ )*(?:glad|happy|proud)\ (?:that\ |of\ )?you
+        \ (?:reached|shared|told|opened|decided\ to|for\ (?:telling|sharing|reaching|opening))
+      | \bas\ your\ (?:therapist|counsell?or|supporter)\b
+      | \bif\ you(?:'re|\ are)\ (?:in|having)\ (?:a\ )?(?:\w+\ )?(?:crisis|danger|suicidal)\b
+      | \b(?:call|contact|dial|text)\ (?:988|911|your\ local\ emergency|an?\ (?:\w+\ )?(?:crisis|suicide|hotline))""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What helpers say and seekers do not: in 1 of the 15,965 seeker messages of ESConv's training split (and there it is
-true), and in 13 of the 18 supporter messages of ESC-Eval's sample, which a model wrote."""
+"""What helpers say and seekers do not, unless they tell what somebody said. `benchmarks/seeker_breaks.py` counts."""
+_REPORTS = re.compile(
+    r"\b(?:sa(?:y|ys|id|ying)|tell|tells|told|ask|asks|asked|goes|keeps?|wrote|heard|think|thought|wonder(?:ed)?)\b|:",
+    re.IGNORECASE,
+)
+"""What makes somebody else's words of those that follow in the sentence."""
+_SENTENCE = re.compile(r"(?<=[.!?\n])\s+")
+_SPOKEN = re.compile(r'"[^"\n]*"')
 _ENDINGS = {"length": "it was cut off", "refusal": "it was a refusal", "content_filter": "a content filter withheld it"}
 _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be understood, then a next step"}
 _LABEL = re.compile(
     rf"^(?:[^\S\n]|[\-*_#>\[(])*(?:{'|'.join(NAMES.values())}|system|ai|user|human|用户)[*_\])]*\s*[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
+_SCRIPT = re.compile(
+    r"""[.!?\]\n]\s?\[?(?:supporter|therapist|counsell?or|assistant)(?::|\ (?:responds|replies|says)\b)
+      | (?:\A|\n)\s?(?:me|you):\ [^\n]*\n\s*(?:me|you):\ """,
+    re.IGNORECASE | re.VERBOSE,
+)
 _NO_PERSON = re.compile(
-    r"""\bas\ an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)\b
-      | \bi(?:'m|\ am)\ (?:just\ )?an?\ (?:ai|(?:large\ )?language\ model)\b
-      | \bi(?:'m\ sorry,?\ but\ i)\ (?:can't|cannot|can\ not)\b | \bi\ (?:can't|cannot)\ assist\ with\b
-      | \b(?:these|my)\ instructions\b | \bsystem\ prompt\b | \b(?:stay|remain)(?:ing)?\ in\ character\b
-      | \bthe\ (?:user|supporter)\ (?:wants|asks|asked|said|says|just|is\ asking)\b | \bthis\ person's\ next\ message\b
+    r"""\b(?:as|being|i(?:'m|\ am))\ (?:just\ |only\ )?an?
+        \ (?:ai(?:\ (?:language\ )?(?:model|assistant|chatbot|system))?
+          |artificial\ intelligence|(?:large\ )?language\ model|chat\ ?bot|(?:virtual|ai)\ assistant)\b
+        (?=\s*+(?:[,.;!?]|\Z|(?:i|so|and|but|or|it|my)\b))
+      | \bi\ was\ (?:trained|created|developed|designed|built)\ (?:by\ (?:openai|anthropic|google|meta)
+        |to\ be\ helpful)\b
+      | \bi\ (?:don't|do\ not)\ have\ (?:(?:personal|human)\ (?:feelings|emotions|experiences)|feelings\ or\ a\b)
+      | \bmy\ (?:training\ data|guidelines|programming|knowledge\ cutoff)\b | \bcontent\ policy\b
+      | \b(?:i\ (?:can't|cannot|can\ not|won't|will\ not)|i(?:'m|\ am)\ (?:unable|not\ able)\ to)\ (?:be\ able\ to\ )?
+        (?:(?:help|assist)(?:\ you)?\ with\ (?:(?:this|that|your|such)\ request|(?:this|that)\s*+(?:[.,!?]|\Z))
+          | comply\b | role-?play\b | fulfill?\b
+          | (?:generate|create|produce|write)\ (?:\w+\ )?content\b | engage\ (?:in|with)\ (?:this|that|such)\b
+          | continue\ (?:with\ )?th(?:is|e)\ (?:conversation|role|dialogue|request|scenario)
+          | provide\ (?:\w+\ )?(?:therapy|advice|assistance|support|content|help)\b)
+      | \b(?:these|my)\ instructions\b | \bsystem\ prompt\b
+      | \b(?:stay|remain|staying|remaining)\ in\ character\b | \bin\ (?:this|the)\ (?:role-?play|simulation)\b
+      | \b(?:according\ to|based\ on|given)\ (?:the|my)\ (?:persona|card|scenario|prompt|profile)\b
+      | \bthe\ (?:scenario|prompt|persona|profile|role-?play|card)\ (?:asks|states|gives|requires|wants|instructs)\b
+      | \bthe\ (?:scenario|prompt|persona)\ (?:says|said|is\ to)\b
+      | \bi(?:'m|\ am)\ (?:playing|role-?playing|portraying)\ (?:an?|the)\ (?:person|seeker|man|woman|character|user)\b
+      | \bkeep\ (?:my|the|this)\ (?:message|response|reply|answer)\b | \b(?:this|the)\ person's\ next\ message\b
+      | \bthe\ next\ message\b
+      | \bthe\ (?:user|supporter)
+        (?:'s\b|\ (?:wants|asks|asked|said|says|just|is|has|seems|offers|offered|for\ (?:his|her|their))\b)
+      | \bthe\ assistant\ (?:asks|asked|wants|just)\b | \bthe\ seeker\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_ACTS = (
+    r"(?:sighs|pauses|shrugs|wipes|takes|nods|stays|smiles|hesitates|cries|sobs|laughs|chuckles|stares|glances|fidgets"
+    r"|shakes|swallows|sniffles|whispers|leans|sits|trails|breathes|bites|types|responds|replies|looks(?!\ like\b))"
+)
+_NARRATES = re.compile(
+    rf"""[*_(\[]\s?(?:(?:he|she|they)\ )?(?:[a-z]{{1,15}}ly\ )?
+        (?:{_ACTS}\b|(?:voice|hands|eyes)\ [a-z]{{1,15}}ing\b|long\ pause|silence)
+      | \A(?:(?:the|this)\ (?:man|woman|person|individual|speaker|character)|he|she|they)\ (?:[a-z]{{1,15}}ly\ )?
+        (?: {_ACTS}\ ?(?:[,.]|\ (?:down|away|deeply)\b) | (?:feels|expresses)\ a\ (?:mix|sense)\b )
+      | \b(?:as|while)\ (?:he|she|they)\ (?:types|replies|responds)\b
+      | \bin\ (?:this|the|his|her)\ (?:next\ )?(?:message|reply|response),?\ (?:the|he|she)\b
+      | \A(?:here(?:'s|\ is)\ (?:the|my|a)\ (?:next\ |first\ )?)?(?:message|response|reply)\b[^.!?\n:]{{0,30}}:\ """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What is told of a person, and not said by one: actions between marks too, which nobody types in a chat."""
 
 
 @dataclass(frozen=True)
@@ -169,20 +242,27 @@ def seeker_messages(scenario: Scenario, dialogue: Dialogue) -> list[ChatMessage]
 def role_break(said: str, instructions: str = "") -> str:
     """What is wrong with a seeker's message, in a few words; "" when nothing is.
 
-    It is empty; speaks for the supporter too; counsels; speaks as a program; holds markup of a chat template; or
-    repeats eight words in a row of `instructions`. Word lists, made to spare people: they miss some breaks.
+    It is empty; speaks for the supporter too; counsels; speaks as a program, refuses, or speaks of its task; tells of
+    the person instead of speaking; holds markup of a chat template; or repeats eight words in a row of `instructions`.
+    Word lists, made to spare people, who also tell what others said: they miss what is put in other words
+    (docs/models.md has the counts), and that is left to the model that plays.
     """
-    plain = said.replace("’", "'")
+    plain = said.replace("’", "'").replace("“", '"').replace("”", '"')
     if not said.strip():
         return "it was empty"
-    if _LABEL.search(said) or said.lstrip().startswith(('{"', '[{"')):
+    if _LABEL.search(said) or _SCRIPT.search(said) or said.lstrip().startswith(('{"', '[{"')):
         return "it wrote turns instead of one message"
     if CONTROL.search(said):
         return "it held markup of a chat template"
-    if _NO_PERSON.search(plain) or _shares_words(plain, instructions):
+    own = _SPOKEN.sub(" ", plain)
+    if _NO_PERSON.search(own) or _shares_words(plain, instructions):
         return "it spoke of its instructions"
-    if _COUNSELS.search(plain):
-        return "it spoke as a helper"
+    if _NARRATES.search(own):
+        return "it told of the person instead of speaking"
+    for sentence in _SENTENCE.split(own):
+        found = _COUNSELS.search(sentence)
+        if found and not _REPORTS.search(sentence, 0, found.start()):
+            return "it spoke as a helper"
     return ""
 
 
