@@ -193,6 +193,18 @@ def test_a_stage_does_not_begin_with_what_another_left(tmp_path: Path, name: str
         pass
 
 
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_no_model_is_written_through_a_link(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
+    (tmp_path / "outside").touch()
+    (tmp_path / "stage").mkdir()
+    link(tmp_path / "stage" / "model.safetensors", tmp_path / "outside")
+    with (
+        pytest.raises(RecordError, match=r"model\.safetensors: is a link"),
+        open_stage(tmp_path / "stage", "sft", SFTStage(), []),
+    ):
+        pass
+
+
 def test_a_stage_from_elsewhere_is_only_read(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "stage", tmp_path / "stage")
     with (

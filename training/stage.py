@@ -101,7 +101,16 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
     about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
     with home.claim(about, free=FREE, usual=asdict(type(config)())):
+        if not home.finished:
+            _refuse_links(folder)
         yield home.finished
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise RecordError where a file that libraries write by its name is a link, which they would write through."""
+    for entry in folder.iterdir():
+        if entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink > 1):
+            raise RecordError(f"{entry}: is a link, and none is written through in a run's folder. Take it out")
 
 
 def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
