@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esc_env.cli_options import AgentOptions, Budget, Critic, Persona, Seeker, Temperature, grouped
+from esc_env.cli_options import AgentOptions, ApiKeyEnv, Budget, Critic, Persona, Seeker, Temperature, grouped
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 from esc_env.escaping import safe
 from esc_env.secrets import struck
@@ -50,6 +50,7 @@ def _chat(
     critic: Critic,
     persona: Persona = None,
     budget: Budget = None,
+    api_key_env: ApiKeyEnv = None,
     max_turns: Annotated[int, typer.Option(min=1, help="T: how often you may speak.")] = 8,
     seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: another one every time.")] = None,
     reveal: Annotated[
@@ -78,7 +79,7 @@ def _chat(
         _check_savable(save)  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
     number = secrets.randbelow(2**31) if seed is None else seed
-    settings = ModelSettings(budget=budget)
+    settings = ModelSettings(budget=budget, api_key_env=api_key_env)
     if side == "seeker":
         supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
         held = _be_supported(console, supporter, number)

@@ -48,6 +48,7 @@ def build_app() -> typer.Typer:
             register(app)
     app.command("scenarios")(_scenarios)
     app.command("doctor")(_doctor)
+    app.command("take-over")(_take_over)
     return app
 
 
@@ -170,6 +171,24 @@ def _scenarios(
         typer.echo(f"\n{len(summary.skipped):,} skipped")
         for skipped in summary.skipped:
             typer.echo(f"  {one_line(str(skipped))}")
+
+
+def _take_over(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a run, of a collection or of training; or one with some inside.")
+    ],
+) -> None:
+    """Make a run folder one's own that was copied, unpacked, or begun on another machine.
+
+    Such a folder is only read until then. What is in it is believed afterwards: the same command goes on where it
+    stopped.
+    """
+    from esc_env.folder import take_over
+
+    for taken in (found := take_over(folder)):
+        typer.echo(f"Taken over: {one_line(str(taken))}")
+    if not found:
+        typer.echo(f"{one_line(str(folder))}: was begun here; there is nothing to take over")
 
 
 _ADDS = {

@@ -22,7 +22,8 @@ from esc_env.chairs.critics import CriticMode
 from esc_env.models import ModelSettings, Wire, read_options
 
 __all__ = [
-    "AgentOptions", "Budget", "Critic", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature", "grouped",
+    "AgentOptions", "ApiKeyEnv", "Budget", "Critic", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature",
+    "grouped",
 ]  # fmt: skip
 
 
@@ -69,6 +70,13 @@ Budget = Annotated[
     typer.Option(
         help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. A run that is kept goes on "
         "with a larger one."
+    ),
+]
+
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        help="Environment variable with the key of the servers that @URL names. Default: ESC_API_KEY, if it is set."
     ),
 ]
 
@@ -168,12 +176,7 @@ def _models(
             help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
         ),
     ] = "auto",
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment variable with the key of the servers that @URL names. Default: ESC_API_KEY, if it is set."
-        ),
-    ] = None,
+    api_key_env: ApiKeyEnv = None,
 ) -> ModelSettings:
     return ModelSettings(concurrency, rpm, tpm, timeout, deadline, budget, record, replay, cache, wire, api_key_env)
 

@@ -22,6 +22,9 @@ __all__ = ["Given", "Section", "build", "read_file"]
 
 T = TypeVar("T")
 
+MAX_BYTES, MAX_VALUES = 1 << 24, 100_000
+"""The longest file, and the most values in one. Ours: far above any configuration; a run's run.json is one too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -54,14 +57,18 @@ def read_file(path: Path) -> Any:
     """What a YAML or JSON file holds, each mapping of it as a `Section`; None if it is empty.
 
     Raises:
-        ConfigError: it cannot be read, or is neither; the message names file and line.
+        ConfigError: it cannot be read, is neither, or is larger than any; the message names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is no text in UTF-8") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_BYTES >> 20} MiB, which no configuration has")
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text, object_hook=lambda found: _section(found, dict.fromkeys(found, str(path))))
@@ -73,9 +80,21 @@ def read_file(path: Path) -> Any:
     try:
         loader = _yaml_loader()(text)
         loader.name = str(path)  # for messages
-        return loader.get_single_data()
+        return _bounded(loader.get_single_data(), path)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _bounded(data: Any, path: Path) -> Any:
+    """The same. Raises ConfigError where names for parts of it (`*again`) make it more than a computer holds."""
+    waiting, seen = [data], 0
+    while waiting:
+        part = waiting.pop()
+        seen += 1
+        if seen > MAX_VALUES:
+            raise ConfigError(f"{path}: more than {MAX_VALUES:,} values, with what its aliases repeat")
+        waiting += part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
+    return data
 
 
 def _section(found: Mapping[Any, Any], places: Mapping[Any, str]) -> Section:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from esc_env.errors import SpecError
 
-__all__ = ["MAX_ITEMS", "flag", "integer", "many", "mapping", "number", "optional", "read", "text"]
+__all__ = ["MAX_ITEMS", "flag", "integer", "many", "mapping", "named", "number", "optional", "read", "text"]
 
 T = TypeVar("T")
 
@@ -115,6 +115,11 @@ def number(low: float, high: float = sys.float_info.max) -> Callable[[Any], floa
 def optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
     """What `check` takes, or null."""
     return lambda value: None if value is None else check(value)
+
+
+def named(check: Callable[[Any], T]) -> Callable[[Any], dict[str, T]]:
+    """An object whose values `check` takes, under any names."""
+    return lambda value: {name: read(value, name, check) for name in mapping(value)}
 
 
 def many(check: Callable[[Any], T], low: int = 0, high: int = MAX_ITEMS) -> Callable[[Any], tuple[T, ...]]:

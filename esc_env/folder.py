@@ -5,30 +5,31 @@
     NAME.jsonl       the records, a line each
     .lock            locked by who writes here
 
-It can be read anywhere: nothing in it refers to what stands outside, and no link in it is followed.
+It can be read anywhere: nothing in it refers to what stands outside, and no link in it is followed. It is written to
+only where it was begun: run.json keeps the folder's number in its file system (which a name does not change, and no
+archive or copy takes along) and the user's. `take_over` makes it one's own.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from itertools import count
 from os.path import lexists
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError
 from esc_env.fields import integer, mapping, read, text
 from esc_env.records import (
-    MAX_BYTES,
     RECORD_VERSION,
     FolderLock,
     check_version,
-    open_plain,
-    parse,
+    read_json,
     read_records,
     write_json,
     write_records,
@@ -37,7 +38,7 @@ from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 from esc_env.secrets import struck
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "take_over"]
 
 T = TypeVar("T")
 
@@ -87,14 +88,10 @@ class RunFolder:
         return (self.path / _ABOUT).is_file()
 
     def _read(self) -> dict[str, Any]:
-        path = self.path / _ABOUT
         try:
-            with BufferedReader(open_plain(path)) as file:
-                data = parse(file.read(MAX_BYTES + 1))
-            known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
-            return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path}: damaged, or not written by esc-env ({error}). {self.instead}") from error
+            return read_json(self.path / _ABOUT, _about)
+        except RecordError as error:
+            raise RecordError(f"{error}. {self.instead}") from error
 
     def scenarios(self) -> dict[str, Scenario]:
         """Whom the run is about, by id, in order. Raises RecordError where a line cannot be read."""
@@ -159,7 +156,8 @@ class RunFolder:
             fresh: start over; a run that is here is kept beside it, as `NAME~1` or the next free number.
 
         Raises:
-            RecordError: the folder cannot be used, holds something else, or another process writes there.
+            RecordError: the folder cannot be used, holds something else or a run that was begun elsewhere, or another
+                process writes there.
             ProtocolMismatch: it holds another run of this kind; the message names what differs.
             SpecError: an identity that is no JSON.
         """
@@ -170,6 +168,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made a folder ({error.strerror}). {_ELSEWHERE}") from error
+        if not fresh and self._taken() and self.about().get("place") != _place(self.path):
+            raise RecordError(
+                f"{self.path}: was begun elsewhere (another folder, user or machine), so it is only read. To go on "
+                f"with it all the same, type: esc take-over {quote(str(self.path))}. {self.instead}"
+            )
         with FolderLock(self.path):
             if fresh:
                 self._set_aside()
@@ -198,7 +201,8 @@ class RunFolder:
         if people := [scenario.to_json() for scenario in scenarios]:
             write_records(self.path / _SCENARIOS, "scenario", people)
         versions = {"esc-env": __version__, "python": platform.python_version()}
-        return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions}
+        place = _place(self.path)
+        return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions, "place": place}
 
     def _set_aside(self) -> None:
         """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
@@ -212,6 +216,36 @@ class RunFolder:
 
     def _entries(self) -> list[Path]:
         return [path for path in self.path.glob("*") if path.name != ".lock"]
+
+
+def take_over(path: str | Path) -> list[Path]:
+    """Make a run that was begun elsewhere, and every run inside its folder, one's own: they are gone on with as if they
+    had been begun here. What is in them is believed from then on.
+
+    Returns:
+        The folders that were not one's own.
+
+    Raises:
+        RecordError: there is no run, one is damaged, or a folder cannot be written to.
+    """
+    found = [RunFolder(Path(place), "run") for place, _, files in os.walk(path) if _ABOUT in files]
+    if not found:
+        raise RecordError(f"{path}: no run here. Give the folder of one, or one that holds some")
+    foreign = [folder for folder in found if folder._read().get("place") != _place(folder.path)]
+    for folder in foreign:
+        with FolderLock(folder.path):
+            write_json(folder.path / _ABOUT, {**folder._read(), "place": _place(folder.path)})
+    return sorted(folder.path for folder in foreign)
+
+
+def _about(data: Any) -> dict[str, Any]:
+    known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
+    return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
+
+
+def _place(path: Path) -> list[int]:
+    """What tells a folder from a copy of it: its number in its file system, and the number of the user."""
+    return [path.stat().st_ino, getattr(os, "geteuid", int)()]
 
 
 def _made(path: Path, kind: str, make: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:

@@ -16,19 +16,21 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from esc_env.errors import RecordError, SpecError, TornLineWarning
 from esc_env.secrets import struck
 
 __all__ = [
     "MAX_BYTES", "MAX_RECORDS", "RECORD_VERSION", "FolderLock", "RecordWriter", "check_version", "open_plain",
-    "parse", "read_records", "record_line", "write_json", "write_records", "write_text",
+    "parse", "read_json", "read_records", "record_line", "write_json", "write_records", "write_text",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 RECORD_VERSION = 2
 """Version of every record and run.json written by this release, which reads no other. 2: scenarios stand once a run."""
@@ -37,10 +39,11 @@ MAX_BYTES, MAX_DEPTH, MAX_RECORDS = 1 << 24, 64, 1_000_000
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> FileIO:
-    """A file in the folder of a run, which may come from elsewhere: a link is not followed, a pipe not waited for.
+    """A file in the folder of a run, which may come from elsewhere: a link is not followed, a pipe not waited for, and
+    what has another name too (a hard link) is not written to.
 
     Raises:
-        RecordError: it is a link, or no plain file.
+        RecordError: it is a link, or no plain file; or it is a hard link, and opened for writing.
         OSError: it cannot be opened.
     """
     nothing_else = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -52,17 +55,24 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> FileIO
         if error.errno != errno.ELOOP:
             raise
         raise RecordError(f"{path}: is a link, and none is followed in a run's folder. Put the file there") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    about = os.fstat(file.fileno())
+    if not stat.S_ISREG(about.st_mode):
         file.close()
         raise RecordError(f"{path}: is no plain file. Give another folder")
+    if about.st_nlink > 1 and file.writable():
+        file.close()
+        raise RecordError(
+            f"{path}: is a hard link, and what is written to it would be written to another file too. "
+            "Put a copy in its place"
+        )
     return file
 
 
-def parse(text: bytes) -> Any:
-    """What JSON says. Raises ValueError where it is none, holds what is no UTF-8 text, or is larger or deeper than
-    anything that esc-env writes."""
-    if len(text) > MAX_BYTES:
-        raise SpecError(f"more than {MAX_BYTES >> 20} MiB")
+def parse(text: bytes, most: int = MAX_BYTES) -> Any:
+    """What JSON says. Raises ValueError where it is none, holds what is no UTF-8 text, is deeper than anything that
+    esc-env writes, or larger than `most` bytes."""
+    if len(text) > most:
+        raise SpecError(f"more than {most >> 20} MiB")
     try:
         data = json.loads(text)
     except RecursionError as error:
@@ -79,6 +89,20 @@ def _bound(data: Any, depth: int) -> None:
             _bound(item, depth - 1)
     elif isinstance(data, str):
         data.encode()
+
+
+def read_json(path: Path, check: Callable[[Any], T], most: int = MAX_BYTES) -> T:
+    """What `check` (see `fields`) makes of a JSON file in the folder of a run.
+
+    Raises:
+        RecordError: it cannot be read, is larger than `most` bytes, or `check` does not take it; names file and field.
+    """
+    try:
+        with BufferedReader(open_plain(path)) as file:
+            return check(parse(file.read(most + 1), most))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecordError(f"{path}: damaged, or not written by esc-env ({reason})") from error
 
 
 def read_records(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:

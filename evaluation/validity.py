@@ -20,15 +20,18 @@ from esc_env.errors import RecordError, ScenarioError, SpecError
 from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.statistics import auc, auc_estimate
 from esc_env.fields import number, read, text
+from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Critic
-from esc_env.records import FolderLock, RecordWriter, read_records, write_json
-from esc_env.rules import Fingerprint, Rules
+from esc_env.records import RecordWriter, read_records, write_json
+from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, episode_seed
 
 __all__ = ["Estimate", "Validity", "validate_critic"]
+
+JUDGEMENTS = "judgements.jsonl"
 
 TOLERANCE = 1
 """Supporter turns by which two conversations may differ and still count as equally long."""
@@ -105,7 +108,8 @@ def validate_critic(
 
     Raises:
         ScenarioError: a scenario has no dialogue, or one side is empty.
-        RecordError: the folder holds judgements of another critic or other votes.
+        RecordError: the folder cannot be used, or its judgements were begun elsewhere.
+        ProtocolMismatch: it holds judgements of another critic or seed; the message names what differs.
         SpecError: the string names nothing, or the model is known not to take what it would be asked.
         ModelError: the critic's model does not answer; what was judged is kept in `out`.
     """
@@ -121,7 +125,6 @@ def validate_critic(
     if len({item.id for _, item in sides}) < len(sides):
         raise ScenarioError("the two sides share a conversation, or one holds it twice; every id may stand once")
 
-    fingerprint = Fingerprint({"critic": dict(judge.identity), "votes": rules.votes, "seed": seed}).digest
     scores: dict[str, float] = {}
 
     def work(keep: Callable[[str, float], None]) -> None:
@@ -144,20 +147,17 @@ def validate_critic(
     if out is None:
         work(scores.__setitem__)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        with FolderLock(out), RecordWriter(out / "judgements.jsonl", "judgement") as writer:
-            for line, record in enumerate(read_records(out / "judgements.jsonl", "judgement"), 1):
+        asked = {"critic": dict(judge.identity), "votes": rules.votes, "seed": seed}
+        claimed = RunFolder(out, "set of judgements", (JUDGEMENTS,)).claim(asked)
+        with claimed, RecordWriter(out / JUDGEMENTS, "judgement") as writer:
+            for line, record in enumerate(read_records(out / JUDGEMENTS, "judgement"), 1):
                 try:
-                    critic, key = (read(record, name, text) for name in ("critic", "scenario"))
-                    score = read(record, "score", number(-1, 1))
+                    scores[read(record, "scenario", text)] = read(record, "score", number(-1, 1))
                 except SpecError as error:
-                    raise RecordError(f"{out / 'judgements.jsonl'}:{line}: not a judgement ({error})") from error
-                if critic != fingerprint:
-                    raise RecordError(f"{out}: holds judgements of another critic or seed. Give another --out")
-                scores[key] = score
+                    raise RecordError(f"{out / JUDGEMENTS}:{line}: not a judgement ({error})") from error
 
             def keep(key: str, score: float) -> None:
-                writer.write({"critic": fingerprint, "scenario": key, "score": score})
+                writer.write({"scenario": key, "score": score})
                 scores[key] = score
 
             work(keep)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,6 +330,24 @@ def test_a_file_that_cannot_be_read_says_why(content: bytes | None, told: str, t
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=told):
         read_file(path)
+
+
+def test_a_file_whose_aliases_are_more_than_a_computer_holds_is_one_line(tmp_path: Path) -> None:
+    names = "abcdefgh"
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    bomb += "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise(names))
+    (tmp_path / "bomb.yaml").write_text(f"{bomb}sft: *h\n")
+    (tmp_path / "fair.yaml").write_text("usual: &usual {a: 1}\nsft: *usual\nrm: *usual\n")
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: more than 100,000 values, with what its aliases repeat$"):
+        read_file(tmp_path / "bomb.yaml")
+    assert read_file(tmp_path / "fair.yaml")["rm"] == {"a": 1}
+
+
+def test_a_file_without_end_is_one_line(tmp_path: Path) -> None:
+    with (tmp_path / "endless.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match=r"endless\.yaml: more than 16 MiB"):
+        read_file(tmp_path / "endless.yaml")
 
 
 @pytest.mark.parametrize("name", ["deep.json", "deep.yaml"])

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,32 @@ def test_a_huge_parquet_file_is_refused_with_the_bound(read: Any, monkeypatch: p
     monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     with pytest.raises(ScenarioError, match="more than 1 MiB"):
         read(small)
+
+
+def test_a_cell_that_a_small_parquet_file_repeats_is_never_unpacked_often(
+    read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="needs the extra 'data'")
+    said = arrow.DictionaryArray.from_arrays(arrow.array([0] * 640, arrow.int32()), arrow.array(["a" * (8 << 20)]))
+    out = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table({"situation": said}), out, compression="zstd")
+    assert len(out.getvalue()) < 1 << 16
+    monkeypatch.setattr(files, "MAX_BYTES", 16 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ScenarioError, match="more than 16 MiB"):
+            read(out.getvalue())
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20, "64 rows of it have 512 MiB"
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_without_end_is_refused_unread(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ScenarioError, match=rf"{name}: more than 512 MiB; split it"):
+        read_file(tmp_path / name)
 
 
 def test_a_damaged_parquet_file_is_one_line(read: Any) -> None:

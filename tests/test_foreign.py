@@ -16,8 +16,10 @@ from conftest import bank
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esc_env.errors import ESCError, RecordError, SpecError
+from esc_env.cli import main
+from esc_env.errors import ESCError, RecordError, SpecError, TornLineWarning
 from esc_env.evaluation import evaluate, read_run
+from esc_env.folder import take_over
 
 FILES = ("run.json", "scenarios.jsonl", "trajectories.jsonl")
 ANYTHING = st.recursive(
@@ -164,6 +166,68 @@ def test_more_conversations_than_are_ever_kept_are_refused_before_they_are_liste
         evaluate("builtin:skilled", bank(3), trials=10**9)
 
 
+# --- whose a folder is ----------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_run_that_was_begun_elsewhere_is_only_read_until_it_is_taken_over(run: Path, cut: int) -> None:
+    lines = (run / "trajectories.jsonl").read_text().splitlines(keepends=True)
+    (run / "trajectories.jsonl").write_text("".join(lines[cut:]))
+    before = content(run)
+    with pytest.raises(RecordError, match=r"begun elsewhere .*, so it is only read\. .* type: esc take-over ") as told:
+        evaluate("builtin:skilled", bank(3), out=run)
+    assert "\n" not in str(told.value)
+    assert read_run(run).completed == 3 - cut
+    assert content(run) == before, "a finished run's report is a file too"
+    assert take_over(run) == [run]
+    assert evaluate("builtin:skilled", bank(3), out=run).complete
+    assert take_over(run) == []
+
+
+def test_a_run_of_ones_own_is_gone_on_with_under_another_name(tmp_path: Path) -> None:
+    evaluate("builtin:skilled", bank(2), out=tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    assert evaluate("builtin:skilled", bank(2), out=tmp_path / "renamed").complete
+
+
+def test_a_run_of_another_user_is_only_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_over(run)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711, raising=False)
+    with pytest.raises(RecordError, match="begun elsewhere"):
+        evaluate("builtin:skilled", bank(3), out=run)
+
+
+def test_fresh_sets_a_run_from_elsewhere_aside_as_it_is(run: Path) -> None:
+    before = content(run)
+    assert evaluate("builtin:skilled", bank(3), out=run, fresh=True).complete
+    assert content(run.with_name("run~1")).items() >= before.items() - {(".lock", b"")}
+
+
+def test_runs_inside_a_folder_are_taken_over_with_it_and_no_link_out_of_it_is_followed(
+    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("all/eval/start", "all/eval/grpo", "outside"):
+        shutil.copytree(held, tmp_path / name)
+    (tmp_path / "all" / "link").symlink_to(tmp_path / "outside")
+    before = content(tmp_path / "outside")
+    for told in ("Taken over: ", "was begun here"):
+        with pytest.raises(SystemExit) as ended:
+            main(["take-over", str(tmp_path / "all")])
+        assert ended.value.code == 0
+        assert told in capsys.readouterr().out
+    assert content(tmp_path / "outside") == before
+    for name in ("start", "grpo"):
+        assert evaluate("builtin:skilled", bank(3), out=tmp_path / "all" / "eval" / name).complete
+    with pytest.raises(SystemExit) as ended:
+        main(["take-over", str(tmp_path / "nowhere")])
+    assert ended.value.code == 1
+    assert "no run here" in capsys.readouterr().err
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 
@@ -173,12 +237,34 @@ def test_nothing_is_written_through_a_link(run: Path, name: str, there: bool) ->
     outside = run.parent / "outside"
     if there:
         outside.write_bytes(b"one\nno whole line")
+    take_over(run)
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(outside)
     with suppress(RecordError):
         evaluate("builtin:skilled", bank(3), out=run)
     assert outside.exists() == there
     assert not there or outside.read_bytes() == b"one\nno whole line"
+
+
+@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html"])
+def test_nothing_is_written_through_a_hard_link_and_it_can_be_read(run: Path, name: str) -> None:
+    take_over(run)
+    outside = run.parent / "outside"
+    (run / name).touch()
+    if name == "trajectories.jsonl":  # something is missing, and the last line has no end
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join(lines[:2]) + lines[2][:20])
+    before = (run / name).read_bytes()
+    os.link(run / name, outside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TornLineWarning)
+        assert read_run(run).episodes == 3
+        with suppress(RecordError):
+            evaluate("builtin:skilled", bank(3), out=run)
+    assert outside.read_bytes() == before
+    if name in ("trajectories.jsonl", ".lock"):
+        with pytest.raises(RecordError, match=f"{name}: is a hard link, and what is written"):
+            evaluate("builtin:skilled", bank(3), out=run)
 
 
 @pytest.mark.parametrize("name", FILES)

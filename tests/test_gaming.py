@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
-from esc_env.errors import ModelUnavailable, RecordError, ScenarioError, SpecError
+from esc_env.errors import ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
 from esc_env.evaluation.holding import hold
 from esc_env.evaluation.statistics import auc_estimate
@@ -92,8 +93,16 @@ def test_judging_goes_on_where_it_stopped_and_refuses_another_critics_folder(tmp
     before = CountsWarmth.calls
     assert validate_critic(CountsWarmth(), helped, failed, out=tmp_path) == first
     assert CountsWarmth.calls == before
-    with pytest.raises(RecordError, match="another critic"):
+    with pytest.raises(ProtocolMismatch, match=r"another set of judgements.* critic"):
         validate_critic(lambda scenario, dialogue: "same", helped, failed, out=tmp_path)
+
+
+def test_judgements_from_elsewhere_are_not_believed(tmp_path):
+    helped, failed = [talk("h", 2, "warm")], [talk("f", 2, "cold")]
+    validate_critic(CountsWarmth(), helped, failed, out=tmp_path / "mine")
+    shutil.copytree(tmp_path / "mine", tmp_path / "theirs")
+    with pytest.raises(RecordError, match="begun elsewhere"):
+        validate_critic(CountsWarmth(), helped, failed, out=tmp_path / "theirs")
 
 
 def test_a_chat_model_judges_as_it_is_asked_to(tmp_path):
@@ -103,7 +112,7 @@ def test_a_chat_model_judges_as_it_is_asked_to(tmp_path):
     validity = validate_critic(model, helped, failed, **asked)
     assert validity.raw.value == 1.0
     assert {(call.max_tokens, call.temperature, call.n) for call in model.calls} == {(7, 0.9, 10)}
-    with pytest.raises(RecordError, match="another critic"):
+    with pytest.raises(ProtocolMismatch, match=r"another set of judgements.* critic"):
         validate_critic(model, helped, failed, out=tmp_path)
     with pytest.raises(SpecError, match="Did you mean 'concurrency'"):
         validate_critic(model, helped, failed, concurency=3)  # type: ignore[call-arg]

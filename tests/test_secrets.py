@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from conftest import bank
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
 from esc_env import Completion, Request, Rules, Usage, evaluate
-from esc_env.cli import main
+from esc_env.cli import build_app, main
 from esc_env.errors import BareKeyWarning, ModelUnavailable, SpecError
 from esc_env.models import ModelSettings, open_model
 from esc_env.records import RecordWriter, write_json, write_text
@@ -242,6 +244,89 @@ def test_openais_key_goes_where_openais_base_url_points(wire, keys, monkeypatch)
         sent(server.url, wire)
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert server.requests[0].headers["x-gateway-token"] == KEY
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
+def test_no_redirect_is_followed(wire, provider, keys, monkeypatch):
+    from esc_env.testing import FakeServer
+    from esc_env.testing.fake_server import Fault
+
+    monkeypatch.setenv("ESC_API_KEY", KEY)
+    with FakeServer() as other:
+        there = f"http://localhost:{other.port}/v1/chat/completions"
+        with FakeServer(faults=lambda number: Fault("redirect", location=there)) as server:
+            with pytest.raises(ModelUnavailable, match="sends on to") as refused:
+                sent(server.url, wire, provider)
+            assert len(server.requests) == 1
+    told = str(refused.value)
+    assert f"127.0.0.1:{server.port} sends on to localhost:{other.port}, and nothing is sent there" in told
+    assert "\n" not in told
+    assert other.requests == []
+
+
+def test_an_answer_without_end_or_bottom_is_refused(planted, monkeypatch):
+    pytest.importorskip("aiohttp")
+    from esc_env.models import wire
+    from esc_env.testing import FakeServer
+
+    chat = Request([{"role": "user", "content": "Hi"}])
+    with FakeServer("word " * 10**6) as server:
+        model = wire.OpenAIWire("m", server.url)
+        monkeypatch.setattr(wire, "LONGEST_ANSWER", 1 << 20)
+        with pytest.raises(ModelUnavailable, match="answered with more than 1 MiB"):
+            asyncio.run(model.complete(chat))
+    assert list(wire._events(b"data: " + b"[" * 10**6)) == []
+
+
+def leaves(command: Any, name: str = "esc") -> dict[str, Any]:
+    """Every command by what is typed for it."""
+    inside = getattr(command, "commands", {})
+    if not inside:
+        return {name: command}
+    return {known: leaf for word, each in inside.items() for known, leaf in leaves(each, f"{name} {word}").items()}
+
+
+@pytest.mark.full
+def test_every_command_that_opens_a_model_can_be_told_its_key():
+    pytest.importorskip("trl")
+    from esc_env.training.cli import _Fields
+    from esc_env.training.config import STAGES
+    from esc_env.training.config_loading import described
+
+    opening, told = set(), set()
+    for name, command in leaves(get_command(build_app())).items():
+        options = {option for param in command.params for option in param.opts}
+        if name.startswith("esc train ") and isinstance(command, _Fields):
+            stage = name.rpartition(" ")[2]
+            options |= {option for option, _ in described(stage if stage in STAGES else None)}
+        opening |= {name} if options & {"--agent", "--seeker", "--critic"} else set()
+        told |= {name} if "--api-key-env" in options else set()
+    assert opening == told
+    assert opening >= {
+        "esc eval",
+        "esc chat",
+        "esc collect",
+        "esc validate critic",
+        "esc train grpo",
+        "esc train ablate",
+    }
+
+
+@pytest.mark.parametrize("side", ["supporter", "seeker"])
+def test_a_chat_sends_the_key_that_is_named(side, keys, monkeypatch):
+    pytest.importorskip("aiohttp")
+    from esc_env.testing import FakeServer
+
+    monkeypatch.setenv("MINE", "the-key-of-mine")
+    monkeypatch.setattr("sys.stdin", StringIO("Hello.\n"))
+    with FakeServer() as server:
+        chair = "--agent" if side == "seeker" else "--seeker"
+        with pytest.raises(SystemExit) as ended:
+            main(["chat", "--as", side, chair, f"openai/m@{server.url}", "--api-key-env", "MINE"])
+    assert ended.value.code == 0
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer the-key-of-mine"}
 
 
 def test_a_key_that_is_named_and_not_set_is_told(keys):

@@ -10,7 +10,6 @@ OUT/report.json, .md, curves.svg
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -28,6 +27,7 @@ from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
 from esc_env.training.outcome import TEXTURE, best_start, evaluations, gain, texture, texture_cells
 from esc_env.training.pipeline import run_pipeline
+from esc_env.training.stage import read_log
 
 __all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
 
@@ -130,7 +130,7 @@ def ablate(
     starts = [evaluations(home / "shared") for home in homes]
     made = {name: [evaluations(_place(home, name)) for home in homes] for name in chosen}
     facts = _facts(starts, made, config.evaluate.personas)
-    curves = {name: [_log(_place(home, name)) for home in homes] for name in chosen}
+    curves = {name: [read_log(_place(home, name) / "grpo") for home in homes] for name in chosen}
     write_json(folder / "report.json", facts)
     write_text(folder / "curves.svg", _curves_svg(curves))
     table = _markdown(facts)
@@ -311,11 +311,6 @@ _PANELS = {
     "text/distinct_2": "distinct-2 of a batch",
 }
 _INKS = ("#2563eb", "#0891b2", "#7c3aed", "#dc2626", "#ea580c", "#16a34a", "#db2777", "#525252", "#a3a3a3", "#ca8a04")
-
-
-def _log(place: Path) -> list[dict[str, Any]]:
-    log: list[dict[str, Any]] = json.loads((place / "grpo" / "log.json").read_text(encoding="utf-8"))
-    return log
 
 
 def _curves_svg(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, one_of
 from esc_env.evaluation import markdown
 from esc_env.fields import flag, integer, many, read, text
 from esc_env.folder import RunFolder
@@ -105,7 +105,7 @@ class Sample:
             read(data, "seed", integer()),
             read(data, "candidates", many(integer(0))),
             read(data, "tail", flag),
-            read(data, "split", text),
+            read(data, "split", _side),
             read(data, "usage", Usage.from_json),
         )
 
@@ -117,6 +117,11 @@ class Sample:
             for future in self.futures
             for before, turn, rest in future.tails()
         ]
+
+
+def _side(value: Any) -> str:
+    one_of("split", value, ("train", "valid"))
+    return text(value)
 
 
 def collection(path: str | Path) -> RunFolder:

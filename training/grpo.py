@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 import random
 import shutil
@@ -40,6 +39,7 @@ from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.stage import (
+    VALID,
     arguments,
     asked,
     chairs_of,
@@ -50,6 +50,7 @@ from esc_env.training.stage import (
     local,
     open_stage,
     prompt_ids,
+    read_valid,
     run_trainer,
     shortened,
 )
@@ -236,7 +237,7 @@ class _Watch(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         told = {entry["step"] for entry in state.log_history if "valid/success_rate" in entry}
-        for step, rate in _valid(self.folder).items():  # a checkpoint is written before it is judged
+        for step, rate in read_valid(self.folder).items():  # a checkpoint is written before it is judged
             if step not in told:
                 state.log_history.append({"step": step, "valid/success_rate": rate})
         self._judge(state, self.start, 0)
@@ -255,22 +256,15 @@ class _Watch(transformers.TrainerCallback):
                 warnings.warn(f"step {state.global_step}: {sign}", TrainingWarning, stacklevel=2)
 
     def _judge(self, state: Any, policy: str, step: int) -> None:
-        valid = _valid(self.folder)
+        valid = read_valid(self.folder)
         if self.evaluate is None or not state.is_world_process_zero or step in valid:
             return
         rate = self.evaluate(policy)
         if step and all(rate > known for at, known in valid.items() if at):
             _keep(Path(policy), self.folder / "best")
         valid[step] = rate
-        write_json(self.folder / "valid.json", valid)
+        write_json(self.folder / VALID, valid)
         state.log_history.append({"step": step, "valid/success_rate": rate})
-
-
-def _valid(folder: Path) -> dict[int, float]:
-    """Success rates on valid scenarios by step; step 0 is the policy that training began with."""
-    path = folder / "valid.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {int(step): rate for step, rate in data.items()}
 
 
 def _keep(checkpoint: Path, best: Path) -> None:
@@ -376,7 +370,7 @@ def _train(
         run_trainer(trainer, folder)
     finally:
         _settle(trainer)
-    valid = _valid(folder)
+    valid = read_valid(folder)
     trained = {step: rate for step, rate in valid.items() if step}
     chosen = max(trained, key=lambda step: (trained[step], -step)) if trained else trainer.state.global_step
     trainer.save_model(str(folder))

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
+from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
+from esc_env.fields import mapping, named, number, optional, read, text
 from esc_env.folder import RunFolder
+from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig
+from esc_env.training.stage import read_valid
 
-__all__ = ["TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells"]
+__all__ = [
+    "TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "seconds", "shown", "texture", "texture_cells",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
@@ -38,10 +45,10 @@ def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         },
         "gain": gain([(runs[best], runs["grpo"])]) if best and "grpo" in runs else None,
         "gain_over": best,
-        "valid": _read(folder / "grpo" / "valid.json"),
-        "reward_model": _read(folder / "rm" / "report.json"),
-        "collection": _read(folder / "collect" / "card.json"),
-        "seconds": RunFolder(folder, "pipeline").about().get("seconds"),
+        "valid": {str(step): rate for step, rate in read_valid(folder / "grpo").items()} or None,
+        "reward_model": _read(folder / "rm" / "report.json", _measured),
+        "collection": _read(folder / "collect" / "card.json", mapping),
+        "seconds": seconds(folder) or None,
     }  # fmt: skip
 
 
@@ -110,8 +117,24 @@ def texture_cells(look: Mapping[str, Any]) -> list[str]:
     return [shown(look[name], form) for name, form in TEXTURE.values()]
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def seconds(folder: Path) -> dict[str, float]:
+    """How long each stage of a pipeline has run so far. Raises RecordError where run.json does not say it rightly."""
+    try:
+        return read(RunFolder(folder, "pipeline").about(), "seconds", named(number(0)), {})
+    except SpecError as error:
+        raise RecordError(f"{folder / 'run.json'}: {error}. Was it edited?") from error
+
+
+def _measured(data: Any) -> Mapping[str, Any]:
+    """A reward model's report, of which a page tells these."""
+    read(data, "kind", text)
+    for name in ("auc", "auc_within", "accuracy", "ece"):
+        read(data, name, optional(number(0, 1)))
+    return mapping(data)
+
+
+def _read(path: Path, check: Callable[[Any], T]) -> T | None:
+    return read_json(path, check) if path.is_file() else None
 
 
 def shown(number: float | None, form: str = ".3f") -> str:

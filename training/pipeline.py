@@ -42,7 +42,7 @@ from esc_env.seeds import derive
 from esc_env.training.collect import collect
 from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting
 from esc_env.training.data import CONVERSATIONS, read_samples
-from esc_env.training.outcome import outcome, page, shown
+from esc_env.training.outcome import outcome, page, seconds, shown
 from esc_env.training.stage import FREE, asked, chairs_of, is_main
 from esc_env.trajectory import Trajectory, stop_if_spent
 
@@ -82,7 +82,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
             job.told(f"{stage}: {folder}")
             getattr(job, stage)()
             if is_main():
-                known = home.about().get("seconds", {})
+                known = seconds(folder)
                 home.note(seconds={**known, stage: round(known.get(stage, 0.0) + time.perf_counter() - begun, 1)})
         made = outcome(config, folder)
         if is_main():

@@ -9,10 +9,9 @@ for classification, `reliability.svg`.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,8 +22,9 @@ import numpy as np
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
 from esc_env.evaluation.statistics import auc
+from esc_env.fields import integer, many, number, optional, read, text
 from esc_env.models.weights import load_model
-from esc_env.records import write_json, write_text
+from esc_env.records import read_json, write_json, write_text
 from esc_env.rewards import value
 from esc_env.rewards.rows import chat_of
 from esc_env.training import svg
@@ -73,6 +73,14 @@ class Bin:
     observed: float
     count: int
 
+    @classmethod
+    def from_json(cls, data: Any) -> Bin:
+        """Inverse of `dataclasses.asdict`. Raises SpecError naming an unfit field."""
+        low, high, predicted, observed = (
+            read(data, name, number(0, 1)) for name in ("low", "high", "predicted", "observed")
+        )
+        return cls(low, high, predicted, observed, read(data, "count", integer(1)))
+
 
 @dataclass(frozen=True, slots=True)
 class RewardModelReport:
@@ -112,8 +120,15 @@ class RewardModelReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RewardModelReport:
-        """Inverse of `dataclasses.asdict`."""
-        return cls(**{**data, "reliability": tuple(Bin(**bar) for bar in data["reliability"])})
+        """Inverse of `dataclasses.asdict`. Raises SpecError naming an unfit field."""
+        share, count = number(0, 1), integer(0)
+        checks: dict[str, Callable[[Any], Any]] = {
+            "kind": text, "train": count, "valid": count, "train_positive": share, "valid_positive": share,
+            "auc": optional(share), "auc_within": optional(share), "pairs_within": count, "accuracy": share,
+            "base_accuracy": optional(share), "ece": optional(share), "reliability": many(Bin.from_json),
+            "error": optional(number(0)), "cut": share, "overlong": count,
+        }  # fmt: skip
+        return cls(**{name: read(data, name, check) for name, check in checks.items()})
 
 
 def label_of(sample: Sample, delta: float) -> float:
@@ -126,10 +141,10 @@ def label_of(sample: Sample, delta: float) -> float:
 
 def siblings(ranks: Sequence[float], contexts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """Strata for `auc`: any two responses to one context whose ranks differ, the higher one on the first side."""
-    ranked, numbers = np.array(ranks), {context: number for number, context in enumerate(dict.fromkeys(contexts))}
+    ranked, numbers = np.array(ranks), {context: place for place, context in enumerate(dict.fromkeys(contexts))}
     named = np.array([numbers[context] for context in contexts])
-    for number, rank in sorted(set(zip(named, ranks, strict=True))):
-        yield (named == number) & (ranked > rank), (named == number) & (ranked == rank)
+    for place, rank in sorted(set(zip(named, ranks, strict=True))):
+        yield (named == place) & (ranked > rank), (named == place) & (ranked == rank)
 
 
 def calibration(probabilities: Sequence[float], labels: Sequence[float]) -> tuple[float, tuple[Bin, ...]]:
@@ -192,7 +207,7 @@ def train_reward_model(config: RewardModelStage, folder: str | Path, samples: It
     with open_stage(folder, "reward_model", config, data) as finished:
         if not finished:
             _train(config, folder, chosen)
-    return RewardModelReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    return read_json(folder / "report.json", RewardModelReport.from_json)
 
 
 def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -21,13 +22,14 @@ from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ConfigError, MissingExtra
+from esc_env.errors import ConfigError, MissingExtra, RecordError
+from esc_env.fields import integer, many, mapping, named, number, read
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
-from esc_env.models.weights import load_config, load_model
+from esc_env.models.weights import adapter_facts, load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
-from esc_env.records import write_json
+from esc_env.records import MAX_RECORDS, read_json, write_json
 from esc_env.rules import Rules
 from esc_env.training.config import Setting, Stage
 
@@ -39,9 +41,9 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "FREE", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
-    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
-    "shortened", "weight_type",
+    "CHECKPOINTS", "FREE", "VALID", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
+    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "read_log", "read_valid",
+    "resume_from", "run_trainer", "shortened", "weight_type",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,12 @@ FREE = frozenset(
 
 CHECKPOINTS = "checkpoints"
 """Where a stage's folder keeps what it resumes from."""
+
+VALID = "valid.json"
+"""The file in which it keeps the success rates on valid scenarios by step."""
+
+_LONGEST_LOG = 1 << 28
+"""Bytes that a trainer's log may have: 256 MiB. Ours: a line a step, of some 2 KB."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -86,14 +94,23 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
         ProtocolMismatch: the folder holds a run with another configuration or other data.
         RecordError: the folder cannot be used, or another process writes there.
     """
-    home = RunFolder(folder, "stage")
+    home = RunFolder(folder, "stage", (CHECKPOINTS, VALID, "best"))
     if not is_main():
         yield home.finished
         return
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
     about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
     with home.claim(about, free=FREE, usual=asdict(type(config)())):
+        if not home.finished:
+            _refuse_links(folder)
         yield home.finished
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise RecordError where a file that libraries write by its name is a link, which they would write through."""
+    for entry in folder.iterdir():
+        if entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink > 1):
+            raise RecordError(f"{entry}: is a link, and none is written through in a run's folder. Take it out")
 
 
 def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
@@ -105,17 +122,43 @@ def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None
 
 def resume_from(folder: Path) -> str | None:
     """The last whole checkpoint of a stage; None to begin. One that a crash cut off is passed over."""
-    places = sorted(
-        (folder / CHECKPOINTS).glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]), reverse=True
-    )
-    for place in places:
+    steps = {
+        int(step[1]): place
+        for place in (folder / CHECKPOINTS).glob("checkpoint-*")
+        if (step := re.fullmatch(r"checkpoint-([0-9]{1,18})", place.name))
+    }
+    for _, place in sorted(steps.items(), reverse=True):
         try:
-            json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))  # what is written last
-        except (OSError, ValueError):
+            read_json(place / "trainer_state.json", mapping, _LONGEST_LOG)  # what is written last
+        except RecordError:
             logger.warning("%s was cut off while it was written; resuming from the one before", place)
             continue
         return str(place)
     return None
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The numbers that a stage's trainer logged, entry by entry; each has a `step`.
+
+    Raises:
+        RecordError: the file cannot be read.
+    """
+
+    def entry(data: Any) -> dict[str, float]:
+        numbers = {name: value for name, value in mapping(data).items() if isinstance(value, (int, float))}
+        return {**numbers, "step": read(data, "step", integer(0))}
+
+    return list(read_json(folder / "log.json", many(entry, high=MAX_RECORDS), _LONGEST_LOG))
+
+
+def read_valid(folder: Path) -> dict[int, float]:
+    """Success rates on valid scenarios by step; step 0 is the policy that training began with. Raises RecordError."""
+    path = folder / VALID
+    rates = read_json(path, named(number(0, 1))) if path.exists() else {}
+    try:
+        return {int(step): rate for step, rate in rates.items()}
+    except ValueError as error:
+        raise RecordError(f"{path}: damaged, or not written by esc-env (each name must be a step)") from error
 
 
 # --- the trainer ----------------------------------------------------------------------------------
@@ -203,15 +246,10 @@ def base_of(path: str) -> str | None:
     """The base model of a LoRA adapter's folder; None if it is no adapter.
 
     Raises:
-        ConfigError: the adapter names no base.
+        SpecError: the adapter names no base, or its configuration cannot be read.
     """
-    file = Path(path) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ConfigError(f"{file}: base_model_name_or_path is empty; write the adapter's base model there")
-    return str(base)
+    adapter = adapter_facts(Path(path))
+    return adapter.base if adapter else None
 
 
 def check_adapter(path: str, base: str) -> None:
@@ -256,7 +294,8 @@ def load_policy(config: Stage, tokenizer: Any) -> tuple[Any, Any]:
     if base is not None:
         base = local(base)
         check_adapter(path, base)
-        rank = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+        adapter = adapter_facts(Path(path))
+        rank = adapter.rank if adapter else None
         if rank != config.lora_rank:
             raise ConfigError(
                 f"{type(config).__name__}: lora_rank = {config.lora_rank}, but {path} is an adapter of rank {rank}, "

@@ -15,6 +15,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import re
 import warnings
 import zlib
@@ -31,7 +32,7 @@ from esc_env.errors import MissingExtra, ScenarioError
 __all__ = ["MAX_BYTES", "MAX_RECORDS", "SPLITS", "Record", "Unusable", "literal", "records"]
 
 MAX_BYTES = 1 << 29
-"""Bytes that a packed file may unpack to: 512 MiB. Ours: all of ExTES is some 30 MB."""
+"""Bytes that a file may have, and a packed one may unpack to: 512 MiB. Ours: all of ExTES is some 30 MB."""
 MAX_RECORDS = 1_000_000
 """Records that a file may hold. Ours."""
 
@@ -67,9 +68,13 @@ def records(path: Path) -> list[Record]:
         MissingExtra: it is a Parquet or zstd file, and pyarrow is not installed.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size  # 0 of what is no plain file
+            data = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if max(size, len(data)) > MAX_BYTES:
+        raise ScenarioError(f"{path}: more than {MAX_BYTES >> 20:,} MiB; split it into smaller files")
     data = _unpacked(data, path)
     found = _parquet(data, path) if data.startswith(b"PAR1") else _text(data, path)
     held = list(islice(found, MAX_RECORDS + 1))
@@ -186,10 +191,15 @@ def _parquet(data: bytes, path: Path) -> Iterator[Record]:
     try:
         table = parquet.ParquetFile(arrow.BufferReader(data))
         about = table.metadata
-        if sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups)) > MAX_BYTES:
+        groups = [about.row_group(group) for group in range(about.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > MAX_BYTES:
             raise _too_much(path)
-        for batch in table.iter_batches(batch_size=64):  # few at a time: a small file may hold huge rows
-            size += batch.nbytes
+        columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+        widest = max((column.total_uncompressed_size for column in columns), default=0)  # what a cell may have
+        rows = max(1, min(64, MAX_BYTES // max(1, widest)))  # few at a time: a small file may hold huge rows
+        for batch in table.iter_batches(batch_size=rows):
+            cells = [cell.dictionary_decode() if hasattr(cell, "dictionary_decode") else cell for cell in batch.columns]
+            size += sum(cell.nbytes for cell in cells)  # with what a dictionary repeats
             if size > MAX_BYTES:
                 raise _too_much(path)
             for cells in batch.to_pylist():

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esc_env.errors import BadCompletion, ModelError, ModelUnavailable, RecordError, SpecError
-from esc_env.fields import flag, integer, many, mapping, number, optional, read, text
+from esc_env.fields import flag, integer, many, mapping, named, number, optional, read, text
 from esc_env.protocols import ChatModel, Completion, Request, Usage
 from esc_env.records import MAX_BYTES, parse
 from esc_env.secrets import struck
@@ -239,7 +239,7 @@ def _from_json(data: Mapping[str, Any]) -> Completion | ModelError:
         finish_reasons=read(data, "finish_reasons", many(optional(text))),
         usage=read(data, "usage", Usage.from_json),
         model=read(data, "model", optional(text)),
-        logprobs=read(data, "logprobs", optional(many(_chances))),
+        logprobs=read(data, "logprobs", optional(many(named(number(-math.inf))))),
     )
 
 
@@ -252,10 +252,6 @@ def _failure(data: Any) -> ModelError:
         attempts=read(data, "attempts", integer(0)),
         status=read(data, "status", optional(integer(0))),
     )
-
-
-def _chances(data: Any) -> dict[str, float]:
-    return {token: read(data, token, number(-math.inf)) for token in mapping(data)}
 
 
 def _short(text: str) -> str:

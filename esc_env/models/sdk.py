@@ -7,7 +7,9 @@ They are slow to import, so that happens at the first call.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -36,6 +38,10 @@ from esc_env.protocols import Completion, Request
 __all__ = ["LiteLLMModel", "OpenAISDK"]
 
 
+_CLIENTS = ("custom_httpx.http_handler", "openai.common_utils")
+"""Where LiteLLM makes HTTP clients: its own, and those of the openai package."""
+
+
 class OpenAISDK(Addressed):
     """A `ChatModel` behind any OpenAI-compatible server, over the openai package. See `Addressed` for its arguments.
 
@@ -49,8 +55,12 @@ class OpenAISDK(Addressed):
         key = self.key
         base = self.base
         client = await lent(
-            ("openai", base), lambda: openai.AsyncOpenAI(api_key="see headers", base_url=base, max_retries=0)
-        )
+            ("openai", base),
+            lambda: openai.AsyncOpenAI(
+                api_key="see headers", base_url=base, max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            ),
+        )  # fmt: skip
         ask = client.chat.completions.create  # imported here, before the clock runs
         headers = {**_withheld(self), "Authorization": f"Bearer {key}" if key else openai.Omit()}
         start = time.perf_counter()
@@ -60,7 +70,7 @@ class OpenAISDK(Addressed):
                     model=self.name, timeout=self.timeout, extra_headers=headers, extra_body=self.fields or None, **body
                 )
                 data = await _plain(answer, self.dialect.stream)
-        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+        except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:
             raise _translated(self, error) from None
         return read_completion(self, data, latency=time.perf_counter() - start)
 
@@ -114,7 +124,7 @@ class LiteLLMModel(Addressed):
                     drop_params=False, extra_headers=_withheld(self) if self.provider == "openai" else None, **body,
                 )  # fmt: skip
                 data = await _plain(answer, self.dialect.stream)
-        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+        except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:
             raise _translated(self, error) from None
         return read_completion(self, data, latency=time.perf_counter() - start)
 
@@ -154,11 +164,28 @@ def _package(name: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(name, "llm") from error
     if name == "litellm":
+        http, sdk = (importlib.import_module(f"litellm.llms.{part}") for part in _CLIENTS)
+        _staying(http.AsyncHTTPHandler, "create_client")
+        _staying(sdk.BaseOpenAILLM, "_get_async_http_client")
         package.suppress_debug_info = True  # type: ignore[attr-defined]
         package.telemetry = False  # type: ignore[attr-defined]
         for logger in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
     return package
+
+
+def _staying(owner: Any, name: str) -> None:
+    """Have a class of LiteLLM make HTTP clients that follow no redirect, which it has no setting for."""
+    kept = inspect.getattr_static(owner, name)
+    make = getattr(kept, "__func__", kept)
+
+    @functools.wraps(make)
+    def made(*args: Any, **options: Any) -> Any:
+        client = make(*args, **options)
+        client.follow_redirects = False
+        return client
+
+    setattr(owner, name, staticmethod(made) if isinstance(kept, staticmethod) else made)
 
 
 def _translated(model: Addressed, error: Exception) -> ModelUnavailable:
@@ -171,7 +198,9 @@ def _translated(model: Addressed, error: Exception) -> ModelUnavailable:
         causes.append(cause)
     if any("CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in causes):
         return model.error(f"its certificate is not trusted ({causes[-1]}). Set SSL_CERT_FILE to your CA bundle")
-    if any(isinstance(cause, (json.JSONDecodeError, openai.APIResponseValidationError)) for cause in causes):
+    if any(
+        isinstance(cause, (json.JSONDecodeError, RecursionError, openai.APIResponseValidationError)) for cause in causes
+    ):
         return model.error("answered with something that is not a JSON object", status=200, retryable=True)
     if any(isinstance(cause, openai.APIConnectionError) for cause in causes):
         return model.error(f"no connection ({causes[-1] or type(causes[-1]).__name__})", retryable=True)

@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -19,7 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from esc_env.errors import MissingExtra, ModelUnavailable, SpecError
+from esc_env.fields import integer, mapping, optional, read, text
 from esc_env.models.templates import ChatTemplate, TemplateRefused
+from esc_env.records import MAX_BYTES, parse
 
 try:
     import transformers
@@ -29,10 +32,12 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "local") from error
 
 __all__ = [
-    "end_tokens", "fingerprint", "is_gguf", "load_config", "load_model", "load_tokenizer", "no_progress_bars", "places",
+    "Adapter", "adapter_facts", "end_tokens", "fingerprint", "is_gguf", "load_config", "load_model", "load_tokenizer",
+    "no_progress_bars", "places",
 ]  # fmt: skip
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_ADAPTER = "adapter_config.json"
 _VOLATILE = {"_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "inference_mode"}
 
 
@@ -125,18 +130,50 @@ def _source(path: str | Path) -> Iterator[dict[str, str]]:
         yield {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a LoRA adapter's configuration says: its base model, and its rank if it has one."""
+
+    base: str
+    rank: int | None
+
+
+def adapter_facts(folder: Path) -> Adapter | None:
+    """The adapter in a folder; None where there is none. Raises SpecError naming the file and what it lacks."""
+    file = folder / _ADAPTER
+    if not file.is_file():
+        return None
+    data = _config(file)
+    try:
+        base = read(data, "base_model_name_or_path", optional(text), None)
+        rank = read(data, "r", optional(integer(0)), None)
+    except SpecError as error:
+        raise SpecError(f"{file}: {error}") from error
+    if not base:
+        raise SpecError(f"{file}: base_model_name_or_path is empty; write the adapter's base model there")
+    return Adapter(base, rank)
+
+
+def _config(file: Path) -> Mapping[str, Any]:
+    """A JSON file of a model. Raises SpecError where it cannot be read, is none, or is larger or deeper than any."""
+    try:
+        with file.open("rb") as stream:
+            return mapping(parse(stream.read(MAX_BYTES + 1)))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
 def places(path: str) -> tuple[Path | None, Path]:
     """(folder of the adapter, if it is one; folder or GGUF file of the model)."""
     folder = _fetch(path)
-    config = folder / "adapter_config.json"
-    if not config.exists():
+    adapter = adapter_facts(folder)
+    if adapter is None:
         return None, folder
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise SpecError(f"local:{path}: write the base model into base_model_name_or_path of {config}")
+    base = adapter.base
     beside = folder / base
-    found = beside if beside.exists() else _fetch(base, f", the base model that {config} names")
-    if (found / "adapter_config.json").exists():
+    named = f", the base model that {folder / _ADAPTER} names"
+    found = beside if beside.exists() else _fetch(base, named)
+    if (found / _ADAPTER).exists():
         raise SpecError(f"local:{path}: its base {base} is an adapter too; merge that one into its model")
     return folder, found
 
@@ -171,7 +208,7 @@ def fingerprint(*places: Path) -> str:
             continue
         for file in sorted({path for pattern in _FILES for path in place.glob(pattern)}):
             if file.name.endswith("config.json"):
-                data = json.loads(file.read_text(encoding="utf-8"))
+                data = _config(file)
                 kept = {key: value for key, value in data.items() if key not in _VOLATILE}
                 digest = sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
             elif file.suffix in (".safetensors", ".jinja") or file.name.startswith("tokenizer"):

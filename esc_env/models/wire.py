@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from esc_env.dialogue import think_block
 from esc_env.errors import BareKeyWarning, MissingExtra, ModelUnavailable, SpecError
@@ -56,6 +56,8 @@ SELF_HOSTED = frozenset(
     "xinference".split()
 )
 """Providers that are a server of one's own, so that their `PROVIDER_API_KEY` is its key. *Source:* LiteLLM's pages."""
+LONGEST_ANSWER = 1 << 28
+"""Bytes that an answer may have: 256 MiB. Ours: far above ten long choices, streamed with all log-probabilities."""
 LONGEST_TOLD = 1000
 """Characters of a server's message that are shown."""
 
@@ -230,27 +232,44 @@ class OpenAIWire(Addressed):
                 ).encode(),
                 headers=headers,
                 proxy=proxy,
+                allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
             ) as response:
-                raw = await response.read()
+                raw = await _read(response)
         except TimeoutError:
             raise self.error(f"no answer within {self.timeout:g} s", retryable=True) from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise self.error(
                 f"its certificate is not trusted ({error.certificate_error}). Set SSL_CERT_FILE to your CA bundle"
             ) from None
+        except _TooLong:
+            raise self.error(f"answered with more than {LONGEST_ANSWER >> 20} MiB") from None
         except (aiohttp.InvalidURL, ValueError) as error:
             raise self.error(f"the request cannot be sent ({error})") from None
         except (aiohttp.ClientError, OSError) as error:
             raise self.error(f"no connection ({error or type(error).__name__})", retryable=True) from None
         try:
             data = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             data = assembled(_events(raw)) if raw.lstrip().startswith((b"data:", b":", b"event:")) else None
         if response.status != 200:
             message, code = error_told(data)
             raise refused(self, response.status, message or response.reason or "", code, response.headers)
         return read_completion(self, data, latency=time.perf_counter() - start)
+
+
+class _TooLong(Exception):
+    """An answer that nobody wants to read."""
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """What a server answers, unpacked. Raises _TooLong as soon as it is longer than `LONGEST_ANSWER`."""
+    raw = bytearray()
+    async for part in response.content.iter_any():
+        raw += part
+        if len(raw) > LONGEST_ANSWER:
+            raise _TooLong
+    return bytes(raw)
 
 
 class _Line:
@@ -313,7 +332,7 @@ def _events(raw: bytes) -> Iterator[Any]:
         if line.startswith("data:") and told != "[DONE]":
             try:
                 yield json.loads(told)
-            except ValueError:  # a stream that broke off has no last word, which is told below
+            except (ValueError, RecursionError):  # a stream that broke off has no last word, which is told below
                 return
 
 
@@ -430,7 +449,15 @@ def error_told(data: Any) -> tuple[str | None, str | int | None]:
 def refused(
     model: Addressed, status: int, message: str, code: str | int | None, headers: Mapping[str, str]
 ) -> ModelUnavailable:
-    """The error for an answer with an error status."""
+    """The error for an answer with an error status, or with a redirect, which is never followed: it would take the
+    conversation, and what else is in the request, to a server that nobody named."""
+    if 300 <= status < 400:
+        there = urljoin(model.base + "/", headers.get("Location") or headers.get("location") or "")
+        hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in (model.base, there)]
+        return model.error(
+            f"{hosts[0]} sends on to {hosts[1]}, and nothing is sent there (HTTP {status}). If you trust it, name that "
+            "server's own URL instead: openai/NAME@https://HOST/v1"
+        )
     retryable = (status in (408, 409, 429) or status >= 500) and code != "insufficient_quota"
     return model.error(message, status=status, retryable=retryable, retry_after=seconds_asked(headers))
 

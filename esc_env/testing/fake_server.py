@@ -43,19 +43,32 @@ class Fault:
     Attributes:
         kind: `status` (an error status), `hang` (never answer), `html` (a page with status 200), `truncated` (half the
             JSON), `null` (a choice without text), `empty` (no choices), `length` (the answer cut in half), `refusal`
-            (OpenAI's `refusal` field), `filtered` (no text, `finish_reason` `content_filter`), `drop` (close the
-            connection instead of answering), `die` (stop the whole server).
-        status: the status of kind `status`.
+            (OpenAI's `refusal` field), `filtered` (no text, `finish_reason` `content_filter`), `redirect` (send on to
+            `location`), `drop` (close the connection instead of answering), `die` (stop the whole server).
+        status: the status of kind `status`; a redirect is a 307, which is sent on with all that was sent.
         retry_after: its `Retry-After` header: seconds, or an HTTP date.
         message: its error message.
+        location: where a redirect leads.
     """
 
     kind: Literal[
-        "status", "hang", "html", "truncated", "null", "empty", "length", "refusal", "filtered", "drop", "die"
+        "status",
+        "hang",
+        "html",
+        "truncated",
+        "null",
+        "empty",
+        "length",
+        "refusal",
+        "filtered",
+        "redirect",
+        "drop",
+        "die",
     ]
     status: int = 500
     retry_after: str | None = None
     message: str = "told to fail"
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +270,8 @@ class FakeServer:
         kind = fault.kind if fault else None
         if fault is not None and kind == "status":
             return _error(fault.status, fault.message, retry_after=fault.retry_after)
+        if fault is not None and kind == "redirect":
+            return web.Response(status=307, headers={"Location": fault.location})
         if kind == "hang":
             await asyncio.Event().wait()
         if kind == "die":
