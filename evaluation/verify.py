@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as changed
-from io import BufferedReader
 from itertools import pairwise
 from math import comb, isclose
 from os.path import lexists
@@ -24,7 +23,7 @@ from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ESCError, ModelError, RecordError, SpecError
+from esc_env.errors import ESCError, ModelError, SpecError
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.evaluation.submission import opened
@@ -33,7 +32,7 @@ from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import VOTES, Agent, Critic, Seeker, Verdict
-from esc_env.records import MAX_BYTES, open_plain, parse
+from esc_env.records import read_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.seeds import Seed, episode_seed
 from esc_env.specs import parse_spec
@@ -211,23 +210,13 @@ def _said_of_itself(about: Mapping[str, Any], report: Report, folder: Path) -> I
     ):
         if there != now:
             yield f"run.json: {name} is {there}; of what it says was run, it is {now}"
-    claimed, counted = _claimed(folder / "report.json"), report.to_json()
+    path, counted = folder / "report.json", report.to_json()
+    claimed = read_json(path, mapping) if lexists(path) else {}
     for name in _COUNTED if claimed.get("complete") else ():  # of one that is not, it may be older than the last lines
         there, now = claimed.get(name, counted[name]), counted[name]
         same = there == now or (isinstance(there, float) and isinstance(now, float) and abs(there - now) < 1e-9)
         if not same:
             yield f"report.json: {name} is {there}; counted from the conversations, it is {now}"
-
-
-def _claimed(path: Path) -> Mapping[str, Any]:
-    """What report.json says, if it is there. Raises RecordError where it is none."""
-    if not lexists(path):
-        return {}
-    try:
-        with BufferedReader(open_plain(path)) as file:
-            return mapping(parse(file.read(MAX_BYTES + 1)))
-    except ValueError as error:
-        raise RecordError(f"{path}: not a report ({error}). Was it edited?") from error
 
 
 def _lines(kept: RunFolder, report: Report) -> Iterator[str]:
