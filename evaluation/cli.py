@@ -16,6 +16,7 @@ import typer.core
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
+from esc_env.evaluation.cli_robustness import app as robustness
 from esc_env.evaluation.cli_validate import app as validate
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("report")(_report)
     app.command("import")(_import)
     app.add_typer(validate, name="validate")
+    app.add_typer(robustness, name="robustness")
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
