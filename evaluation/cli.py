@@ -108,15 +108,15 @@ def _eval(
     progress: Progress = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(help="Seconds for each run; what has not ended by then is dropped. The same command goes on."),
+        typer.Option(help="Seconds for each run; what goes on then is cut off. The same command goes on from there."),
     ] = None,
     models: Models,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
-    Prints SR (share solved) with its 95 % interval, AT (average turns, a failure counting T), mean final score and
-    errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
-    again that ended in an error.
+    Prints the share solved of all conversations and of those with an outcome (SR, with its 95 % interval), AT (average
+    turns, a failure counting T) and mean final score, and keeps every conversation. The same command continues a run
+    that was stopped, and conversations that ended in an error from where they broke off.
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.background import run
@@ -177,7 +177,7 @@ def _slug(text: str) -> str:
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    from esc_env.evaluation.report import percent
+    from esc_env.evaluation.report import success_text
 
     _print_results(source, reports)
     for report in reports:
@@ -197,9 +197,9 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         missing = report.episodes - report.completed
         if missing:
             typer.echo(
-                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome. "
-                f"Counting errors as failures, SR is {percent(report.success_rate_if_errors_failed)}. "
-                "The same command tries them again"
+                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome "
+                f"({report.errors:,} ended in an error). Solved: {success_text(report)}. "
+                "The same command goes on where they broke off"
             )
     for report in reports:
         typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
@@ -249,8 +249,8 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 def _print_results(source: str, reports: Sequence[Report]) -> None:
     from esc_env.evaluation.report import FIGURES, figures
 
-    columns = [("agent", False), *((name, True) for name in (*FIGURES, "episodes", "errors"))]
-    rows = [(report.agent, *figures(report), f"{report.completed:,}", f"{report.errors:,}") for report in reports]
+    columns = [("agent", False), *((name, True) for name in (*FIGURES, "ended"))]
+    rows = [(report.agent, *figures(report), f"{report.completed:,}/{report.episodes:,}") for report in reports]
     print_table(source, columns, rows)
 
 

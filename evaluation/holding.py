@@ -85,7 +85,7 @@ async def hold(
         kind, why = "Interrupted", "the run was interrupted"
         if timeout.expired():
             kind, why = "TimeLimit", f"the time limit of {time_limit:g} s was over"
-        cut(replace(so_far, failure=Failure(so_far.due, kind, why)))
+        cut(so_far if so_far.completed else replace(so_far, failure=Failure(so_far.due, kind, why)))
 
     try:
         async with timeout:

@@ -12,7 +12,7 @@ from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
-from esc_env.evaluation.report import FIGURES, Report, figures, percent
+from esc_env.evaluation.report import FIGURES, Report, figures, success_text
 from esc_env.evaluation.runner import is_run, read_run
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
@@ -110,7 +110,7 @@ class Leaderboard:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
             notes.append(
                 f"Incomplete, not ranked: {self.label(report)}, {report.completed:,} of {report.episodes:,} "
-                f"conversations have an outcome, SR so far {percent(report.success_rate)}. {why}".rstrip()
+                f"conversations have an outcome, solved so far {success_text(report)}. {why}".rstrip()
             )
         for role in ("seeker", "critic"):
             breaking = [r for r in self.reports if any(name == role for name, _, _ in r.failure_messages)]
@@ -136,6 +136,7 @@ class Leaderboard:
         body = [
             f"<h1>{escape(title)}</h1>",
             '<p class="lead">SR: share of conversations in which the seeker\'s problem was solved within T turns. '
+            "Of all: the same, where one without an outcome counts as not solved. "
             "AT: average turns, a failure counting T. Score: mean final critic score, from −1 to +1.</p>",
             page.table(columns, rows) if rows else '<p class="note">No complete run yet.</p>',
             *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
@@ -152,7 +153,7 @@ def _agent(name: str, report: Report) -> str:
     more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
         f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{percent(report.success_rate)}, {report.completed:,} of {report.episodes:,} '
+        f'<span class="soft">{success_text(report)}, {report.completed:,} of {report.episodes:,} '
         "conversations</span>"
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"

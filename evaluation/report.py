@@ -16,7 +16,8 @@ from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = [
-    "FIGURES", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent", "summarise_run",
+    "FIGURES", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent", "success_text",
+    "summarise_run",
 ]  # fmt: skip
 
 UNREADABLE = 0.05
@@ -125,15 +126,19 @@ class Report:
         run_key: 16 hex digits over fingerprint and agent.
         fingerprint: what the agent faced; compare reports only if `fingerprint.digest` agrees.
         episodes: conversations of the whole run: scenarios × trials.
-        completed: those with an outcome; the rates below are over them.
-        errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good.
+        completed: those with an outcome; the rates below are over them, except where they say otherwise.
+        errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good, or the
+            time limit or an interruption cut it off.
+        retried: conversations that took more than one attempt, each gone on with from where it broke off.
+        most_attempts: the most that one took; 0 when none has begun.
         supporter_failures: completed conversations that failed because the agent raised or returned no utterance.
+        success_rate_of_all: share of all conversations of the run solved, in [0, 1]: one without an outcome, or never
+            begun, is not. What SR cannot fall below when the run is completed.
         success_rate: SR, share of completed conversations solved, in [0, 1]; None when none completed.
         interval: its 95 % interval (Wilson for one trial, scenario-clustered bootstrap for more); None likewise.
         strict_success_rate: SR that counts a conversation only if at least `STRICT` votes of its last verdict are for
             `solved`, so that no lenient rater decides alone. By that rule it would have gone on, and might have been
             solved later: a lower bound. None where fewer votes are cast, or none completed.
-        success_rate_if_errors_failed: SR with errors counted as failures; None when nothing has ended.
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
         by_emotion, by_problem, by_persona: the same per group.
@@ -153,11 +158,13 @@ class Report:
     episodes: int
     completed: int
     errors: int
+    retried: int
+    most_attempts: int
     supporter_failures: int
+    success_rate_of_all: float
     success_rate: float | None
     interval: tuple[float, float] | None
     strict_success_rate: float | None
-    success_rate_if_errors_failed: float | None
     average_turns: float | None
     mean_score: float | None
     by_emotion: Mapping[str, Group]
@@ -177,12 +184,17 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each thing about the models' answers that may have decided the result."""
+        """A line for each thing that may have decided the result: models' answers, and attempts."""
         lines = [self.replies.warning] if self.replies.warning else []
         if self.unreadable_votes is not None and self.unreadable_votes > UNREADABLE:
             lines.append(
                 f"{100 * self.unreadable_votes:.0f} % of the critic's first answers could not be read as a vote; those "
                 "that asking again did not mend are no votes. Choose a stronger model with --critic"
+            )
+        if self.retried:
+            lines.append(
+                f"{self.retried:,} of the conversations took more than one attempt ({self.most_attempts:,} at most), "
+                "going on from where they broke off"
             )
         return lines
 
@@ -216,7 +228,6 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
     whole = _group(done, limit) if done else None
-    solved = sum(trajectory.solved for trajectory in done)
     return Report(
         agent=about["agent"],
         scenarios=about["scenarios"],
@@ -225,11 +236,13 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
         episodes=len(episodes),
         completed=len(done),
         errors=len(ended) - len(done),
+        retried=sum(trajectory.attempts > 1 for trajectory in ended),
+        most_attempts=max((trajectory.attempts for trajectory in ended), default=0),
         supporter_failures=sum(t.stop_reason is StopReason.SUPPORTER_FAILED for t in done),
+        success_rate_of_all=sum(trajectory.solved for trajectory in done) / max(1, len(episodes)),
         success_rate=whole.success_rate if whole else None,
         interval=whole.interval if whole else None,
         strict_success_rate=_strict(done, int(fingerprint.parts["votes"])),
-        success_rate_if_errors_failed=solved / len(ended) if ended else None,
         average_turns=whole.average_turns if whole else None,
         mean_score=whole.mean_score if whole else None,
         by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
@@ -319,7 +332,16 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"
 
 
+def success_text(report: Report) -> str:
+    """`41.5 %`; where a run is not complete, the lower first: `12.5 % of all, 50.0 % of the 10 with an outcome`."""
+    if report.complete:
+        return percent(report.success_rate)
+    rates = f"{percent(report.success_rate_of_all)} of all"
+    return f"{rates}, {percent(report.success_rate)} of the {report.completed:,} with an outcome"
+
+
 FIGURES: Mapping[str, Callable[[Report], str]] = {
+    "of all": lambda report: percent(report.success_rate_of_all),
     "SR": lambda report: percent(report.success_rate),
     "95 %": lambda report: interval_text(report.interval),
     "strict": lambda report: percent(report.strict_success_rate),

@@ -69,7 +69,7 @@ def test_the_report_counts_what_happened(tmp_path):
     assert report.average_turns == (2 + 3 + 2 + 3) / 4
     assert report.mean_score == (1 - 0.5 + 1 - 0.5) / 4
     assert report.interval == wilson(2, 4)
-    assert report.success_rate_if_errors_failed == 0.5
+    assert report.success_rate_of_all == 0.5
     assert report.complete
     assert [trajectory.scenario.id for trajectory in report.trajectories] == [f"person-{i}" for i in range(4)]
     assert report.by_emotion["anxiety"].episodes == 4
@@ -80,7 +80,7 @@ def test_report_json_has_the_names_of_the_report(tmp_path):
     report = held(out=tmp_path / "run")
     data = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     for name in ("agent", "scenarios", "run_key", "episodes", "completed", "errors", "supporter_failures",
-                 "success_rate", "success_rate_if_errors_failed", "average_turns", "mean_score"):  # fmt: skip
+                 "success_rate", "success_rate_of_all", "average_turns", "mean_score"):  # fmt: skip
         assert data[name] == getattr(report, name), name
     assert tuple(data["interval"]) == report.interval
     assert data["fingerprint"] == report.fingerprint.digest
@@ -122,7 +122,7 @@ def test_a_failed_call_is_never_a_failed_conversation(tmp_path):
     assert report.interval is None
     assert report.average_turns is None
     assert report.mean_score is None
-    assert report.success_rate_if_errors_failed == 0.0
+    assert report.success_rate_of_all == 0.0
     assert not report.complete
     assert report.failure_messages == (("seeker", "no such model", 4),)
     assert "NaN" not in (tmp_path / "run" / "report.json").read_text()
@@ -132,7 +132,7 @@ def test_errors_are_tried_again_and_the_last_line_counts(tmp_path):
     seeker = Faulty(SEEKER, {1: ModelError("busy")})
     first = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (first.completed, first.errors, first.success_rate) == (3, 1, pytest.approx(2 / 3))
-    assert first.success_rate_if_errors_failed == 0.5
+    assert first.success_rate_of_all == 0.5
     second = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (second.completed, second.errors, second.success_rate) == (4, 0, 0.5)
     kept = [(line["scenario"], line["stop_reason"]) for line in lines(tmp_path / "run")]
