@@ -271,11 +271,8 @@ def _leaderboard(
     from esc_env.records import write_json, write_text
 
     board = rank(runs)
-    columns = [("#", False), ("agent", False), *((name, True) for name in (*FIGURES, "episodes"))]
-    rows = [
-        (entry.mark, board.label(entry.report), *figures(entry.report), f"{entry.report.completed:,}")
-        for entry in board.entries
-    ]
+    columns = [("#", False), ("agent", False), *((name, True) for name in FIGURES)]
+    rows = [(entry.mark, board.label(entry.report), *figures(entry.report)) for entry in board.entries]
     if board.entries:
         print_table(f"Leaderboard: {board.scenarios}", columns, rows)
     else:

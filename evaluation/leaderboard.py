@@ -81,12 +81,12 @@ class Leaderboard:
         rows = [
             (
                 entry.mark, markdown.cell(self.label(entry.report)), *figures(entry.report),
-                entry.report.completed, entry.report.supporter_failures,
+                entry.report.supporter_failures,
             )
             for entry in self.entries
         ]  # fmt: skip
-        columns = ("#", "agent", *FIGURES, "episodes", "supporter failures")
-        lines = markdown.table(columns, rows, "rlrrrrrr")
+        columns = ("#", "agent", *FIGURES, "supporter failures")
+        lines = markdown.table(columns, rows, "rl".ljust(len(columns), "r"))
         return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
     def notes(self) -> list[str]:
@@ -94,8 +94,9 @@ class Leaderboard:
         first = self.reports[0]
         parts = first.fingerprint.parts
         notes = [
-            f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, T {parts['max_turns']}, persona "
-            f"{parts['persona']}, seed {parts['seed']}; fingerprint {first.fingerprint.digest}."
+            f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, {first.episodes:,} conversations of "
+            f"each agent; T {parts['max_turns']}, persona {parts['persona']}, seed {parts['seed']}; fingerprint "
+            f"{first.fingerprint.digest}."
         ]
         if any(entry.overlaps_next for entry in self.entries):
             notes.append("~ its interval overlaps the next one's: these runs do not settle which of the two is better.")
@@ -122,13 +123,12 @@ class Leaderboard:
         """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
         columns = (
             ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
-            *((name, "") for name in (*FIGURES, "episodes")),
+            *((name, "") for name in FIGURES),
         )  # fmt: skip
         rows = [
             (
                 entry.mark, escape(self.label(entry.report)),
                 page.bar(entry.report.success_rate, entry.report.interval), *figures(entry.report),
-                f"{entry.report.completed:,}",
             )
             for entry in self.entries
         ]  # fmt: skip

@@ -114,6 +114,7 @@ def groups_table(groups: Mapping[str, Group]) -> str:
         (
             escape(name),
             bar(group.success_rate, group.interval),
+            percent(group.success_rate_of_all),
             percent(group.success_rate),
             number(group.average_turns, 2),
             number(group.mean_score, 2, signed=True),
@@ -121,7 +122,8 @@ def groups_table(groups: Mapping[str, Group]) -> str:
         )
         for name, group in groups.items()
     ]
-    return table((("", "name"), ("", "bar"), ("SR", ""), ("AT", ""), ("score", ""), ("conversations", "")), rows)
+    numbers = ("of all", "SR", "AT", "score", "conversations")
+    return table((("", "name"), ("", "bar"), *((name, "") for name in numbers)), rows)
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from esc_env.evaluation.statistics import success_interval
 from esc_env.protocols import VOTES, Usage
 from esc_env.rules import Fingerprint
+from esc_env.scenarios import Scenario
 from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = [
@@ -34,7 +35,8 @@ class Group:
     """Completed episodes that share an emotion, a problem or a persona.
 
     Attributes:
-        episodes: how many completed.
+        episodes: how many completed; the rates are over them, except the first.
+        success_rate_of_all: share solved of all that share it, in [0, 1]: one without an outcome is not.
         success_rate: share solved, in [0, 1].
         interval: its 95 % interval.
         average_turns: a failure counts T.
@@ -42,6 +44,7 @@ class Group:
     """
 
     episodes: int
+    success_rate_of_all: float
     success_rate: float
     interval: tuple[float, float]
     average_turns: float
@@ -212,42 +215,48 @@ class Report:
         return data
 
 
-def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], folder: Path) -> Report:
+def summarise_run(
+    about: Mapping[str, Any],
+    known: Mapping[tuple[str, int], Trajectory | None],
+    people: Mapping[str, Scenario],
+    folder: Path,
+) -> Report:
     """Count a run's conversations into a report.
 
     Args:
         about: what run.json says.
-        known: what every episode has come to; None where it has not ended.
+        known: what every episode (scenario id, trial) has come to; None where it has not ended.
+        people: whom the run is held with, by id.
         folder: of the run.
     """
-    episodes = list(known)
-    ended = tuple(filter(None, episodes))
+    everybody = [people[scenario] for scenario, _ in known]
+    ended = tuple(filter(None, known.values()))
     faced = dict(about["identity"])
     agent = faced.pop("agent")
     fingerprint = Fingerprint(faced)
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
-    whole = _group(done, limit) if done else None
+    whole = _group(done, len(known), limit) if done else None
     return Report(
         agent=about["agent"],
         scenarios=about["scenarios"],
         run_key=about["run_key"],
         fingerprint=fingerprint,
-        episodes=len(episodes),
+        episodes=len(known),
         completed=len(done),
         errors=len(ended) - len(done),
         retried=sum(trajectory.attempts > 1 for trajectory in ended),
         most_attempts=max((trajectory.attempts for trajectory in ended), default=0),
         supporter_failures=sum(t.stop_reason is StopReason.SUPPORTER_FAILED for t in done),
-        success_rate_of_all=sum(trajectory.solved for trajectory in done) / max(1, len(episodes)),
+        success_rate_of_all=whole.success_rate_of_all if whole else 0.0,
         success_rate=whole.success_rate if whole else None,
         interval=whole.interval if whole else None,
         strict_success_rate=_strict(done, int(fingerprint.parts["votes"])),
         average_turns=whole.average_turns if whole else None,
         mean_score=whole.mean_score if whole else None,
-        by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
-        by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
-        by_persona=_groups(done, limit, lambda t: t.scenario.persona),
+        by_emotion=_groups(done, everybody, limit, lambda person: person.emotion or "unknown"),
+        by_problem=_groups(done, everybody, limit, lambda person: person.problem or "unknown"),
+        by_persona=_groups(done, everybody, limit, lambda person: person.persona),
         replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=_unreadable(done, fingerprint),
         failure_messages=_failures(ended),
@@ -257,22 +266,27 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
     )
 
 
-def _groups(done: Sequence[Trajectory], limit: int, key: Callable[[Trajectory], str]) -> dict[str, Group]:
+def _groups(
+    done: Sequence[Trajectory], everybody: Iterable[Scenario], limit: int, key: Callable[[Scenario], str]
+) -> dict[str, Group]:
     members: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in done:
-        members[key(trajectory)].append(trajectory)
-    return {value: _group(members[value], limit) for value in sorted(members)}
+        members[key(trajectory.scenario)].append(trajectory)
+    sizes = Counter(map(key, everybody))
+    return {value: _group(members[value], sizes[value], limit) for value in sorted(members)}
 
 
-def _group(done: Sequence[Trajectory], limit: int) -> Group:
+def _group(done: Sequence[Trajectory], of: int, limit: int) -> Group:
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for trajectory in done:
         outcomes[trajectory.scenario.id].append(trajectory.solved)
     interval = success_interval(outcomes.values())
     assert interval is not None  # `done` is not empty
+    solved = sum(trajectory.solved for trajectory in done)
     return Group(
         episodes=len(done),
-        success_rate=sum(trajectory.solved for trajectory in done) / len(done),
+        success_rate_of_all=solved / of,
+        success_rate=solved / len(done),
         interval=interval,
         average_turns=sum(t.turns if t.solved else limit for t in done) / len(done),
         mean_score=sum(trajectory.final_score for trajectory in done) / len(done),

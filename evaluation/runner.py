@@ -163,7 +163,7 @@ def evaluate(
                 CompleteRunWarning,
                 stacklevel=2,
             )
-        report = summarise_run(folder.about(), known.values(), folder.path)
+        report = summarise_run(folder.about(), known, people, folder.path)
         write_json(folder.path / "report.json", report.to_json())
         write_text(folder.path / "report.html", run_page(report))
     return report
@@ -189,7 +189,7 @@ def read_run(folder: str | Path) -> Report:
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
     known = ended(kept, TRAJECTORIES, episodes, people, rules)
-    return summarise_run(about, known.values(), kept.path)
+    return summarise_run(about, known, people, kept.path)
 
 
 def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple[Rules, list[Episode]]:

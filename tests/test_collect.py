@@ -369,6 +369,23 @@ def test_a_failed_call_leaves_the_collection_incomplete_and_the_same_call_comple
     assert contents(again.samples) == contents(whole.samples)
 
 
+@pytest.mark.parametrize("chair", ["seeker", "critic"])
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_a_conversation_that_broke_off_goes_on_from_there(tmp_path: Path, chair: str, call: int):
+    agent, options = Drawing(), chairs()
+    broken = Faulty(options[chair], {call: ModelUnavailable("gone")})
+    assert not collect(agent, FEW, **{**options, chair: broken}, out=tmp_path).complete
+    assert collect(agent, FEW, **options, out=tmp_path).complete
+    spoken = Counter(seed for seed in agent.seeds if not seed.candidate)
+    assert set(spoken.values()) == {1}, "no turn of a conversation was taken twice"
+    assert len(spoken) == 9
+
+
+def test_conversations_may_be_longer_than_futures(tmp_path: Path):
+    made = collect(Drawing(), FEW, **chairs(), horizon=1, out=tmp_path)
+    assert contents(collect(Drawing(), FEW, **chairs(), horizon=1, out=tmp_path).samples) == contents(made.samples)
+
+
 @pytest.mark.parametrize("call", [2, 20, 40])
 def test_a_spent_budget_stops_and_a_larger_one_goes_on(tmp_path: Path, call: int):
     agent = Drawing()

@@ -574,11 +574,16 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path, start):
     assert process.returncode == 130
     assert "To go on, type: esc eval --agent python:slow_agent:respond" in told
     assert "Traceback" not in told
-    assert not read_run(tmp_path / "run").complete
+    stopped = read_run(tmp_path / "run")
+    cut = {(item.failure.role, item.failure.kind) for item in stopped.trajectories if item.failure}
+    assert cut == {("supporter", "Interrupted")}, "those under way are kept too"
     resumed = start("run")
     resumed.communicate(timeout=60)
     assert resumed.returncode == 0
-    assert read_run(tmp_path / "run").complete
+    whole = read_run(tmp_path / "run")
+    assert (whole.complete, whole.retried, whole.most_attempts) == (True, stopped.errors, 2)
+    for before, after in zip(stopped.trajectories, whole.trajectories, strict=False):
+        assert after.dialogue.messages[: len(before.dialogue)] == before.dialogue.messages
 
 
 # --- statistics -----------------------------------------------------------------------------------
