@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -35,7 +35,7 @@ COUNTS = (6, 4)
 class Seeker:
     """Says how often it has been answered."""
 
-    identity: ClassVar = {"name": "counts"}
+    identity: Mapping[str, Any] = {"name": "counts"}
 
     async def reply(self, scenario, dialogue, *, seed):
         return Reply(f"It is turn {dialogue.turns}, and this is {seed.value}.", usage=Usage(1))
@@ -44,7 +44,7 @@ class Seeker:
 class Lucky:
     """A critic that finds a conversation solved if its supporter's last word is a lucky one."""
 
-    identity: ClassVar = {"name": "lucky"}
+    identity: Mapping[str, Any] = {"name": "lucky"}
 
     async def judge(self, scenario, dialogue, *, votes, seed):
         said = next(message.content for message in reversed(dialogue.messages) if message.role == "supporter")
@@ -54,7 +54,7 @@ class Lucky:
 class Honest:
     """Solves persons 0 to 5 in turn 2, the others never."""
 
-    identity: ClassVar = {"name": "policy"}
+    identity: Mapping[str, Any] = {"name": "policy"}
 
     def say(self, dialogue: Dialogue) -> str:
         person = int(dialogue.messages[0].content.split()[3])
@@ -79,7 +79,7 @@ def spoiling(policy: Honest, spoil: Callable[[], Any]) -> Any:
     """The policy, except that it spoils the last turn unless it has won by then."""
 
     class Spoiling:
-        identity: ClassVar = {"name": "policy"}
+        identity: Mapping[str, Any] = {"name": "policy"}
 
         async def respond(self, dialogue, *, seed):
             if dialogue.turns == T - 1:
@@ -241,6 +241,10 @@ class Failing:
         return call
 
 
+def failing(chair: Any, fails: set[tuple[str, int]]) -> Any:
+    return Failing(chair, fails)
+
+
 CALLS = [("seeker", 0), *((role, turn) for turn in (1, 2, 3) for role in ("supporter", "seeker", "critic"))]
 
 
@@ -248,8 +252,9 @@ CALLS = [("seeker", 0), *((role, turn) for turn in (1, 2, 3) for role in ("suppo
 def test_a_chain_of_failures_gives_the_same_bytes_as_a_conversation_that_never_failed(fails, opening, number):
     rules, person = replace(RULES, opening=opening), bank(10)[number]
     pending = set(fails)
-    chairs = Chairs(Failing(Seeker(), pending), Failing(Lucky(), pending), rules)
-    agent = Failing(spoken := ScriptedAgent(["I see.", "lucky" if number < 6 else "Hm."]), pending)
+    spoken = ScriptedAgent(["I see.", "lucky" if number < 6 else "Hm."])
+    agent, seeker, critic = (failing(chair, pending) for chair in (spoken, Seeker(), Lucky()))
+    chairs = Chairs(seeker, critic, rules)
 
     def kept(trajectory: Trajectory) -> Trajectory:
         """As a file gives it back."""
@@ -290,7 +295,7 @@ def test_only_an_error_of_the_same_conversation_is_gone_on_with():
 class Wire:
     """A chat model at the end of a wire that is down at some calls."""
 
-    identity: ClassVar = {"provider": "mine", "name": "wire"}
+    identity: Mapping[str, Any] = {"provider": "mine", "name": "wire"}
 
     def __init__(self) -> None:
         self.down = 0

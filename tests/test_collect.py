@@ -373,8 +373,8 @@ def test_a_failed_call_leaves_the_collection_incomplete_and_the_same_call_comple
 @pytest.mark.parametrize("call", [1, 2, 5])
 def test_a_conversation_that_broke_off_goes_on_from_there(tmp_path: Path, chair: str, call: int):
     agent, options = Drawing(), chairs()
-    broken = Faulty(options[chair], {call: ModelUnavailable("gone")})
-    assert not collect(agent, FEW, **{**options, chair: broken}, out=tmp_path).complete
+    broken: dict[str, Any] = {**options, chair: Faulty(options[chair], {call: ModelUnavailable("gone")})}
+    assert not collect(agent, FEW, **broken, out=tmp_path).complete
     assert collect(agent, FEW, **options, out=tmp_path).complete
     spoken = Counter(seed for seed in agent.seeds if not seed.candidate)
     assert set(spoken.values()) == {1}, "no turn of a conversation was taken twice"

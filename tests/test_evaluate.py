@@ -531,7 +531,7 @@ def _esc(folder: Path, out: str, environment: dict[str, str]) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-c", "from esc_env.cli import main; main()", "eval", "--agent", "python:slow_agent:respond",
          "--scenarios", "people.jsonl", "--trials", "2", "--max-turns", "3", "--concurrency", "3", "--out", out],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
