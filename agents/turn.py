@@ -91,14 +91,15 @@ class Turn:
             completion = await self.model.complete(
                 replace(self.asked, messages=chat, n=n, temperature=heat, seed=named)
             )
+            if not completion.texts:
+                raise BadCompletion("the supporter's model returned no choice. Run the same command again")
         except ModelError as error:
             if error.obstacle == "too_long":
                 raise SupporterFailure(f"the conversation does not fit the model's context: {error}") from error
             if error.obstacle != "filtered":
+                error.infrastructure = True
                 raise
             completion = Completion((None,) * n, ("content_filter",) * n, Usage(1, cost=None))
-        if not completion.texts:
-            raise BadCompletion("the supporter's model returned no choice. Run the same command again")
         self._usage[number] = completion.usage
         return completion
 

@@ -4,15 +4,18 @@
                     ▲                             │ solved, or T exchanges done?
                     └─────────── no ◄─────────────┘
 
-`begin` opens, `exchange` goes round once, `converse` goes round until it ends. The env, the vector env and the
-evaluation are all built on these three. *Source:* RLFF-ESC (arXiv 2508.12935); protocol after PPDPP (ICLR 2024).
+`begin` opens, `exchange` goes round once, `converse` goes round until it ends, or on from where it broke off. The env,
+the vector env and the evaluation are all built on these three. *Source:* RLFF-ESC (arXiv 2508.12935); protocol after
+PPDPP (ICLR 2024).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+import asyncio
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from esc_env.background import hops
@@ -81,14 +84,8 @@ async def exchange(
     heard = dialogue.then(as_message(reply))
     answer = await _seeker_speaks(scenario, heard, chairs, seed, gate)
     after = heard.then(Message("seeker", answer.content))
-    try:
-        async with gate:
-            ballot = await chairs.critic.judge(scenario, after, votes=chairs.rules.votes, seed=seed.at(role="critic"))
-        verdict = chairs.rules.count(ballot)
-    except Exception as error:  # whatever a critic raises leaves the conversation without an outcome
-        raise ChairError("critic", _said(error)) from error
-    stop = StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS if turn >= chairs.rules.max_turns else None
-    return Exchange(after, verdict, stop, reply.usage + answer.usage + ballot.usage)
+    verdict, usage = await _critic_judges(scenario, after, chairs, seed, gate)
+    return Exchange(after, verdict, _stop(verdict, turn, chairs.rules), reply.usage + answer.usage + usage)
 
 
 @hops
@@ -100,8 +97,10 @@ async def converse(
     seed: int | Seed,
     trial: int = 0,
     history: Dialogue | None = None,
+    after: Trajectory | None = None,
     gate: Gate = _OPEN,
-    told: Callable[[Exchange], None] | None = None,
+    told: Callable[[Trajectory], None] | None = None,
+    cut: Callable[[Trajectory], None] | None = None,
 ) -> Trajectory:
     """Hold one whole conversation. May be awaited on any event loop.
 
@@ -112,44 +111,66 @@ async def converse(
         seed: the episode seed, or a Seed that also names candidate and rollout.
         trial: recorded in the trajectory.
         history: a dialogue to continue instead of opening one; it must end with the seeker. T counts from here.
+        after: what came of it before, an `error`, to go on with: the very call that broke is made again, under the
+            same seed, and nothing that was said or judged is asked for again.
         gate: bounds calls in flight.
-        told: called after every exchange, on esc-env's own event loop.
+        told: called after every exchange with the conversation so far, on esc-env's own event loop.
+        cut: called with the conversation so far if it is cut off: cancelled, above all.
 
     Returns:
         The trajectory. Chairs that fail end it as `error`; a supporter that fails ends it as `supporter_failed`.
 
     Raises:
-        ScenarioError: when `history` does not end with the seeker.
+        ScenarioError: when `history` does not end with the seeker, or `after` is no `error` of this very conversation.
     """
     name = seed if isinstance(seed, Seed) else Seed(seed)
-    usage = Usage()
-    verdicts: list[Verdict] = []
-    dialogue = Dialogue()
-    start = 0
-    stop: StopReason | None = None
-    failure: Failure | None = None
+    past = Dialogue() if history is None else check_history(history)
+    talk = Trajectory(scenario, past, (), StopReason.ERROR, name.episode, trial, history=len(past))
+    if after is not None:
+        same = (after.scenario, after.seed, after.trial) == (scenario, name.episode, trial)
+        if after.completed or not same or history is not None:
+            raise ScenarioError(
+                f"{scenario.id!r}, trial {trial}: only an error of this conversation can be gone on with"
+            )
+        talk = replace(after, failure=None, attempts=after.attempts + 1)
     try:
-        if history is None:
-            dialogue, usage = await begin(scenario, chairs, seed=name, gate=gate)
-        else:
-            dialogue = check_history(history)
-        start = len(dialogue)
-        while stop is None:
-            turn = len(verdicts) + 1
-            reply = await _supporter_speaks(agent, dialogue, chairs.rules, name.at(turn=turn), gate)
-            done = await exchange(scenario, dialogue, reply, chairs, turn=turn, seed=name, gate=gate)
-            dialogue, stop = done.dialogue, done.stop
-            verdicts.append(done.verdict)
-            usage += done.usage
-            if told:
-                told(done)
+        while not talk.completed:
+            turns, talk = talk.turns, await _go_on(talk, agent, chairs, name, gate)
+            if told and talk.turns > turns:
+                told(talk)
     except SupporterFailure as error:
-        stop = StopReason.SUPPORTER_FAILED
         failure = Failure("supporter", type(error.__cause__ or error).__name__, str(error))
+        return replace(talk, stop_reason=StopReason.SUPPORTER_FAILED, failure=failure)
     except ChairError as error:
-        stop = StopReason.ERROR
-        failure = Failure(error.role, type(error.__cause__ or error).__name__, error.message)
-    return Trajectory(scenario, dialogue, tuple(verdicts), stop, name.episode, trial, usage, failure, start)
+        return replace(talk, failure=Failure(error.role, type(error.__cause__ or error).__name__, error.message))
+    except BaseException:
+        if cut:
+            cut(talk)
+        raise
+    return talk
+
+
+async def _go_on(talk: Trajectory, agent: Agent, chairs: Chairs, name: Seed, gate: Gate) -> Trajectory:
+    """The conversation after one more call, of whoever is due."""
+    scenario, dialogue, seed = talk.scenario, talk.dialogue, name.at(turn=talk.turns + 1)
+    if not dialogue.messages:
+        dialogue, usage = await begin(scenario, chairs, seed=name, gate=gate)
+        return replace(talk, dialogue=dialogue, usage=talk.usage + usage, history=len(dialogue))
+    if talk.due == "critic":
+        verdict, usage = await _critic_judges(scenario, dialogue, chairs, seed, gate)
+        stop = _stop(verdict, seed.turn, chairs.rules) or talk.stop_reason
+        return replace(talk, verdicts=(*talk.verdicts, verdict), stop_reason=stop, usage=talk.usage + usage)
+    if talk.due == "supporter":
+        reply = await _supporter_speaks(agent, dialogue, chairs.rules, seed, gate)
+        said = as_message(reply)
+    else:
+        reply = await _seeker_speaks(scenario, dialogue, chairs, seed, gate)
+        said = Message("seeker", reply.content)
+    return replace(talk, dialogue=dialogue.then(said), usage=talk.usage + reply.usage)
+
+
+def _stop(verdict: Verdict, turn: int, rules: Rules) -> StopReason | None:
+    return StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS if turn >= rules.max_turns else None
 
 
 def as_message(reply: Reply) -> Message:
@@ -165,13 +186,8 @@ def check_history(history: Dialogue) -> Dialogue:
 
 
 async def _supporter_speaks(agent: Agent, dialogue: Dialogue, rules: Rules, seed: Seed, gate: Gate) -> Reply:
-    try:
-        async with gate:
-            reply = await agent.respond(dialogue, seed=seed.at(role="supporter"))
-    except ModelError as error:
-        raise ChairError("supporter", str(error)) from error
-    except Exception as error:  # whatever an agent raises is the agent's failure, not ours
-        raise SupporterFailure(f"turn {seed.turn}: the agent raised {type(error).__name__}: {error}") from error
+    async with _asked("supporter", seed, gate) as named:
+        reply = await agent.respond(dialogue, seed=named)
     if not isinstance(reply, Reply) or not isinstance(reply.content, str):
         raise SupporterFailure(f"turn {seed.turn}: the agent returned {type(reply).__name__}, not a Reply")
     if len(reply.content) > rules.max_chars:
@@ -186,15 +202,35 @@ async def _supporter_speaks(agent: Agent, dialogue: Dialogue, rules: Rules, seed
 
 
 async def _seeker_speaks(scenario: Scenario, dialogue: Dialogue, chairs: Chairs, seed: Seed, gate: Gate) -> Reply:
-    try:
-        async with gate:
-            reply = await chairs.seeker.reply(scenario, dialogue, seed=seed.at(role="seeker"))
+    async with _asked("seeker", seed, gate) as named:
+        reply = await chairs.seeker.reply(scenario, dialogue, seed=named)
         Message("seeker", reply.content)
-    except Exception as error:  # whatever a seeker raises leaves the conversation without an outcome
-        raise ChairError("seeker", _said(error)) from error
     return reply
 
 
-def _said(error: Exception) -> str:
-    """The message of an error of ours; the type too of anybody else's."""
-    return str(error) if isinstance(error, ESCError) else f"{type(error).__name__}: {error}"
+async def _critic_judges(
+    scenario: Scenario, dialogue: Dialogue, chairs: Chairs, seed: Seed, gate: Gate
+) -> tuple[Verdict, Usage]:
+    async with _asked("critic", seed, gate) as named:
+        ballot = await chairs.critic.judge(scenario, dialogue, votes=chairs.rules.votes, seed=named)
+        return chairs.rules.count(ballot), ballot.usage
+
+
+@asynccontextmanager
+async def _asked(role: str, seed: Seed, gate: Gate) -> AsyncIterator[Seed]:
+    """Whatever a chair raises, of whatever class, is the failure of that chair.
+
+    A seeker's or critic's leaves the conversation without an outcome, and so does a model that a supporter asked and
+    that we opened. All else that a supporter raises has failed the conversation.
+    """
+    try:
+        async with gate:
+            yield seed.at(role=role)
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, GeneratorExit) or (isinstance(error, CancelledError) and task and task.cancelling()):
+            raise  # it did not raise: it was cut off
+        name = type(error).__name__
+        if role == "supporter" and not (isinstance(error, ModelError) and error.infrastructure):
+            raise SupporterFailure(f"turn {seed.turn}: the agent raised {name}: {error}") from error
+        raise ChairError(role, str(error) if isinstance(error, ESCError) else f"{name}: {error}") from error

@@ -102,6 +102,8 @@ class ModelError(ESCError):
         retryable: whether the same request may succeed later.
         retry_after: seconds that the server asked us to wait, if it did.
         told: what the server itself said, without our words around it; "" where it said nothing.
+        infrastructure: whether it came out of a model that `open_model` gave, or of a chat model in a chair of ours.
+            Any other that a supporter lets out is the supporter's own failure.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class ModelError(ESCError):
         self.retryable = retryable
         self.retry_after = retry_after
         self.told = told
+        self.infrastructure = False
 
     @property
     def obstacle(self) -> Literal["too_long", "filtered"] | None:
@@ -146,7 +149,7 @@ class BudgetExceeded(ModelError):
 
 
 class SupporterFailure(ESCError):
-    """The supporter raised an exception or returned something that is no utterance: its own failure."""
+    """The supporter raised something, whatever its class, or returned what is no utterance: its own failure."""
 
 
 class ChairError(ESCError):

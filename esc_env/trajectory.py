@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, SpecError, one_of
@@ -15,6 +15,9 @@ from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 
 __all__ = ["Failure", "StopReason", "Trajectory", "stop_if_spent"]
+
+_DUE: tuple[Literal["supporter", "seeker", "critic"], ...] = ("supporter", "seeker", "critic")
+"""Who is asked, call by call, in an exchange."""
 
 
 class StopReason(StrEnum):
@@ -29,7 +32,7 @@ class StopReason(StrEnum):
     UNJUDGED = "unjudged"
     """It was held elsewhere, and no critic of ours has judged it."""
     ERROR = "error"
-    """A seeker's, critic's or supporter's model call failed for good: no outcome, to be run again."""
+    """A seeker's, critic's or supporter's model call failed for good or was cut off: no outcome, goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One ended conversation.
+    """One conversation that ended, or broke off.
 
     Attributes:
         scenario: whom it was held with.
-        dialogue: all that was said, thoughts included.
+        dialogue: all that was said, thoughts included; an `error` may end with what nobody has answered or judged.
         verdicts: one per exchange.
-        stop_reason: why it ended.
+        stop_reason: why it ended; `error` too while it goes on.
         seed: the episode seed.
         trial: which repetition of the scenario.
-        usage: model calls of all three chairs.
+        usage: model calls of all three chairs, of all attempts.
         failure: for `supporter_failed` and `error`.
         history: messages that stood before the first exchange (the opening, or a given history).
+        attempts: 1, then one more every time it was gone on with after an `error`.
     """
 
     scenario: Scenario
@@ -77,6 +81,7 @@ class Trajectory:
     usage: Usage = field(default_factory=Usage)
     failure: Failure | None = None
     history: int = 1
+    attempts: int = 1
 
     @property
     def solved(self) -> bool:
@@ -91,7 +96,7 @@ class Trajectory:
     @property
     def spent(self) -> bool:
         """Whether it ended because the budget of the run is spent."""
-        return self.failure is not None and self.failure.kind == BudgetExceeded.__name__
+        return not self.completed and self.failure is not None and self.failure.kind == BudgetExceeded.__name__
 
     @property
     def turns(self) -> int:
@@ -99,12 +104,24 @@ class Trajectory:
         return len(self.verdicts)
 
     @property
+    def due(self) -> Literal["supporter", "seeker", "critic"]:
+        """Who is asked next if it goes on: where an `error` broke off."""
+        if not self.dialogue.messages:
+            return "seeker"
+        return _DUE[self._open]
+
+    @property
+    def _open(self) -> int:
+        """How many messages stand after the last exchange."""
+        return len(self.dialogue) - self.history - 2 * self.turns
+
+    @property
     def final_score(self) -> float:
         """The last verdict's score; −1 when the supporter failed before any verdict."""
         return self.verdicts[-1].score if self.verdicts else -1.0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, which names the scenario by its id."""
+        """A JSON object, which names the scenario by its id; `attempts` is left out where there was one."""
         return {
             "scenario": self.scenario.id,
             "trial": self.trial,
@@ -115,6 +132,7 @@ class Trajectory:
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "usage": self.usage.to_json(),
             "failure": asdict(self.failure) if self.failure else None,
+            **({"attempts": self.attempts} if self.attempts > 1 else {}),
         }
 
     @classmethod
@@ -130,10 +148,7 @@ class Trajectory:
         one_of("stop_reason", reason, tuple(StopReason))
         if (reason == StopReason.SOLVED) != (bool(verdicts) and verdicts[-1].solved):
             raise SpecError(f"stop_reason is {reason!r}, which contradicts the last verdict")
-        history = read(data, "history", integer(0, len(dialogue)))
-        if len(dialogue) - history != 2 * len(verdicts):
-            raise SpecError(f"dialogue has {len(dialogue) - history} messages for {len(verdicts)} exchanges")
-        return cls(
+        made = cls(
             scenario=scenario,
             dialogue=dialogue,
             verdicts=verdicts,
@@ -142,14 +157,35 @@ class Trajectory:
             trial=read(data, "trial", integer(0)),
             usage=read(data, "usage", Usage.from_json),
             failure=read(data, "failure", optional(Failure.from_json)),
-            history=history,
+            history=read(data, "history", integer(min(1, len(dialogue)), len(dialogue))),
+            attempts=read(data, "attempts", integer(1), 1),
         )
+        made._check_end()
+        return made
+
+    def _check_end(self) -> None:
+        """Raise SpecError where what was said last, what failed and `stop_reason` contradict each other."""
+        said = self.dialogue.messages[self.history :]
+        ended = self.stop_reason is not StopReason.ERROR
+        if not 0 <= self._open <= (0 if ended else 2):
+            raise SpecError(f"dialogue has {len(said)} messages for {self.turns} exchanges ({self.stop_reason.value})")
+        if any(message.role != _DUE[place % 2] for place, message in enumerate(said)):
+            raise SpecError("dialogue: supporter and seeker do not take turns")
+        role = self.failure.role if self.failure else None
+        if ended:
+            fits = role == ("supporter" if self.stop_reason is StopReason.SUPPORTER_FAILED else None)
+        else:  # older releases kept nothing of an exchange that broke off, whoever broke it
+            fits = role == self.due or (role is not None and self._open == 0 < self.history)
+        if not fits:
+            told = f"which contradicts {self.stop_reason.value!r} and a dialogue that waits for the {self.due}"
+            raise SpecError(f"failure is of {role or 'nobody'}, {told}")
 
     def check(self, rules: Rules) -> None:
         """Raise SpecError where it cannot have been held by these rules."""
         if self.stop_reason is StopReason.UNJUDGED:
             raise SpecError("stop_reason: 'unjudged' is of conversations that were held elsewhere")
-        if self.turns > rules.max_turns or (self.stop_reason is StopReason.MAX_TURNS and self.turns < rules.max_turns):
+        over, last = self.turns > rules.max_turns, self.turns == rules.max_turns
+        if over or (last and self.failure) or (not last and self.stop_reason is StopReason.MAX_TURNS):
             raise SpecError(f"verdicts: {self.turns} turns, and T is {rules.max_turns} ({self.stop_reason.value})")
         for place, verdict in enumerate(self.verdicts):
             if verdict.solved != (verdict.score > rules.threshold):

@@ -113,15 +113,15 @@ def _eval(
     progress: Progress = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(help="Seconds for each run; what has not ended by then is dropped. The same command goes on."),
+        typer.Option(help="Seconds for each run; what goes on then is cut off. The same command goes on from there."),
     ] = None,
     models: Models,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
-    Prints SR (share solved) with its 95 % interval, AT (average turns, a failure counting T), mean final score and
-    errors, and keeps every conversation. The same command continues a run that was stopped, and tries conversations
-    again that ended in an error.
+    Prints the share solved of all conversations and of those with an outcome (SR, with its 95 % interval), AT (average
+    turns, a failure counting T) and mean final score, and keeps every conversation. The same command continues a run
+    that was stopped, and conversations that ended in an error from where they broke off.
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.background import run
@@ -182,7 +182,7 @@ def _slug(text: str) -> str:
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    from esc_env.evaluation.report import percent
+    from esc_env.evaluation.report import success_text
 
     _print_results(source, reports)
     for report in reports:
@@ -202,9 +202,9 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         missing = report.episodes - report.completed
         if missing:
             typer.echo(
-                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome. "
-                f"Counting errors as failures, SR is {percent(report.success_rate_if_errors_failed)}. "
-                "The same command tries them again"
+                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome "
+                f"({report.errors:,} ended in an error). Solved: {success_text(report)}. "
+                "The same command goes on where they broke off"
             )
     for report in reports:
         typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
@@ -254,8 +254,8 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 def _print_results(source: str, reports: Sequence[Report]) -> None:
     from esc_env.evaluation.report import FIGURES, figures
 
-    columns = [("agent", False), *((name, True) for name in (*FIGURES, "episodes", "errors"))]
-    rows = [(report.agent, *figures(report), f"{report.completed:,}", f"{report.errors:,}") for report in reports]
+    columns = [("agent", False), *((name, True) for name in (*FIGURES, "ended"))]
+    rows = [(report.agent, *figures(report), f"{report.completed:,}/{report.episodes:,}") for report in reports]
     print_table(source, columns, rows)
 
 
@@ -311,12 +311,8 @@ def _rank(
         return
     with shown("Checking", progress) as told:
         board = rank(runs, replay=replay, progress=told)
-    numbers = ((name, True) for name in (*FIGURES, "episodes"))
-    columns = [("#", False), ("agent", False), *numbers, ("standing", False)]
-    rows = [
-        (entry.mark, board.label(entry.report), *figures(entry.report), f"{entry.report.completed:,}", entry.standing)
-        for entry in board.entries
-    ]
+    columns = [("#", False), ("agent", False), *((name, True) for name in FIGURES), ("standing", False)]
+    rows = [(entry.mark, board.label(entry.report), *figures(entry.report), entry.standing) for entry in board.entries]
     if board.entries:
         print_table(f"Leaderboard: {board.scenarios}", columns, rows)
     else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from esc_env.background import each, run
-from esc_env.conversation import Chairs, Exchange, converse
+from esc_env.conversation import Chairs, converse
 from esc_env.errors import SpecError
 from esc_env.folder import RunFolder
 from esc_env.progress import Progress, Told
@@ -17,7 +18,7 @@ from esc_env.records import RecordWriter
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import episode_seed
-from esc_env.trajectory import Trajectory
+from esc_env.trajectory import Failure, Trajectory
 
 __all__ = ["Episode", "check_models", "ended", "hold", "hold_missing", "reached"]
 
@@ -49,12 +50,23 @@ async def hold(
     concurrency: int,
     keep: Callable[[Trajectory], None],
     time_limit: float | None = None,
-    told: Callable[[Exchange], None] | None = None,
+    known: Mapping[Episode, Trajectory | None] = MappingProxyType({}),
+    told: Callable[[Trajectory], None] | None = None,
+    cut: Callable[[Trajectory], None] = lambda _: None,
 ) -> None:
     """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
 
-    Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are dropped.
-    `keep` gets every conversation as it ends, `told` every exchange as it is done.
+    Once the budget is spent no further conversation is begun; after `time_limit` seconds those under way are cut off.
+
+    Args:
+        pending: whom with, and which trial.
+        agent, chairs, seed: of the run.
+        concurrency: at least 1.
+        keep: gets every conversation as it ends.
+        time_limit: in seconds.
+        known: what came of earlier attempts; an `error` is gone on with from where it broke off.
+        told: gets the conversation so far after every exchange.
+        cut: gets every conversation that the time limit or an interruption cuts off, as an `error`.
     """
     spent = False
     timeout = asyncio.timeout(time_limit)
@@ -62,10 +74,18 @@ async def hold(
     async def one(item: tuple[Scenario, int]) -> None:
         nonlocal spent
         scenario, trial = item
-        named = episode_seed(seed, scenario.id, trial)
-        trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
+        trajectory = await converse(
+            scenario, agent, chairs, seed=episode_seed(seed, scenario.id, trial), trial=trial,
+            after=known.get((scenario.id, trial)), told=told, cut=broke_off,
+        )  # fmt: skip
         spent = spent or trajectory.spent
         keep(trajectory)
+
+    def broke_off(so_far: Trajectory) -> None:
+        kind, why = "Interrupted", "the run was interrupted"
+        if timeout.expired():
+            kind, why = "TimeLimit", f"the time limit of {time_limit:g} s was over"
+        cut(so_far if so_far.completed else replace(so_far, failure=Failure(so_far.due, kind, why)))
 
     try:
         async with timeout:
@@ -113,7 +133,10 @@ def hold_missing(
     told: Told,
     time_limit: float | None = None,
 ) -> None:
-    """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends."""
+    """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends or is cut off.
+
+    One that ended as an `error` before goes on from there, so that nothing is ever rolled again.
+    """
     missing = [(people[key], trial) for (key, trial), item in known.items() if not (item and item.completed)]
     now = reached(known)
 
@@ -122,9 +145,17 @@ def hold_missing(
         now = replace(now, done=now.done + done, turns=now.turns + turns, errors=now.errors + errors)
         told(now)
 
-    def keep(trajectory: Trajectory) -> None:
+    def write(trajectory: Trajectory) -> None:
         writer.write(trajectory.to_json())
         known[trajectory.scenario.id, trajectory.trial] = trajectory
+
+    def keep(trajectory: Trajectory) -> None:
+        write(trajectory)
         tell(done=1, errors=not trajectory.completed)
 
-    run(hold(missing, agent, chairs, seed, concurrency, keep, time_limit, lambda _: tell(turns=1)))
+    run(
+        hold(
+            missing, agent, chairs, seed, concurrency, keep, time_limit, known,
+            told=lambda _: tell(turns=1), cut=write,
+        )
+    )  # fmt: skip

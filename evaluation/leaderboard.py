@@ -13,7 +13,7 @@ from typing import Any
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
 from esc_env.evaluation.imports import is_import
-from esc_env.evaluation.report import FIGURES, Report, figures, percent
+from esc_env.evaluation.report import FIGURES, Report, figures, success_text
 from esc_env.evaluation.runner import is_run
 from esc_env.evaluation.verify import STANDINGS, Standing, Verification, verify
 from esc_env.progress import Progress, Told
@@ -103,12 +103,12 @@ class Leaderboard:
         rows = [
             (
                 entry.mark, markdown.cell(self.label(entry.report)), *figures(entry.report),
-                entry.report.completed, entry.report.supporter_failures, entry.standing,
+                entry.report.supporter_failures, entry.standing,
             )
             for entry in self.entries
         ]  # fmt: skip
-        columns = ("#", "agent", *FIGURES, "episodes", "supporter failures", "standing")
-        lines = markdown.table(columns, rows, f"rl{'r' * (len(FIGURES) + 2)}l")
+        columns = ("#", "agent", *FIGURES, "supporter failures", "standing")
+        lines = markdown.table(columns, rows, f"rl{'r' * (len(FIGURES) + 1)}l")
         return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
     def notes(self) -> list[str]:
@@ -116,8 +116,9 @@ class Leaderboard:
         first = self.reports[0]
         parts = first.fingerprint.parts
         notes = [
-            f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, T {parts['max_turns']}, persona "
-            f"{parts['persona']}, seed {parts['seed']}; fingerprint {first.fingerprint.digest}."
+            f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, {first.episodes:,} conversations of "
+            f"each agent; T {parts['max_turns']}, persona {parts['persona']}, seed {parts['seed']}; fingerprint "
+            f"{first.fingerprint.digest}."
         ]
         here = {entry.standing for entry in self.entries}
         notes += [f"{name}: {STANDINGS[name]}." for name in STANDINGS if name in here]
@@ -138,7 +139,7 @@ class Leaderboard:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
             notes.append(
                 f"Incomplete, not ranked: {self.label(report)}, {report.completed:,} of {report.episodes:,} "
-                f"conversations have an outcome, SR so far {percent(report.success_rate)}. {why}".rstrip()
+                f"conversations have an outcome, solved so far {success_text(report)}. {why}".rstrip()
             )
         for role in ("seeker", "critic"):
             breaking = [r for r in self.reports if any(name == role for name, _, _ in r.failure_messages)]
@@ -150,13 +151,13 @@ class Leaderboard:
         """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
         columns = (
             ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
-            *((name, "") for name in (*FIGURES, "episodes")), ("standing", "name"),
+            *((name, "") for name in FIGURES), ("standing", "name"),
         )  # fmt: skip
         rows = [
             (
                 entry.mark, escape(self.label(entry.report)),
                 page.bar(entry.report.success_rate, entry.report.interval), *figures(entry.report),
-                f"{entry.report.completed:,}", entry.standing,
+                entry.standing,
             )
             for entry in self.entries
         ]  # fmt: skip
@@ -164,6 +165,7 @@ class Leaderboard:
         body = [
             f"<h1>{escape(title)}</h1>",
             '<p class="lead">SR: share of conversations in which the seeker\'s problem was solved within T turns. '
+            "Of all: the same, where one without an outcome counts as not solved. "
             "AT: average turns, a failure counting T. Score: mean final critic score, from −1 to +1.</p>",
             page.table(columns, rows) if rows else '<p class="note">No complete run yet.</p>',
             *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
@@ -180,7 +182,7 @@ def _agent(name: str, report: Report) -> str:
     more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
         f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{percent(report.success_rate)}, {report.completed:,} of {report.episodes:,} '
+        f'<span class="soft">{success_text(report)}, {report.completed:,} of {report.episodes:,} '
         "conversations</span>"
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"

@@ -9,7 +9,16 @@ from typing import Any
 
 from esc_env.dialogue import Message
 from esc_env.escaping import safe
-from esc_env.evaluation.report import FIGURES, Group, Report, figures, interval_text, number, percent
+from esc_env.evaluation.report import (
+    FIGURES,
+    Group,
+    Report,
+    figures,
+    interval_text,
+    number,
+    percent,
+    success_text,
+)  # fmt: skip
 from esc_env.protocols import Verdict
 from esc_env.trajectory import StopReason, Trajectory
 
@@ -27,17 +36,16 @@ _ENDED = {
 
 def run_page(report: Report) -> str:
     """The page of one run: numbers, groups, and every conversation."""
-    rate = f"{percent(report.success_rate)} of the conversations with an outcome were solved"
     spread = f" (95 % interval {interval_text(report.interval)})" if report.interval else ""
     body = [
         f"<h1>{escape(report.agent)} on {escape(report.scenarios)}</h1>",
-        f'<p class="lead">{rate}{spread}.</p>',
+        f'<p class="lead">Solved: {success_text(report)}{spread}.</p>',
         *notes(report),
         table(
             (("", "bar"), *((name, "") for name in (*FIGURES, "with outcome", "errors"))),
             [
                 (
-                    bar(report.success_rate, report.interval),
+                    bar(report.success_rate, report.interval if report.complete else None),
                     *figures(report),
                     f"{report.completed:,} / {report.episodes:,}",
                     f"{report.errors:,}",
@@ -80,8 +88,8 @@ def notes(report: Report) -> list[str]:
     if missing:
         boxes.append(
             f'<p class="note bad">Incomplete: {missing:,} of {report.episodes:,} conversations have no outcome '
-            f"({report.errors:,} ended in an error). Counting errors as failures, SR is "
-            f"{percent(report.success_rate_if_errors_failed)}. The same command completes the run.</p>"
+            f"({report.errors:,} ended in an error), and none of these counts as solved in “of all”. "
+            "The same command completes the run.</p>"
         )
     boxes += [f'<p class="note bad">{escape(line)}.</p>' for line in report.warnings]
     boxes += [
@@ -106,6 +114,7 @@ def groups_table(groups: Mapping[str, Group]) -> str:
         (
             escape(name),
             bar(group.success_rate, group.interval),
+            percent(group.success_rate_of_all),
             percent(group.success_rate),
             number(group.average_turns, 2),
             number(group.mean_score, 2, signed=True),
@@ -113,7 +122,8 @@ def groups_table(groups: Mapping[str, Group]) -> str:
         )
         for name, group in groups.items()
     ]
-    return table((("", "name"), ("", "bar"), ("SR", ""), ("AT", ""), ("score", ""), ("conversations", "")), rows)
+    numbers = ("of all", "SR", "AT", "score", "conversations")
+    return table((("", "name"), ("", "bar"), *((name, "") for name in numbers)), rows)
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
@@ -167,6 +177,7 @@ def _conversation(trajectory: Trajectory) -> str:
     trial = f", trial {trajectory.trial + 1}" if trajectory.trial else ""
     turns = f"{trajectory.turns} turn{'' if trajectory.turns == 1 else 's'}"
     score = f", score {number(trajectory.final_score, 2, signed=True)}" if trajectory.verdicts else ""
+    attempts = f", {trajectory.attempts:,} attempts" if trajectory.attempts > 1 else ""
     lines = [_message(message) for message in trajectory.dialogue.messages[: trajectory.history]]
     rest = trajectory.dialogue.messages[trajectory.history :]
     verdicts = iter(trajectory.verdicts)
@@ -178,7 +189,7 @@ def _conversation(trajectory: Trajectory) -> str:
     if trajectory.failure:
         lines.append(f'<p class="note bad">{escape(trajectory.failure.role)}: {escape(trajectory.failure.message)}</p>')
     return (
-        f'<details><summary><span class="{kind}">{ended}</span> in {turns}{score} '
+        f'<details><summary><span class="{kind}">{ended}</span> in {turns}{score}{attempts} '
         f'<span class="soft">{escape(scenario.id)}{trial} ({escape(about)})</span></summary>'
         f'<div class="chat">{"".join(lines)}</div></details>'
     )

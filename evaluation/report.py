@@ -13,10 +13,12 @@ from typing import Any
 from esc_env.evaluation.statistics import success_interval, wilson
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
 from esc_env.rules import Fingerprint
+from esc_env.scenarios import Scenario
 from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = [
     "FIGURES", "FirstVotes", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent",
+    "success_text",
     "summarise_run",
 ]  # fmt: skip
 
@@ -38,7 +40,8 @@ class Group:
     """Completed episodes that share an emotion, a problem or a persona.
 
     Attributes:
-        episodes: how many completed.
+        episodes: how many completed; the rates are over them, except the first.
+        success_rate_of_all: share solved of all that share it, in [0, 1]: one without an outcome is not.
         success_rate: share solved, in [0, 1].
         interval: its 95 % interval.
         average_turns: a failure counts T.
@@ -46,6 +49,7 @@ class Group:
     """
 
     episodes: int
+    success_rate_of_all: float
     success_rate: float
     interval: tuple[float, float]
     average_turns: float
@@ -216,15 +220,19 @@ class Report:
         run_key: 16 hex digits over fingerprint and agent.
         fingerprint: what the agent faced; compare reports only if `fingerprint.digest` agrees.
         episodes: conversations of the whole run: scenarios × trials.
-        completed: those with an outcome; the rates below are over them.
-        errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good.
+        completed: those with an outcome; the rates below are over them, except where they say otherwise.
+        errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good, or the
+            time limit or an interruption cut it off.
+        retried: conversations that took more than one attempt, each gone on with from where it broke off.
+        most_attempts: the most that one took; 0 when none has begun.
         supporter_failures: completed conversations that failed because the agent raised or returned no utterance.
+        success_rate_of_all: share of all conversations of the run solved, in [0, 1]: one without an outcome, or never
+            begun, is not. What SR cannot fall below when the run is completed.
         success_rate: SR, share of completed conversations solved, in [0, 1]; None when none completed.
         interval: its 95 % interval (Wilson for one trial, scenario-clustered bootstrap for more); None likewise.
         strict_success_rate: SR that counts a conversation only if at least `STRICT` votes of its last verdict are for
             `solved`, so that no lenient rater decides alone. By that rule it would have gone on, and might have been
             solved later: a lower bound. None where fewer votes are cast, or none completed.
-        success_rate_if_errors_failed: SR with errors counted as failures; None when nothing has ended.
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
         by_emotion, by_problem, by_persona: the same per group.
@@ -245,11 +253,13 @@ class Report:
     episodes: int
     completed: int
     errors: int
+    retried: int
+    most_attempts: int
     supporter_failures: int
+    success_rate_of_all: float
     success_rate: float | None
     interval: tuple[float, float] | None
     strict_success_rate: float | None
-    success_rate_if_errors_failed: float | None
     average_turns: float | None
     mean_score: float | None
     by_emotion: Mapping[str, Group]
@@ -270,10 +280,15 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each thing about the models' answers that may have decided the result."""
+        """A line for each thing that may have decided the result: models' answers, and attempts."""
         lines = [self.replies.warning] if self.replies.warning else []
         if self.first_votes:
             lines += self.first_votes.warnings
+        if self.retried:
+            lines.append(
+                f"{self.retried:,} of the conversations took more than one attempt ({self.most_attempts:,} at most), "
+                "going on from where they broke off"
+            )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -291,42 +306,49 @@ class Report:
         return data
 
 
-def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], folder: Path) -> Report:
+def summarise_run(
+    about: Mapping[str, Any],
+    known: Mapping[tuple[str, int], Trajectory | None],
+    people: Mapping[str, Scenario],
+    folder: Path,
+) -> Report:
     """Count a run's conversations into a report.
 
     Args:
         about: what run.json says.
-        known: what every episode has come to; None where it has not ended.
+        known: what every episode (scenario id, trial) has come to; None where it has not ended.
+        people: whom the run is held with, by id.
         folder: of the run.
     """
-    episodes = list(known)
-    ended = tuple(filter(None, episodes))
+    everybody = [people[scenario] for scenario, _ in known]
+    ended = tuple(filter(None, known.values()))
     faced = dict(about["identity"])
     agent = faced.pop("agent")
     fingerprint = Fingerprint(faced)
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
-    whole = _group(done, limit) if done else None
+    whole = _group(done, len(known), limit) if done else None
     first_votes = _first_votes(done, fingerprint)
-    solved = sum(trajectory.solved for trajectory in done)
     return Report(
         agent=about["agent"],
         scenarios=about["scenarios"],
         run_key=about["run_key"],
         fingerprint=fingerprint,
-        episodes=len(episodes),
+        episodes=len(known),
         completed=len(done),
         errors=len(ended) - len(done),
+        retried=sum(trajectory.attempts > 1 for trajectory in ended),
+        most_attempts=max((trajectory.attempts for trajectory in ended), default=0),
         supporter_failures=sum(t.stop_reason is StopReason.SUPPORTER_FAILED for t in done),
+        success_rate_of_all=whole.success_rate_of_all if whole else 0.0,
         success_rate=whole.success_rate if whole else None,
         interval=whole.interval if whole else None,
         strict_success_rate=_strict(done, int(fingerprint.parts["votes"])),
-        success_rate_if_errors_failed=solved / len(ended) if ended else None,
         average_turns=whole.average_turns if whole else None,
         mean_score=whole.mean_score if whole else None,
-        by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
-        by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
-        by_persona=_groups(done, limit, lambda t: t.scenario.persona),
+        by_emotion=_groups(done, everybody, limit, lambda person: person.emotion or "unknown"),
+        by_problem=_groups(done, everybody, limit, lambda person: person.problem or "unknown"),
+        by_persona=_groups(done, everybody, limit, lambda person: person.persona),
         replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=first_votes.share if first_votes else None,
         first_votes=first_votes,
@@ -337,22 +359,27 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
     )
 
 
-def _groups(done: Sequence[Trajectory], limit: int, key: Callable[[Trajectory], str]) -> dict[str, Group]:
+def _groups(
+    done: Sequence[Trajectory], everybody: Iterable[Scenario], limit: int, key: Callable[[Scenario], str]
+) -> dict[str, Group]:
     members: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in done:
-        members[key(trajectory)].append(trajectory)
-    return {value: _group(members[value], limit) for value in sorted(members)}
+        members[key(trajectory.scenario)].append(trajectory)
+    sizes = Counter(map(key, everybody))
+    return {value: _group(members[value], sizes[value], limit) for value in sorted(members)}
 
 
-def _group(done: Sequence[Trajectory], limit: int) -> Group:
+def _group(done: Sequence[Trajectory], of: int, limit: int) -> Group:
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for trajectory in done:
         outcomes[trajectory.scenario.id].append(trajectory.solved)
     interval = success_interval(outcomes.values())
     assert interval is not None  # `done` is not empty
+    solved = sum(trajectory.solved for trajectory in done)
     return Group(
         episodes=len(done),
-        success_rate=sum(trajectory.solved for trajectory in done) / len(done),
+        success_rate_of_all=solved / of,
+        success_rate=solved / len(done),
         interval=interval,
         average_turns=sum(t.turns if t.solved else limit for t in done) / len(done),
         mean_score=sum(trajectory.final_score for trajectory in done) / len(done),
@@ -413,7 +440,16 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"
 
 
+def success_text(report: Report) -> str:
+    """`41.5 %`; where a run is not complete, the lower first: `12.5 % of all, 50.0 % of the 10 with an outcome`."""
+    if report.complete:
+        return percent(report.success_rate)
+    rates = f"{percent(report.success_rate_of_all)} of all"
+    return f"{rates}, {percent(report.success_rate)} of the {report.completed:,} with an outcome"
+
+
 FIGURES: Mapping[str, Callable[[Report], str]] = {
+    "of all": lambda report: percent(report.success_rate_of_all),
     "SR": lambda report: percent(report.success_rate),
     "95 %": lambda report: interval_text(report.interval),
     "strict": lambda report: percent(report.strict_success_rate),

@@ -8,7 +8,7 @@ A run is a folder (see `esc_env.folder`):
     report.json         the report, under the names of `Report`
     report.html         the same as a page, with all transcripts
 
-The same call resumes: conversations with an outcome are never held again, errors are tried again.
+The same call resumes: conversations with an outcome are never held again, and an error goes on from where it broke off.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def evaluate(
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
         agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
             `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
-        time_limit: seconds for the conversations of this call, above 0; None for no limit. What has not ended by then
-            is dropped, and held by the next call.
+        time_limit: seconds for the conversations of this call, above 0; None for no limit. What goes on
+            then is cut off as an error, and the next call goes on from there.
         models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of
             `esc_env.models.ModelSettings`. `concurrency`, 64 by default, is also how many conversations are held at
             the same time; each has one call in flight.
@@ -162,7 +162,7 @@ def evaluate(
                 CompleteRunWarning,
                 stacklevel=2,
             )
-        report = summarise_run(folder.about(), known.values(), folder.path)
+        report = summarise_run(folder.about(), known, people, folder.path)
         write_report(report, folder.path)
     return report
 
@@ -193,7 +193,7 @@ def read_run(folder: str | Path) -> Report:
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
     known = ended(kept, TRAJECTORIES, episodes, people, rules)
-    return summarise_run(about, known.values(), kept.path)
+    return summarise_run(about, known, people, kept.path)
 
 
 def run_key(faced: Fingerprint, agent: Mapping[str, Any]) -> str:

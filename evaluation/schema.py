@@ -48,7 +48,7 @@ def schema() -> dict[str, Any]:
         "oneOf": [
             line("run", {"identity": whole} | said, ["identity", *said]),
             line("scenario", person["properties"], person["required"]),
-            line("trajectory", held, names),
+            line("trajectory", held, [name for name in names if name != "attempts"]),
         ],
         "$defs": definitions,
     }

@@ -36,7 +36,7 @@ from esc_env.records import read_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.seeds import Seed, episode_seed
 from esc_env.specs import parse_spec
-from esc_env.trajectory import StopReason, Trajectory
+from esc_env.trajectory import Trajectory
 
 __all__ = ["STANDINGS", "SpotCheck", "Standing", "Verification", "verify"]
 
@@ -256,12 +256,6 @@ def _within(trajectory: Trajectory, rules: Rules, identity: Mapping[str, Any]) -
         for turn, verdict in enumerate(trajectory.verdicts, 1):
             if not rules.votes / 2 <= len(verdict.votes) <= rules.votes or not {*verdict.votes} <= {*VOTES.values()}:
                 yield f"turn {turn}: {list(verdict.votes)} cannot be {rules.votes} votes of a chat model"
-    failed = trajectory.stop_reason in (StopReason.SUPPORTER_FAILED, StopReason.ERROR)
-    role = trajectory.failure.role if trajectory.failure else None
-    if failed != (role is not None):
-        yield f"it ended as {trajectory.stop_reason.value}, and {'a' if role else 'no'} failure is told"
-    elif trajectory.stop_reason is StopReason.SUPPORTER_FAILED and role != "supporter":
-        yield f"it ended as {trajectory.stop_reason.value}, and the {role} is said to have failed"
 
 
 def _said(trajectory: Trajectory, role: str) -> list[Message]:

@@ -19,7 +19,7 @@ from typing import Any
 from esc_env.background import hops
 from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
-from esc_env.conversation import Chairs, Exchange, Gate, check_history, converse
+from esc_env.conversation import Chairs, Gate, check_history, converse
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ChairError, ScenarioError, SpecError, whole
 from esc_env.fields import flag, integer, many, number, read
@@ -187,7 +187,7 @@ class FutureReward:
         *,
         seed: int | Seed,
         gate: Gate | None = None,
-        told: Callable[[Exchange], None] | None = None,
+        told: Callable[[Trajectory], None] | None = None,
     ) -> tuple[Future, ...]:
         """K futures of a response, simulated at the same time. May be awaited on any event loop.
 

@@ -354,7 +354,9 @@ def test_a_failed_call_leaves_the_collection_incomplete_and_the_same_call_comple
 ):
     options: dict[str, Any] = {"agent": Drawing(), "scenarios": FEW, **chairs(), "out": tmp_path / "a"}
     whole = collect(**options)
-    broken = Faulty(options[chair], {call: ModelUnavailable("gone")})
+    gone = ModelUnavailable("gone")
+    gone.infrastructure = True
+    broken = Faulty(options[chair], {call: gone})
     failing: dict[str, Any] = {**options, chair: broken, "out": tmp_path / "b"}
     made = collect(**failing)
     assert not made.complete
@@ -367,10 +369,29 @@ def test_a_failed_call_leaves_the_collection_incomplete_and_the_same_call_comple
     assert contents(again.samples) == contents(whole.samples)
 
 
+@pytest.mark.parametrize("chair", ["seeker", "critic"])
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_a_conversation_that_broke_off_goes_on_from_there(tmp_path: Path, chair: str, call: int):
+    agent, options = Drawing(), chairs()
+    broken: dict[str, Any] = {**options, chair: Faulty(options[chair], {call: ModelUnavailable("gone")})}
+    assert not collect(agent, FEW, **broken, out=tmp_path).complete
+    assert collect(agent, FEW, **options, out=tmp_path).complete
+    spoken = Counter(seed for seed in agent.seeds if not seed.candidate)
+    assert set(spoken.values()) == {1}, "no turn of a conversation was taken twice"
+    assert len(spoken) == 9
+
+
+def test_conversations_may_be_longer_than_futures(tmp_path: Path):
+    made = collect(Drawing(), FEW, **chairs(), horizon=1, out=tmp_path)
+    assert contents(collect(Drawing(), FEW, **chairs(), horizon=1, out=tmp_path).samples) == contents(made.samples)
+
+
 @pytest.mark.parametrize("call", [2, 20, 40])
 def test_a_spent_budget_stops_and_a_larger_one_goes_on(tmp_path: Path, call: int):
     agent = Drawing()
-    broke = Faulty(agent, {number: BudgetExceeded("1 USD is spent") for number in range(call, 1000)})
+    spent = BudgetExceeded("1 USD is spent")
+    spent.infrastructure = True
+    broke = Faulty(agent, dict.fromkeys(range(call, 1000), spent))
     with pytest.raises(BudgetExceeded, match="1 USD is spent"):
         collect(broke, FEW, **chairs(), concurrency=2, out=tmp_path)
     assert broke.calls < call + 20

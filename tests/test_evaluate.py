@@ -70,7 +70,7 @@ def test_the_report_counts_what_happened(tmp_path):
     assert report.average_turns == (2 + 3 + 2 + 3) / 4
     assert report.mean_score == (1 - 0.5 + 1 - 0.5) / 4
     assert report.interval == wilson(2, 4)
-    assert report.success_rate_if_errors_failed == 0.5
+    assert report.success_rate_of_all == 0.5
     assert report.complete
     assert [trajectory.scenario.id for trajectory in report.trajectories] == [f"person-{i}" for i in range(4)]
     assert report.by_emotion["anxiety"].episodes == 4
@@ -81,7 +81,7 @@ def test_report_json_has_the_names_of_the_report(tmp_path):
     report = held(out=tmp_path / "run")
     data = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     for name in ("agent", "scenarios", "run_key", "episodes", "completed", "errors", "supporter_failures",
-                 "success_rate", "success_rate_if_errors_failed", "average_turns", "mean_score"):  # fmt: skip
+                 "success_rate", "success_rate_of_all", "average_turns", "mean_score"):  # fmt: skip
         assert data[name] == getattr(report, name), name
     assert tuple(data["interval"]) == report.interval
     assert data["fingerprint"] == report.fingerprint.digest
@@ -123,7 +123,7 @@ def test_a_failed_call_is_never_a_failed_conversation(tmp_path):
     assert report.interval is None
     assert report.average_turns is None
     assert report.mean_score is None
-    assert report.success_rate_if_errors_failed == 0.0
+    assert report.success_rate_of_all == 0.0
     assert not report.complete
     assert report.failure_messages == (("seeker", "no such model", 4),)
     assert "NaN" not in (tmp_path / "run" / "report.json").read_text()
@@ -133,7 +133,7 @@ def test_errors_are_tried_again_and_the_last_line_counts(tmp_path):
     seeker = Faulty(SEEKER, {1: ModelError("busy")})
     first = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (first.completed, first.errors, first.success_rate) == (3, 1, pytest.approx(2 / 3))
-    assert first.success_rate_if_errors_failed == 0.5
+    assert first.success_rate_of_all == 0.5
     second = held(out=tmp_path / "run", seeker=seeker, concurrency=1)
     assert (second.completed, second.errors, second.success_rate) == (4, 0, 0.5)
     kept = [(line["scenario"], line["stop_reason"]) for line in lines(tmp_path / "run")]
@@ -583,7 +583,7 @@ def _esc(folder: Path, out: str, environment: dict[str, str]) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-c", "from esc_env.cli import main; main()", "eval", "--agent", "python:slow_agent:respond",
          "--scenarios", "people.jsonl", "--trials", "2", "--max-turns", "3", "--concurrency", "3", "--out", out],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -626,11 +626,16 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_says_how(tmp_path, start):
     assert process.returncode == 130
     assert "To go on, type: esc eval --agent python:slow_agent:respond" in told
     assert "Traceback" not in told
-    assert not read_run(tmp_path / "run").complete
+    stopped = read_run(tmp_path / "run")
+    cut = {(item.failure.role, item.failure.kind) for item in stopped.trajectories if item.failure}
+    assert cut == {("supporter", "Interrupted")}, "those under way are kept too"
     resumed = start("run")
     resumed.communicate(timeout=60)
     assert resumed.returncode == 0
-    assert read_run(tmp_path / "run").complete
+    whole = read_run(tmp_path / "run")
+    assert (whole.complete, whole.retried, whole.most_attempts) == (True, stopped.errors, 2)
+    for before, after in zip(stopped.trajectories, whole.trajectories, strict=False):
+        assert after.dialogue.messages[: len(before.dialogue)] == before.dialogue.messages
 
 
 # --- statistics -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from esc_env.evaluation import evaluate, read_run
 from esc_env.folder import RunFolder
 from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter
 from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
+from esc_env.trajectory import Failure
 
 FILE = "trajectories.jsonl"
 PEOPLE = {person.id: person for person in bank(3)}
@@ -37,7 +38,8 @@ def said(path: Path) -> dict[str, Any]:
 
 def conversation(name: str, trial: int = 0) -> Trajectory:
     dialogue = Dialogue((Message("seeker", "I am sad."),))
-    return Trajectory(PEOPLE[name], dialogue, (), StopReason.SUPPORTER_FAILED, seed=7, trial=trial)
+    failure = Failure("supporter", "ValueError", "no word")
+    return Trajectory(PEOPLE[name], dialogue, (), StopReason.SUPPORTER_FAILED, 7, trial, failure=failure)
 
 
 def begun(path: Path, *held: Trajectory) -> RunFolder:

@@ -391,7 +391,7 @@ def test_a_run_never_lasts_longer_than_its_time_limit_and_goes_on_later(fakes, t
     for enough in (0, 4):
         few = evaluate("python:my_models:helper", bank(30), **held, time_limit=0.2 + enough / 2, progress=hang)
         assert enough <= few.completed <= enough + 1, "of the two under way, one may not have asked yet"
-        assert few.errors == 0, "what was dropped is no error"
+        assert few.errors <= 2, "what was cut off is kept, and goes on"
     fakes.person.latency = 0.0
     assert evaluate("python:my_models:helper", bank(30), **held, time_limit=600).complete
 

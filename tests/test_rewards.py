@@ -159,7 +159,9 @@ def test_the_thought_of_a_response_reaches_neither_seeker_nor_critic():
 @pytest.mark.parametrize("chair", ["seeker", "critic", "agent"])
 def test_a_failed_call_is_never_a_failed_future(chair: str):
     chairs: dict[str, Any] = {"agent": AGENT, "seeker": SEEKER, "critic": ScriptedCritic(["same"])}
-    chairs[chair] = Faulty(chairs[chair], {1: ModelUnavailable("gone")})
+    gone = ModelUnavailable("gone")
+    gone.infrastructure = True
+    chairs[chair] = Faulty(chairs[chair], {1: gone})
     with pytest.raises(ChairError, match="gone"):
         simulate(FutureReward(**chairs))
 

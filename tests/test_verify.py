@@ -95,18 +95,8 @@ def seeker_says(held: list[dict[str, Any]]) -> None:
     lost(held)["dialogue"][-1]["content"] = "Thank you so much, I feel completely relieved now!"
 
 
-def failed_for_another(held: list[dict[str, Any]]) -> None:
-    lost(held).update(
-        stop_reason="supporter_failed", failure={"role": "critic", "kind": "ModelError", "message": "it was down"}
-    )
-
-
 def too_long(held: list[dict[str, Any]]) -> None:
     held[0]["dialogue"][1]["content"] = "Go on. " * 2000
-
-
-def no_cause(held: list[dict[str, Any]]) -> None:
-    lost(held)["failure"] = {"role": "seeker", "kind": "ModelError", "message": "it was down"}
 
 
 FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
@@ -116,9 +106,7 @@ FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "swapped scenarios": (swapped, r"its seed is \d+; in a run of seed 0 it is \d+"),
     "other words of the agent": (other_words, r"turn 1: the supporter says something else"),
     "other words of the seeker": (seeker_says, r"turn 8: the seeker says something else"),
-    "another's failure": (failed_for_another, r"ended as supporter_failed, and the critic is said to have failed"),
     "a reply that is too long": (too_long, r"turn 1: the supporter says 14,000 characters, more than 8,000"),
-    "a failure of nothing": (no_cause, r"ended as max_turns, and a failure is told"),
 }
 
 

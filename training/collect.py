@@ -25,7 +25,7 @@ from esc_env.agents import identity_of, resolve_agent
 from esc_env.background import each, run
 from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
-from esc_env.conversation import Exchange, as_message
+from esc_env.conversation import as_message
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models, ended, hold_missing, reached
@@ -167,7 +167,7 @@ def collect(
         held: list[Trajectory] = []
         if episodes:
             with RecordWriter(folder.path / CONVERSATIONS, "trajectory") as writer:
-                known = ended(folder, CONVERSATIONS, episodes, people, reward.chairs.rules)
+                known = ended(folder, CONVERSATIONS, episodes, people, rules)
                 if (now := reached(known)).done < now.total:
                     told(now)
                     hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told)
@@ -299,7 +299,7 @@ class _Job:
         self.done += len(same)
         self._tell()
 
-    def _turned(self, _: Exchange) -> None:
+    def _turned(self, _: Trajectory) -> None:
         self.turns += 1
         self._tell()
 

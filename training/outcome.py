@@ -38,7 +38,8 @@ def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         "reward": config.grpo.reward,
         "evaluation": {
             name: {
-                "success_rate": run.success_rate, "interval": run.interval, "average_turns": run.average_turns,
+                "success_rate_of_all": run.success_rate_of_all, "success_rate": run.success_rate,
+                "interval": run.interval, "average_turns": run.average_turns,
                 "conversations": run.completed, "errors": run.errors, **texture(run),
             }
             for name, run in runs.items()
@@ -60,7 +61,7 @@ def evaluations(folder: Path) -> dict[str, Report]:
 def best_start(runs: Mapping[str, Report]) -> str | None:
     """Which evaluation of the policy before GRPO has the best success rate, over all temperatures."""
     swept = [name for name in runs if name == "start" or re.fullmatch(r"start-t[\d.e-]+", name)]
-    return max(swept, key=lambda name: runs[name].success_rate or 0.0, default=None)
+    return max(swept, key=lambda name: runs[name].success_rate_of_all, default=None)
 
 
 def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
@@ -147,7 +148,7 @@ def page(report: Mapping[str, Any]) -> str:
     setting = report["setting"]
     rows = [
         (
-            name, shown(run["success_rate"], ".1%"),
+            name, shown(run["success_rate_of_all"], ".1%"), shown(run["success_rate"], ".1%"),
             " – ".join(shown(end, ".1%") for end in run["interval"] or (None, None)),
             shown(run["average_turns"], ".2f"), run["conversations"], run["errors"], *texture_cells(run),
         )
@@ -159,7 +160,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"Trained on {setting['scenarios']}, evaluated on {setting['test']}; T = {setting['max_turns']}, seed "
         f"{setting['seed']}.",
         "",
-        *markdown.table(("policy", "SR", "95 % interval", "AT", "conversations", "errors", *TEXTURE), rows),
+        *markdown.table(("policy", "of all", "SR", "95 % interval", "AT", "conversations", "errors", *TEXTURE), rows),
     ]
     if change := report["gain"]:
         low, high = change["interval"]

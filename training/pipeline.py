@@ -30,6 +30,7 @@ from typing import Any
 from esc_env.agents.spec import resolve_agent
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
+from esc_env.evaluation.report import success_text
 from esc_env.evaluation.runner import evaluate
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings, Options
@@ -195,7 +196,7 @@ class _Pipeline:
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
             out=self.folder / "eval" / label, **asdict(self.config.calls(stage)),
         )  # fmt: skip
-        self.told(f"evaluate {label}: SR {shown(report.success_rate, '.1%')}")
+        self.told(f"evaluate {label}: SR {success_text(report)}")
 
     # --- what they need -------------------------------------------------------------------------------
 
@@ -281,8 +282,8 @@ class _Pipeline:
             out=self.folder / "valid" / Path(policy).name, fresh=True,
             **asdict(self.config.calls(self.config.evaluate)),
         )  # fmt: skip
-        self.told(f"valid, {Path(policy).name}: SR {shown(report.success_rate, '.1%')}")
-        return report.success_rate or 0.0
+        self.told(f"valid, {Path(policy).name}: SR {success_text(report)}")
+        return report.success_rate_of_all
 
 
 def on_valid(config: PipelineConfig, folder: str | Path, *, told: Told = print) -> Callable[[str], float]:

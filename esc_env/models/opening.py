@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from esc_env.errors import MissingExtra, SpecError
+from esc_env.errors import MissingExtra, ModelError, SpecError
 from esc_env.models.budget import Budget, Budgeted, price_of, unpriced
 from esc_env.models.capabilities import Capabilities, capabilities_of, check_provider
 from esc_env.models.cassette import Cassette
@@ -80,7 +80,11 @@ class Opened(Layer):
 
     async def complete(self, request: Request) -> Completion:
         """What the model says, without keys: a server may echo the one that it was sent."""
-        answer = await self.model.complete(request)
+        try:
+            answer = await self.model.complete(request)
+        except ModelError as error:
+            error.infrastructure = True
+            raise
         texts, reasons, tops, name = struck(
             (answer.texts, answer.finish_reasons, [dict(choice) for choice in answer.logprobs or ()], answer.model)
         )
