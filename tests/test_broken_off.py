@@ -207,7 +207,7 @@ def test_nothing_that_was_said_or_judged_is_asked_for_again(tmp_path, chair, cal
     asked = {name: Faulty(seat) for name, seat in seats.items()}
     error = ModelError("gone")
     error.infrastructure = True
-    asked[chair].failures = {turn: error}
+    asked[chair].failures[turn] = error
     people = bank(10)[9:]
     first = evaluate(asked["agent"], people, seeker=asked["seeker"], critic=asked["critic"], rules=RULES, out=tmp_path)
     (broken,) = first.trajectories
