@@ -200,7 +200,7 @@ class GRPOStage(Stage):
         iterations: μ, updates per generated batch. *Source:* 1, DeepSeekMath.
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
-        require_end: a reply that does not end by itself gets no reward for its future.
+        require_end: a reply that does not end by itself is rewarded below all siblings that do.
         concurrency: calls in flight at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`trl vllm-serve` at `vllm_url`) or `off`.

@@ -39,6 +39,7 @@ from esc_env.rewards.rows import Reward, Text, awaited, raw_text
 from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
+from esc_env.training.floor import floored
 from esc_env.training.stage import (
     arguments,
     asked,
@@ -154,6 +155,12 @@ def failure_signs(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if len(unended) >= 5 and fmean(unended[-5:]) > 0.5:
         share = fmean(unended[-5:])
         signs["length"] = f"{share:.0%} of the replies do not end. Raise completion_length, or start with SFT"
+    cut, held, taught = (_column(log, f"env/{name}")[-5:] for name in ("cut", "turns", "trained_turns"))
+    if cut and fmean(cut) > 0.1 and fmean(taught) < 0.8 * fmean(held):
+        signs["cut"] = (
+            f"{fmean(cut):.0%} of the conversations outgrow prompt_length, so that {fmean(taught):.1f} of "
+            f"{fmean(held):.1f} turns of a conversation are trained. Raise prompt_length, or turns"
+        )
     rewards = _column(log, "reward")
     if len(rewards) < 10:
         return signs
@@ -192,13 +199,15 @@ def _end(values: Sequence[float]) -> float:
 
 
 class _Watched:
-    """The reward as the trainer gets it: gated on replies that end, with what the replies look like logged beside."""
+    """The reward as the trainer gets it, with what the replies look like logged beside.
 
-    def __init__(self, reward: Reward, ends: frozenset[int], floor: float, gated: bool) -> None:
+    With a `group_size`, replies that do not end are `floored` in groups of it.
+    """
+
+    def __init__(self, reward: Reward, ends: frozenset[int], group_size: int | None) -> None:
         self.reward = reward
         self.ends = ends
-        self.floor = floor
-        self.gated = gated
+        self.group_size = group_size
         self.__name__ = "total"
 
     @awaited
@@ -218,11 +227,7 @@ class _Watched:
             log_metric("text/distinct_2", len(set(pairs)) / len(pairs) if pairs else 0.0)
             log_metric("text/top_reply", Counter(map(tuple, texts)).most_common(1)[0][1] / len(texts))
             log_metric("text/ended", fmean(ended))
-        if self.gated:
-            rewards = [
-                reward if reward is None or done else self.floor for reward, done in zip(rewards, ended, strict=True)
-            ]
-        return rewards
+        return floored(rewards, ended, self.group_size) if self.group_size else rewards
 
 
 class _Watch(transformers.TrainerCallback):
@@ -306,7 +311,8 @@ def train_grpo(
         prompts: rows as `esc_env.rewards.grpo_row` makes them.
         evaluate: told a checkpoint's folder, gives its success rate on valid scenarios; the best checkpoint is kept.
             None keeps the last.
-        rollout: TRL's `rollout_func`, where a completion is a whole conversation; then `require_end` does not apply.
+        rollout: TRL's `rollout_func`, where a completion is a whole conversation; then `require_end` is the reward's
+            own affair.
 
     Returns:
         The folder, which holds the trained policy.
@@ -359,8 +365,7 @@ def _train(
     watched = _Watched(
         reward,
         frozenset(ends | {tokenizer.eos_token_id}),
-        floor=-1.0 if config.reward in ("future", "env") else 0.0,
-        gated=config.require_end and rollout is None,
+        config.group_size if config.require_end and rollout is None else None,
     )
     trainer = GRPOTrainer(
         model=model,
