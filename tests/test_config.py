@@ -58,6 +58,7 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (CollectStage, {"temperature": 0.0}, "say the same"),
         (CollectStage, {"valid": 1.0}, "share of scenarios"),
         (EvaluateStage, {"trials": 0}, "must be at least 1"),
+        (GRPOStage, {"reward": "random"}, "What was random is noise, and untrained"),
         (Setting, {"skip": ["grop"]}, "Did you mean 'grpo'"),
         (Setting, {"test": "builtin:train"}, "what is trained on"),
         (Setting, {"max_turns": 0}, "must be at least 1"),

@@ -24,10 +24,11 @@ from trl import GRPOConfig
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError, TrainingWarning
-from esc_env.rewards import ThinkFormatReward, combine, grpo_row
-from esc_env.training.config import GRPOStage
+from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
+from esc_env.training.config import GRPOStage, Setting
+from esc_env.training.data import Sample
 from esc_env.training.floor import floored
-from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, train_grpo
+from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, optimise, train_grpo
 from esc_env.training.stage import load_tokenizer
 
 pytestmark = [
@@ -205,6 +206,20 @@ def test_the_floor_of_a_group_that_lies_across_processes_is_the_whole_groups() -
         for rank in range(2)
     ]
     assert [process.wait(240) for process in both] == [0, 0]
+
+
+def test_simulated_futures_are_worth_what_the_labels_of_reward_models_say(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("esc_env.training.grpo.train_grpo", lambda *_, reward, **__: made.append(reward))
+    said = Dialogue((Message("seeker", "I cannot sleep."),))
+    future = Future((), ((0.0,), (1.0,)), True, 8)
+    sample = Sample(Scenario(id="p", situation="I cannot sleep."), said, Message("supporter", "Oh."), (future,), 0)
+    stage = GRPOStage(model=str(base), reward="future", gamma=0.6, **TINY)  # the γ of whole conversations
+    optimise(stage, Setting(), tmp_path, samples=[sample], continuing="builtin:template")
+    (combined,) = made
+    assert value([future], combined.parts["reply"].gamma) == sample.reward()
 
 
 def test_the_checkpoint_with_the_best_success_rate_on_valid_is_kept(base: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
 def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
     few = ["--evaluate.personas", "guarded", "--evaluate.sweep", "0.0", "0.5"]
     config = read_pipeline("tiny", arguments(world, *few))
-    arms = ["rlff", "no think-format", "format only", "random + format", "env"]
+    arms = ["rlff", "no think-format", "format only", "noise + format", "env"]
     table = ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None)
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     before = ["before GRPO", "before GRPO, temperature 0", "before GRPO, temperature 0.5"]
@@ -160,18 +160,18 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
-    wider = ablate(config, tmp_path, seeds=2, arms=["random", "env"], jobs=2)
+    wider = ablate(config, tmp_path, seeds=2, arms=["noise", "env"], jobs=2)
     assert_tables_are_even(wider)
-    row = next(line for line in wider.splitlines() if line.startswith("| random |"))
+    row = next(line for line in wider.splitlines() if line.startswith("| noise |"))
     assert row.split("|")[3].count("%") == 2
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
-    assert home / "random" / "grpo" / "model.safetensors" in now
+    assert home / "noise" / "grpo" / "model.safetensors" in now
     with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 
-@pytest.mark.parametrize("reward", ["future", "env", "random"])
+@pytest.mark.parametrize("reward", ["future", "env", "untrained", "noise"])
 def test_other_rewards_need_no_reward_model(reward: str, world: dict[str, Path], tmp_path: Path) -> None:
     config = read_pipeline("qwen2.5-0.5b", arguments(world, f"--grpo.reward={reward}", "--skip", "sft", "evaluate"))
     report = run_pipeline(config, tmp_path, told=lambda line: None)
@@ -343,8 +343,8 @@ def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path
         (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.01, 0.3), True),
         (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.0, 0.3), False),
         (Claim("env", "best", least=0.15, above=0.0), 0.14, (0.1, 0.2), False),
-        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.09), True),
-        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.1), False),
+        (Claim("noise", "start", below=0.1), 0.0, (-0.1, 0.09), True),
+        (Claim("noise", "start", below=0.1), 0.0, (-0.1, 0.1), False),
     ],
 )
 def test_a_claim_holds_only_if_difference_and_interval_bear_it_out(

@@ -24,6 +24,7 @@ from esc_env.rewards import Future, RewardModelReward
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
 from esc_env.training.reward_model import calibration, label_of, siblings, train_reward_model
+from esc_env.training.stage import lora
 
 pytestmark = [
     pytest.mark.full,
@@ -92,6 +93,28 @@ def test_an_adapter_is_merged_so_that_the_folder_is_a_whole_model(base: Path, tm
     train_reward_model(config, tmp_path, collection())
     assert not (tmp_path / "adapter_config.json").exists()
     assert RewardModelReward(tmp_path).kind == "classification"
+
+
+@pytest.mark.parametrize("family", ["llama", "distilbert", "deberta-v2", "modernbert"])
+def test_with_an_adapter_the_whole_new_head_is_trained_whatever_it_is_called(family: str) -> None:
+    import peft
+    import transformers
+
+    sizes: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 1, "intermediate_size": 16, "num_labels": 2}
+    sizes |= {"hidden_size": 16, "num_attention_heads": 2, "pooler_hidden_size": 16, "pad_token_id": 0}
+    sizes |= {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16} if family == "distilbert" else {}
+    shape = transformers.AutoConfig.for_model(family, **sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(shape)
+    heads = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    adapted = peft.get_peft_model(model, lora(RewardModelStage(lora_rank=2), "SEQ_CLS", model))
+    trained = {name for name, weights in adapted.named_parameters() if weights.requires_grad}
+    assert heads == {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        for name in trained
+        if "lora_" not in name
+    }
+    whole = adapted.merge_and_unload()
+    assert {name for name, _ in whole.named_parameters()} >= heads
 
 
 def test_one_class_is_refused_saying_what_delta_would_split_it(base: Path, tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ ARMS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "future": {"grpo": {"reward": "future"}},
     "no think-format": {"grpo": {"reward": "rlff", "alpha": 0.0}, "rm": {"kind": "classification"}},
     "format only": {"grpo": {"reward": "format"}},
-    "random + format": {"grpo": {"reward": "random"}},
-    "random": {"grpo": {"reward": "random", "alpha": 0.0}},
+    "untrained + format": {"grpo": {"reward": "untrained"}},
+    "untrained": {"grpo": {"reward": "untrained", "alpha": 0.0}},
+    "noise + format": {"grpo": {"reward": "noise"}},
+    "noise": {"grpo": {"reward": "noise", "alpha": 0.0}},
 }
 """What is changed for each row of the table. *Source:* the ablations of RLFF-ESC (arXiv 2508.12935); env, future,
 format only and random without format are ours."""
@@ -87,11 +89,13 @@ class Claim:
 CLAIMS = (
     Claim("env", "best", least=0.15, above=0.0),
     Claim("rlff", "best", above=0.0),
-    Claim("rlff", "random + format", above=0.0),
+    Claim("rlff", "untrained + format", above=0.0),
+    Claim("rlff", "noise + format", above=0.0),
     Claim("rlff", "format only", above=0.0),
-    Claim("random + format", "start", below=0.10),
+    Claim("noise + format", "start", below=0.10),
 )
-"""What must hold for the machinery to count as learning. Set before anything was measured."""
+"""What must hold for the machinery to count as learning. Set before anything was measured; the noise was called random
+then, and the untrained reward model was added before it was measured."""
 
 _SHARED = ("base", "population", "sft", "collect")
 

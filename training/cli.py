@@ -195,7 +195,10 @@ def _grpo(
         ),
     ] = None,
     reward_model: Annotated[
-        Path | None, typer.Option(help="A folder that `esc train rm` wrote, for --reward rlff.")
+        Path | None,
+        typer.Option(
+            help="A folder that `esc train rm` wrote, for --reward rlff; for untrained, the base model of one."
+        ),
     ] = None,
     agent: Annotated[
         str | None,
@@ -207,8 +210,8 @@ def _grpo(
 ) -> None:
     """Train a policy with GRPO. The result: local:OUT.
 
-    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
-    and format (the think format alone).
+    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls untrained
+    (a reward model that nobody has trained), noise, and format (the think format alone).
     """
     whole = read_pipeline(preset, ctx.args, stage="grpo")
     from esc_env.training.data import read_samples
@@ -254,7 +257,7 @@ def _ablate(
         list[str] | None,
         typer.Option(
             help="Only this arm; repeat it for several: rlff, ranking, regression, env, future, 'no think-format', "
-            "'format only', 'random + format', random. Default: all of them."
+            "'format only', 'untrained + format', untrained, 'noise + format', noise. Default: all of them."
         ),
     ] = None,
     jobs: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from esc_env.errors import ConfigError, did_you_mean
 from esc_env.models import ModelSettings, Options
@@ -179,8 +179,9 @@ class GRPOStage(Stage):
     """Group-relative policy optimisation on R_rlff = R_fut + α · R_thk-fmt.
 
     Attributes:
-        reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations), `random`
-            (the paper's ablation), `format` (α · R_thk-fmt alone, a control).
+        reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations); as
+            controls `untrained` (a reward model that nobody has trained: the paper's random one), `noise` (fresh in
+            every step) and `format` (α · R_thk-fmt alone).
         alpha: weight of the think-format reward, at least 0. *Source:* α = 0.5, arXiv 2508.12935.
         group_size: responses per context, at least 2. *Source:* G = 4, arXiv 2508.12935.
         temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
@@ -191,7 +192,8 @@ class GRPOStage(Stage):
             discounted sum of what every exchange, from the trained one on, changed in the critic's score. Ours.
         turns: rows that one conversation gives, each training one drawn supporter turn (reward `env`), at least 1; a
             divisor of `group_size`. Holding conversations takes most of the time, and one has many turns. Ours.
-        gamma: γ, the discount of later exchanges, in (0, 1] (rewards `env` and `future`). *Source:* ours, as R_fut has.
+        gamma: γ, the discount of later exchanges, in (0, 1] (reward `env` only; simulated futures are worth R_fut, with
+            the γ of the labels that reward models learn from). *Source:* ours, as R_fut has.
         beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
         loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
@@ -208,7 +210,7 @@ class GRPOStage(Stage):
         vllm_memory: share of GPU memory that vLLM may take (`colocate`), in (0, 1).
     """
 
-    reward: Literal["rlff", "future", "env", "random", "format"] = "rlff"
+    reward: Literal["rlff", "future", "env", "untrained", "noise", "format"] = "rlff"
     alpha: float = 0.5
     group_size: int = 4
     temperature: float = 1.1
@@ -234,6 +236,8 @@ class GRPOStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reward not in (known := get_type_hints(type(self))["reward"].__args__):
+            raise self._wrong("reward", f"is none of {', '.join(known)}. What was random is noise, and untrained")
         if self.group_size < 2:
             raise self._wrong(
                 "group_size", "leaves nothing to compare: advantages are relative to the group. Use 2 or more"

@@ -34,7 +34,7 @@ from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.protocols import Agent
 from esc_env.records import write_json
-from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
+from esc_env.rewards import FutureReward, NoiseReward, ThinkFormatReward, combine, grpo_row
 from esc_env.rewards.rows import Reward, Text, awaited, raw_text
 from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
@@ -423,7 +423,7 @@ def optimise(
         setting: style, chairs and what they are asked, and for `env` the scenarios.
         folder: of the stage.
         samples: a collection, whose contexts are answered; all rewards but `env` need it.
-        reward_model: for `rlff`.
+        reward_model: for `rlff`; for `untrained`, the base model of one.
         continuing: who goes on after a response, for `future`: the policy as it was when it was collected from. What a
             string names is asked the setting's `agent_options`.
         success: see `train_grpo`.
@@ -456,13 +456,19 @@ def optimise(
     if not prompts:
         raise ConfigError(f"reward {config.reward!r} answers collected contexts, and there are none. Type: esc collect")
     random.Random(config.seed).shuffle(prompts)
-    first: Any
-    if config.reward == "rlff":
+    first: Any = None
+    if config.reward in ("rlff", "untrained"):
         from esc_env.rewards.model import RewardModelReward
 
-        if reward_model is None:
+        device = "cpu" if config.cpu else None
+        if reward_model is None and config.reward == "rlff":
             raise ConfigError("reward 'rlff' needs a reward model. Type: esc train rm")
-        first = RewardModelReward(reward_model, device="cpu" if config.cpu else None)
+        if reward_model is None:
+            raise ConfigError("reward 'untrained' needs the base of a reward model. Type: --reward-model ORG/NAME")
+        if config.reward == "rlff":
+            first = RewardModelReward(reward_model, device=device)
+        else:
+            first = RewardModelReward.untrained(reward_model, seed=config.seed, device=device)
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
@@ -470,12 +476,11 @@ def optimise(
         agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature, options=options)
         chairs = chairs_of(setting, settings, rules)
         first = FutureReward(
-            agent, chairs.seeker, chairs.critic, rules, gamma=config.gamma, seed=config.seed,
-            concurrency=config.concurrency,
-        )  # fmt: skip
+            agent, chairs.seeker, chairs.critic, rules, seed=config.seed, concurrency=config.concurrency
+        )
         _check(folder, rules, chairs.seeker, chairs.critic, agent)
-    else:
-        first = RandomReward(config.seed)
+    elif config.reward == "noise":
+        first = NoiseReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
     if config.reward == "format":
         reward = combine({"format": form}, format=config.alpha)

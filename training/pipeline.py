@@ -144,17 +144,8 @@ class _Pipeline:
         """Stage 2."""
         from esc_env.training.reward_model import train_reward_model
 
-        base = self.setting.reward_model
-        if base == TINY:
-            base = str(self.folder / "rm-base")
-            if is_main() and not Path(base).exists():
-                from esc_env.training.tiny import make_reward_model
-
-                make_reward_model(base, self._policy())
-            _together()
-        report = train_reward_model(
-            replace(self.config.rm, model=base), self.folder / "rm", read_samples(self._needs("collect"))
-        )
+        config = replace(self.config.rm, model=self._reward_base())
+        report = train_reward_model(config, self.folder / "rm", read_samples(self._needs("collect")))
         self.told(f"rm: AUC {shown(report.auc)}, within contexts {shown(report.auc_within)}")
 
     def grpo(self) -> None:
@@ -166,7 +157,7 @@ class _Pipeline:
             self.setting,
             self.folder / "grpo",
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
-            reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
+            reward_model=self._reward_model(),
             continuing=self._collector(self.config.grpo) if self.config.grpo.reward == "future" else None,
             success=self.success,
             models=self.config.calls(self.config.grpo),
@@ -215,6 +206,24 @@ class _Pipeline:
         """The policy before GRPO."""
         made = self.folder / "sft"
         return str(made) if self.config.runs("sft") or made.is_dir() else self._begin()
+
+    def _reward_base(self) -> str:
+        """What a reward model begins with."""
+        if self.setting.reward_model != TINY:
+            return self.setting.reward_model
+        base = self.folder / "rm-base"
+        if is_main() and not base.exists():
+            from esc_env.training.tiny import make_reward_model
+
+            make_reward_model(base, self._policy())
+        _together()
+        return str(base)
+
+    def _reward_model(self) -> str | Path | None:
+        """What the reward of GRPO reads, if it reads one."""
+        if self.config.grpo.reward == "untrained":
+            return self._reward_base()
+        return self._needs("rm") if self.config.grpo.reward == "rlff" else None
 
     def _policies(self) -> dict[str, str]:
         named = {"start": self._policy()}

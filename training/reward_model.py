@@ -303,7 +303,7 @@ def _pairs(
             [{"chosen_ids": rows[one][1], "rejected_ids": rows[other][1]} for one, other in pairs]
         ),
         processing_class=tokenizer,
-        peft_config=lora(config, "SEQ_CLS"),
+        peft_config=lora(config, "SEQ_CLS", model),
     )
 
 
@@ -313,7 +313,7 @@ def _scorer(
     classes = config.kind == "classification"
     targets = [label_of(sample, config.delta) if classes else sample.reward() for sample, _ in rows]
     positive = fmean(targets) if classes and config.balance else 0.5
-    adapter = lora(config, "SEQ_CLS")
+    adapter = lora(config, "SEQ_CLS", model)
     return _Scorer(
         model=peft.get_peft_model(model, adapter) if adapter else model,
         args=transformers.TrainingArguments(**arguments(config, folder), remove_unused_columns=False),
