@@ -61,6 +61,12 @@ def _collect(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
     valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
+    valid_candidates: Annotated[
+        int | None, typer.Option(min=1, help="m of those set aside. Default: --candidates.")
+    ] = None,
+    valid_rollouts: Annotated[
+        int | None, typer.Option(min=1, help="K of those set aside. Default: --rollouts.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a conversation, and of a future.")] = 8,
     models: Models,
@@ -79,7 +85,8 @@ def _collect(
         made = collect(
             agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, limit=limit,
             contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
-            seed=seed, out=out, progress=told, temperature=temperature, agent_options=agent_options, **asdict(models),
+            valid_candidates=valid_candidates, valid_rollouts=valid_rollouts, seed=seed, out=out, progress=told,
+            temperature=temperature, agent_options=agent_options, **asdict(models),
         )  # fmt: skip
     card = made.card
     typer.echo(
@@ -180,7 +187,8 @@ def _rm(
     for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
         value = getattr(report, name)
         if value is not None:
-            typer.echo(f"{name:14} {value:.3f}")
+            ends = getattr(report, f"{name}_interval", None)
+            typer.echo(f"{name:14} {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
     typer.echo(str(out))
 
 

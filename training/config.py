@@ -153,6 +153,9 @@ class RewardModelStage(Stage):
             it moves P(1) away from the true share, and the report says how far.
         margin: pairs whose rewards differ by no more than this are no pairs (ranking only).
         tail: train also on tail labels, the later turns of simulated rollouts; False selects the paper's set.
+        horizon: exchanges after which every future is read as ended. A tail label had less time than T; read after as
+            many exchanges as it had, a candidate's means the same, and the number of the turn tells nothing. Tails that
+            had fewer left are left out. None: with tail labels half of T, rounded up, at least 2; else all of it.
     """
 
     model: str = "meta-llama/Llama-3.2-1B"
@@ -162,6 +165,7 @@ class RewardModelStage(Stage):
     balance: bool = False
     margin: float = 0.0
     tail: bool = True
+    horizon: int | None = None
     lora_rank: int = 0
     batch_size: int = 16
     accumulation: int = 1
@@ -170,6 +174,7 @@ class RewardModelStage(Stage):
         super().__post_init__()
         self._at_least(16, "max_length")
         self._at_least(0, "margin")
+        self._at_least(1, "horizon")
         if not -1 < self.delta < 1:
             raise self._wrong("delta", "must lie inside (-1, 1), where rewards lie")
 
@@ -287,6 +292,8 @@ class CollectStage(_Checked):
             paper has it. A shorter one tells more of the response, and less of chance.
         trials: episodes per scenario, at least 1.
         valid: share of scenarios marked as held out in the data card, in [0, 1).
+        valid_candidates: m of these, on which the reward model is measured; none for `candidates`.
+        valid_rollouts: K of these; none for `rollouts`.
         concurrency: calls in flight at the same time.
     """
 
@@ -301,12 +308,15 @@ class CollectStage(_Checked):
     horizon: int | None = None
     trials: int = 1
     valid: float = 0.2
+    valid_candidates: int | None = None
+    valid_rollouts: int | None = None
     concurrency: int = 64
 
     def __post_init__(self) -> None:
         self._options_of("agent")
         self._at_least(0, "temperature")
         self._at_least(1, "limit", "contexts", "horizon", "candidates", "rollouts", "trials", "concurrency")
+        self._at_least(1, "valid_candidates", "valid_rollouts")
         if self.candidates > 1 and not self.temperature:
             raise self._wrong("temperature", "makes all candidates say the same. Raise it above 0, or ask for one")
         if not 0 <= self.valid < 1:

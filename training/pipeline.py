@@ -134,6 +134,7 @@ class _Pipeline:
                 self._collector(stage), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
+                valid_candidates=stage.valid_candidates, valid_rollouts=stage.valid_rollouts,
                 seed=self.setting.seed, out=self.folder / "collect", **asdict(self.config.calls(stage)),
             )  # fmt: skip
             solved = made.card["all"]["solved"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
-from esc_env.evaluation.statistics import auc
+from esc_env.evaluation.statistics import auc, auc_interval, clustered_mean
 from esc_env.models.weights import load_model
 from esc_env.records import write_json, write_text
 from esc_env.rewards import value
@@ -55,7 +55,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Bin", "RewardModelReport", "calibration", "label_of", "siblings", "train_reward_model"]
+__all__ = ["Bin", "RewardModelReport", "alike", "calibration", "label_of", "siblings", "train_reward_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ class RewardModelReport:
         auc: does it tell responses that help from others, over all contexts? In [0, 1]; None where there is one class.
         auc_within: does it rank the responses to one context? GRPO compares these. None where none differ.
         pairs_within: how many pairs of siblings that rests on.
+        horizon: exchanges after which futures were read as ended, on both sides.
+        auc_interval, auc_within_interval: their 95 % intervals, resampling scenarios; None where there are not two.
         accuracy: share of right answers: P(1) above ½, or predicted reward above δ; for ranking, that of pairs.
         base_accuracy: what always answering the commoner class would get; None for ranking.
         ece: expected calibration error over 10 bins, in [0, 1]; classification only.
@@ -109,16 +111,33 @@ class RewardModelReport:
     error: float | None
     cut: float
     overlong: int
+    horizon: int | None = None
+    auc_interval: tuple[float, float] | None = None
+    auc_within_interval: tuple[float, float] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RewardModelReport:
         """Inverse of `dataclasses.asdict`."""
-        return cls(**{**data, "reliability": tuple(Bin(**bar) for bar in data["reliability"])})
+        ends = {name: tuple(ends) for name, ends in data.items() if name.endswith("_interval") and ends is not None}
+        return cls(**{**data, **ends, "reliability": tuple(Bin(**bar) for bar in data["reliability"])})
 
 
 def label_of(sample: Sample, delta: float) -> float:
     """The share of a response's futures whose reward is above δ, in [0, 1]: a soft label where there are several."""
     return fmean(value((future,)) > delta for future in sample.futures)
+
+
+def alike(samples: Iterable[Sample], config: RewardModelStage) -> tuple[list[Sample], int]:
+    """Samples whose labels mean the same, and after how many exchanges (see `RewardModelStage.horizon`)."""
+    chosen = [sample for sample in samples if config.tail or not sample.tail]
+    most = max((future.horizon for sample in chosen for future in sample.futures), default=1)
+    horizon = min(most, config.horizon or (max(2, -(-most // 2)) if config.tail else most))
+    found = []
+    for sample in chosen:
+        whole = [future for future in sample.futures if not sample.tail or future.horizon >= horizon]
+        if whole:
+            found.append(replace(sample, futures=tuple(future.within(horizon) for future in whole)))
+    return found, horizon
 
 
 # --- metrics --------------------------------------------------------------------------------------
@@ -187,15 +206,15 @@ def train_reward_model(config: RewardModelStage, folder: str | Path, samples: It
         ProtocolMismatch: the folder holds another run.
     """
     folder = Path(folder)
-    chosen = [sample for sample in samples if config.tail or not sample.tail]
+    chosen, horizon = alike(samples, config)
     data = [[*sample.key, sample.split, [value((future,)) for future in sample.futures]] for sample in chosen]
     with open_stage(folder, "reward_model", config, data) as finished:
         if not finished:
-            _train(config, folder, chosen)
+            _train(config, folder, chosen, horizon)
     return RewardModelReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
-def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) -> None:
+def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample], horizon: int) -> None:
     train, valid = _split(samples)
     _check(config, train)
     if base_of(config.model) is not None:
@@ -225,7 +244,7 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
         trainer.save_model(str(folder))
     if is_main():
         report = _report(config, folder, train, valid, limit)
-        report = replace(report, overlong=report.overlong + len(rows) - len(fitting))
+        report = replace(report, horizon=horizon, overlong=report.overlong + len(rows) - len(fitting))
         write_json(folder / "report.json", asdict(report))
         if report.reliability:
             write_text(folder / "reliability.svg", _reliability_svg(report.reliability))
@@ -382,6 +401,11 @@ def _report(
     ranks = rewards if config.kind != "classification" else labels
     told, soft = np.array(scores), np.array(labels)
     within, pairs = auc(told, told, *siblings(ranks, [sample.key[:3] for sample, _ in scored]))
+    people = [sample.scenario.id for sample, _ in scored]
+    wins: dict[str, list[float]] = defaultdict(list)
+    for high, low in siblings(ranks, [sample.key[:3] for sample, _ in scored]):
+        for one in np.flatnonzero(high):
+            wins[people[one]] += (np.sign(told[one] - told[low]) / 2 + 0.5).tolist()
     classes, regression = config.kind == "classification", config.kind == "regression"
     border = 0.5 if classes else config.delta
     error, bars = calibration(scores, labels) if classes else (None, ())
@@ -403,4 +427,6 @@ def _report(
         error=fmean(abs(a - b) for a, b in zip(scores, rewards, strict=True)) if regression else None,
         cut=scorer.cut / len(valid),
         overlong=scorer.overlong,
+        auc_interval=auc_interval(told, soft, 1 - soft, people) if auc(told, told, (soft, 1 - soft))[1] else None,
+        auc_within_interval=clustered_mean(wins.values())[1] if sum(map(bool, wins.values())) > 1 else None,
     )
