@@ -20,16 +20,7 @@ import numpy.typing as npt
 
 from esc_env.errors import SpecError
 
-__all__ = [
-    "RESAMPLES",
-    "auc",
-    "auc_estimate",
-    "auc_interval",
-    "clustered_bootstrap",
-    "clustered_mean",
-    "success_interval",
-    "wilson",
-]
+__all__ = ["RESAMPLES", "auc", "auc_estimate", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
 
 RESAMPLES = 4000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 0.002 between seeds."""
@@ -169,29 +160,6 @@ def auc_estimate(
         value, _ = auc(better, worse, *((many * one, others * other) for one, other in strata))
         values += [] if value is None else [value]
     return measured, _middle(values)
-
-
-def auc_interval(
-    scores: Array, better: Array, worse: Array, clusters: Sequence[Any], *, seed: int = 0
-) -> tuple[float, float] | None:
-    """The 95 % percentile interval of an AUC over rows of which those of one cluster are alike; None for one cluster.
-
-    Args:
-        scores: of rows.
-        better, worse: how much each row counts on either side, as `auc` has it.
-        clusters: whose each row is, such as its scenario's: whole ones are resampled.
-        seed: of the resampling.
-    """
-    names, places = np.unique(np.array(clusters, dtype=str), return_inverse=True)
-    if len(names) < 2:
-        return None
-    draw = np.random.default_rng(seed)
-    values = []
-    for _ in range(AUC_RESAMPLES):
-        times = draw.multinomial(len(names), np.full(len(names), 1 / len(names)))[places]
-        value, _ = auc(scores, scores, (better * times, worse * times))
-        values += [] if value is None else [value]
-    return _middle(values) if values else None
 
 
 def _middle(values: Any) -> tuple[float, float]:

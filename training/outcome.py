@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -119,7 +119,7 @@ def shown(number: float | None, form: str = ".3f") -> str:
     return "–" if number is None else format(number, form)
 
 
-def _ends(interval: Sequence[float] | None) -> str:
+def _ends(interval: list[float] | None) -> str:
     return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
 
 

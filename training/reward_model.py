@@ -22,7 +22,8 @@ import numpy as np
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
-from esc_env.evaluation.statistics import auc, auc_interval, clustered_mean
+from esc_env.evaluation.resampling import auc_interval, two_level
+from esc_env.evaluation.statistics import auc
 from esc_env.models.weights import load_model
 from esc_env.records import write_json, write_text
 from esc_env.rewards import value
@@ -427,6 +428,6 @@ def _report(
         error=fmean(abs(a - b) for a, b in zip(scores, rewards, strict=True)) if regression else None,
         cut=scorer.cut / len(valid),
         overlong=scorer.overlong,
-        auc_interval=auc_interval(told, soft, 1 - soft, people) if auc(told, told, (soft, 1 - soft))[1] else None,
-        auc_within_interval=clustered_mean(wins.values())[1] if sum(map(bool, wins.values())) > 1 else None,
+        auc_interval=auc_interval(told, soft, 1 - soft, people),
+        auc_within_interval=two_level([[wins]]).interval if sum(map(bool, wins.values())) > 1 else None,
     )
