@@ -261,11 +261,20 @@ def _ablate(
     out: Out,
     preset: Preset = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
+    grpo_seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Seeds of GRPO upon each of them, for the arms that claims rest on; SFT, collection and reward "
+            "models are shared.",
+        ),
+    ] = 1,
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this arm; repeat it for several: rlff, ranking, regression, env, future, 'no think-format', "
-            "'format only', 'untrained + format', untrained, 'noise + format', noise. Default: all of them."
+            help="Only this arm; repeat it for several: rlff, 'no tails', ranking, regression, env, future, "
+            "'no think-format', 'format only', 'untrained + format', untrained, 'noise + format', noise, 'rlff, steady "
+            "start'. Default: all of them."
         ),
     ] = None,
     jobs: Annotated[
@@ -280,7 +289,7 @@ def _ablate(
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
 
-    typer.echo(ablate(config, out, seeds=seeds, arms=arm, jobs=jobs, told=typer.echo))
+    typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
 
 
 @train.command("presets")

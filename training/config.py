@@ -338,6 +338,7 @@ class EvaluateStage(_Checked):
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
             from one simulator's habits. `none` for none.
         persona_trials: conversations per scenario and persona, at least 1.
+        last: also the last checkpoint of GRPO, where another one was chosen on valid.
         concurrency: conversations held at the same time.
     """
 
@@ -351,6 +352,7 @@ class EvaluateStage(_Checked):
     sweep: list[float] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
     persona_trials: int = 1
+    last: bool = False
     concurrency: int = 64
 
     def __post_init__(self) -> None:
@@ -380,7 +382,7 @@ class Setting(_Checked):
         test: what is evaluated on.
         sft_data: what the first stage learns from: scenarios with human dialogues (`esconv:train`, `extes:train`, a
             file), a folder of `esc collect` or `esc eval` (what was solved), or `population` (conversations that
-            scripted supporters, poor to good, hold with the seeker).
+            scripted supporters, poor to good, hold with the seeker; `population:steady` without their haste).
         seeker: who plays the person with the problem, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
         critic: who judges whether it is solved, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
         agent_options: what the policy is asked besides where it talks, KEY=VALUE each: `max_tokens`, `top_p`, … (see

@@ -51,6 +51,9 @@ __all__ = ["on_valid", "run_pipeline"]
 TINY = "tiny"
 """The model that is made from scratch."""
 
+POPULATIONS = ("population", "population:steady")
+"""Conversations of scripted supporters: with those who are hasty in their third and fourth turn, and without."""
+
 Told = Callable[[str], None]
 """Told one line about what happens."""
 
@@ -116,7 +119,7 @@ class _Pipeline:
         from esc_env.training.sft import lessons, lessons_from, train_sft
 
         setting = self.setting
-        if setting.sft_data == "population":
+        if setting.sft_data in POPULATIONS:
             held = self._population()
             if setting.model == TINY:
                 self._base(held)
@@ -173,7 +176,7 @@ class _Pipeline:
                 if name == "start":
                     for temperature in stage.sweep:
                         self._hold(f"{name}-t{temperature:g}", policy, temperature)
-                for persona in stage.personas:
+                for persona in stage.personas if name != "last" else ():
                     self._hold(f"{name}-{persona}", policy, stage.temperature, persona)
         _together()
 
@@ -231,7 +234,15 @@ class _Pipeline:
         trained = self.folder / "grpo"
         if self.config.runs("grpo") or trained.is_dir():
             named["grpo"] = str(trained)
+        if self.config.evaluate.last and (last := self._last()):
+            named["last"] = str(last)
         return named
+
+    def _last(self) -> Path | None:
+        """The last checkpoint of GRPO, where another one was chosen on valid."""
+        made = self.folder / "grpo"
+        kept = {int(path.name.rpartition("-")[2]): path for path in made.glob("checkpoints/checkpoint-*")}
+        return kept[max(kept)] if kept and max(kept) != RunFolder(made, "stage").about().get("chosen") else None
 
     def _needs(self, stage: str) -> Path:
         folder = self.folder / stage
@@ -249,13 +260,15 @@ class _Pipeline:
             people = load_scenarios(self.setting.scenarios)
             held = population(
                 people, chairs.seeker, chairs.critic, self.rules,
-                renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
+                renamed=0.6 if self.setting.model == TINY else 0.0,
+                hasty=self.setting.sft_data == POPULATIONS[0], seed=self.setting.seed,
             )  # fmt: skip
             try:
                 stop_if_spent(held)
             except BudgetExceeded as error:
                 raise BudgetExceeded(f"{error}. The conversations of sft_data population begin anew") from None
-            with kept.claim({"seed": self.setting.seed}, scenarios=people):
+            steady = {} if self.setting.sft_data == POPULATIONS[0] else {"supporters": "steady"}
+            with kept.claim({"seed": self.setting.seed, **steady}, scenarios=people):
                 write_records(kept.path / CONVERSATIONS, "trajectory", (item.to_json() for item in held))
                 kept.note(finished=True)
         _together()
