@@ -345,8 +345,9 @@ def test_those_set_aside_can_have_more_responses_and_more_futures_of_each(tmp_pa
     assert made.complete
     assert contents(collect(agent, people, **chairs(), **many, out=tmp_path).samples) == contents(made.samples)
     assert len(agent.seeds) == before, "something was made again"
+    fewer: dict[str, Any] = {**many, "valid_rollouts": 2}
     with pytest.raises(ProtocolMismatch, match="valid_rollouts"):
-        collect(agent, people, **chairs(), **{**many, "valid_rollouts": 2}, out=tmp_path)
+        collect(agent, people, **chairs(), **fewer, out=tmp_path)
 
 
 def test_a_torn_last_line_after_all_is_done_is_told_once(tmp_path: Path):

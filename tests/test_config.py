@@ -162,7 +162,7 @@ class TestReading:
             (["--collect.limit", "1.5"], "--collect.limit must be a whole number or none, not '1.5'"),
             (
                 ["--grpo.reward", "rlf"],
-                "must be one of rlff, future, env, random, format, not 'rlf'. Did you mean 'rlff'",
+                "must be one of rlff, future, env, untrained, noise, format, not 'rlf'. Did you mean 'rlff'",
             ),
             (["--grpo.cpu", "perhaps"], "--grpo.cpu must be true or false, not 'perhaps'"),
             (["--grpo.no-beta"], "--grpo.no-beta must be a number"),
