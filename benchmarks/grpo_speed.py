@@ -75,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         policy = make_policy(Path(home, "policy"), people)
         config = GRPOStage(
-            model=str(policy), reward="random", group_size=4, batch_size=48, accumulation=1, max_steps=6,
+            model=str(policy), reward="noise", group_size=4, batch_size=48, accumulation=1, max_steps=6,
             completion_length=64, prompt_length=512, lora_rank=0, precision="fp32", gradient_checkpointing=False,
             cpu=True, save_steps=1000, logging_steps=2, learning_rate=1e-9,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Rewards for training: plain callables that TRL's `GRPOTrainer(reward_funcs=[…])` takes as they are.
 
->>> from esc_env.rewards import ThinkFormatReward, RandomReward, combine
->>> reward = combine({"random": RandomReward(), "format": ThinkFormatReward()}, random=1.0, format=0.5)
+>>> from esc_env.rewards import NoiseReward, ThinkFormatReward, combine
+>>> reward = combine({"noise": NoiseReward(), "format": ThinkFormatReward()}, noise=1.0, format=0.5)
 
 `combine` is the supported form: it returns None for a row whose model-backed part failed, so that TRL drops the row.
 """
@@ -13,7 +13,7 @@ if __name__ != "esc_env.rewards":
 
 from typing import TYPE_CHECKING, Any
 
-from esc_env.rewards.combine import CombinedReward, RandomReward, combine
+from esc_env.rewards.combine import CombinedReward, NoiseReward, combine
 from esc_env.rewards.format import ThinkFormatReward
 from esc_env.rewards.future import Future, FutureReward, value
 from esc_env.rewards.rows import grpo_row
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from esc_env.rewards.model import RewardModelReward
 
 __all__ = [
-    "CombinedReward", "Future", "FutureReward", "RandomReward", "RewardModelReward", "ThinkFormatReward", "combine",
+    "CombinedReward", "Future", "FutureReward", "NoiseReward", "RewardModelReward", "ThinkFormatReward", "combine",
     "grpo_row", "value",
 ]  # fmt: skip
 

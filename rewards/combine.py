@@ -19,7 +19,7 @@ from esc_env.errors import FailedRowsWarning, ModelUnavailable, SpecError, did_y
 from esc_env.rewards.rows import Reward, Text, awaited
 from esc_env.seeds import derive
 
-__all__ = ["CombinedReward", "RandomReward", "combine"]
+__all__ = ["CombinedReward", "NoiseReward", "combine"]
 
 
 def combine(
@@ -28,8 +28,8 @@ def combine(
     """One reward from several: Σ weight · part.
 
     >>> from esc_env.rewards import ThinkFormatReward
-    >>> combine({"random": RandomReward(), "format": ThinkFormatReward()}, random=1.0, format=0.5).weights
-    {'random': 1.0, 'format': 0.5}
+    >>> combine({"noise": NoiseReward(), "format": ThinkFormatReward()}, noise=1.0, format=0.5).weights
+    {'noise': 1.0, 'format': 0.5}
 
     Args:
         parts: reward callables by name, sync or async.
@@ -144,15 +144,15 @@ class CombinedReward:
         )
 
 
-class RandomReward:
-    """The paper's ablation: noise, uniform in [0, 1), fresh in every step and for every row.
+class NoiseReward:
+    """A control: uniform in [0, 1), fresh in every step and for every row, so that nothing can be learned from it.
 
-    *Source:* RLFF-ESC (arXiv 2508.12935), ablation of the reward model.
+    The paper's random control is another one, a fixed function that has a gradient: `RewardModelReward.untrained`.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.__name__ = "random"
+        self.__name__ = "noise"
         self._calls = 0
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float]:

@@ -68,6 +68,14 @@ class Future:
         """The final verdict's score, in [-1, 1]; -1 if the response was no utterance that could be judged."""
         return fmean(self.votes[-1]) if self.votes else -1.0
 
+    def within(self, horizon: int) -> Future:
+        """What of it had been seen after `horizon` exchanges, at least 1."""
+        if self.exchanges <= horizon:
+            return replace(self, horizon=min(self.horizon, horizon))
+        return replace(
+            self, said=self.said[: 2 * horizon - 1], votes=self.votes[:horizon], solved=False, horizon=horizon
+        )
+
     def tails(self) -> Iterator[tuple[tuple[Message, ...], Message, Future]]:
         """Every later supporter turn as a sample of its own: (said before it, the turn, its future).
 
@@ -186,6 +194,7 @@ class FutureReward:
         response: str | Reply,
         *,
         seed: int | Seed,
+        rollouts: int | None = None,
         gate: Gate | None = None,
         told: Callable[[Trajectory], None] | None = None,
     ) -> tuple[Future, ...]:
@@ -196,6 +205,7 @@ class FutureReward:
             context: a dialogue that ends with the seeker.
             response: what the supporter says next; a think block in a str becomes the thought.
             seed: of the episode; a `Seed` also tells candidates apart.
+            rollouts: K; None for that of this reward.
             gate: bounds calls in flight.
             told: called after every exchange of every future.
 
@@ -219,7 +229,9 @@ class FutureReward:
                 trajectory, skip=len(context) + 1, horizon=self.chairs.rules.max_turns, rollout=named.rollout
             )
 
-        done = await asyncio.gather(*(one(rollout) for rollout in range(self.rollouts)), return_exceptions=True)
+        done = await asyncio.gather(
+            *(one(rollout) for rollout in range(rollouts or self.rollouts)), return_exceptions=True
+        )
         return tuple(_unwrapped(item) for item in done)
 
     @awaited

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,24 +61,28 @@ def encode(tokenizer: Any, chat: str | Sequence[Mapping[str, Any]], max_length: 
     """
     if isinstance(chat, str):
         lines = chat.split("\n")
-        for first in range(len(lines)):
-            ids = tokenizer("\n".join(lines[first:]))["input_ids"]
-            if len(ids) <= max_length:
-                return Encoded(tuple(ids), first)
-        return Encoded((), len(lines))
+        starts = list(range(len(lines)))
+        return _longest(starts, lambda first: tokenizer("\n".join(lines[first:]))["input_ids"], max_length, len(lines))
     control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     messages: list[ChatMessage] = [
         {"role": message["role"], "content": _plain(message["content"], control)}
         for message in chat
         if message["role"] != "system"
     ]
-    for first, message in enumerate(messages):
-        if message["role"] != "user" and first:
-            continue  # templates want a chat to begin with the user
-        ids = _rendered(tokenizer, messages[first:])
-        if len(ids) <= max_length:
-            return Encoded(tuple(ids), first)
-    return Encoded((), len(messages))
+    starts = [place for place, message in enumerate(messages) if message["role"] == "user" or not place]
+    return _longest(starts, lambda first: _rendered(tokenizer, messages[first:]), max_length, len(messages))
+
+
+def _longest(starts: Sequence[int], render: Callable[[int], list[int]], max_length: int, whole: int) -> Encoded:
+    """What begins at the first of `starts` from which on it fits: mostly all, else found by bisection."""
+    rows: dict[int, list[int]] = {}
+
+    def fits(start: int) -> bool:
+        rows[start] = render(start)
+        return len(rows[start]) <= max_length
+
+    place = 0 if starts and fits(starts[0]) else bisect_left(starts, True, lo=min(1, len(starts)), key=fits)
+    return Encoded(tuple(rows[starts[place]]), starts[place]) if place < len(starts) else Encoded((), whole)
 
 
 def _plain(text: str, control: Sequence[str]) -> str:
@@ -154,6 +159,21 @@ class RewardModelReward:
         )
         text.use_cache = False  # one pass, nothing is generated
 
+    @classmethod
+    def untrained(cls, base: str | Path, *, seed: int = 0, device: str | None = None) -> RewardModelReward:
+        """The paper's random control: P(1) of a two-class head that nobody has trained, on a base model.
+
+        A fixed function of context and reply, drawn by `seed`: a policy can learn to please it.
+        *Source:* RLFF-ESC (arXiv 2508.12935), ablation of the reward model.
+
+        Raises:
+            SpecError: no model could be loaded, or its head is trained.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _loaded(base, device, trained=False, num_labels=2)
+        return cls(model, AutoTokenizer.from_pretrained(base), "classification")
+
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         """One reward per completion; None where not even the last exchange fits `max_length`."""
         contexts: list[str | Sequence[ChatMessage]] = list(prompts)  # type: ignore[arg-type]
@@ -217,14 +237,16 @@ def _with_reply(past: str | Sequence[ChatMessage], said: str) -> str | list[Chat
     return past + reply if isinstance(past, str) else [*past, ChatMessage(role="assistant", content=reply)]
 
 
-def _loaded(path: str | Path, device: str | None) -> Any:
+def _loaded(path: str | Path, device: str | None, *, trained: bool = True, **options: Any) -> Any:
     if (Path(path) / "adapter_config.json").is_file():
         raise SpecError(f"{path} is a LoRA adapter; a reward model must be whole. Merge it: merge_and_unload() of PEFT")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: no sequence classification model could be loaded ({error})") from error
-    if info["missing_keys"]:
+    if not trained and not info["missing_keys"]:
+        raise SpecError(f"{path} has a trained head, so that it is no untrained reward model. Name its base model")
+    if trained and info["missing_keys"]:
         raise SpecError(
             f"{path} has no trained head ({', '.join(sorted(info['missing_keys'])[:3])} would be random). "
             "Type: esc train rm"

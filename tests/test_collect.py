@@ -329,6 +329,27 @@ def test_a_future_may_be_shorter_than_a_conversation(tmp_path: Path):
         collect(Drawing(), FEW, **chairs(), horizon=2, out=tmp_path)
 
 
+def test_those_set_aside_can_have_more_responses_and_more_futures_of_each(tmp_path: Path):
+    agent = Drawing()
+    people = load_scenarios("builtin:train")[:6]
+    many: dict[str, Any] = {"candidates": 2, "valid_candidates": 5, "valid_rollouts": 3, "valid": 0.4}
+    made = collect(agent, people, **chairs(), **many, out=tmp_path)
+    sampled = [sample for sample in made.samples if not sample.tail]
+    for split, m, k in (("train", 2, 1), ("valid", 5, 3)):
+        contexts = Counter(sample.key[:3] for sample in sampled if sample.split == split for _ in sample.candidates)
+        assert set(contexts.values()) == {m}, split
+        assert {len(sample.futures) for sample in sampled if sample.split == split} == {k}
+    names = [seed.value for seed in agent.seeds]
+    assert len(set(names)) == len(names)
+    before = len(names)
+    assert made.complete
+    assert contents(collect(agent, people, **chairs(), **many, out=tmp_path).samples) == contents(made.samples)
+    assert len(agent.seeds) == before, "something was made again"
+    fewer: dict[str, Any] = {**many, "valid_rollouts": 2}
+    with pytest.raises(ProtocolMismatch, match="valid_rollouts"):
+        collect(agent, people, **chairs(), **fewer, out=tmp_path)
+
+
 def test_a_torn_last_line_after_all_is_done_is_told_once(tmp_path: Path):
     made = collect(Drawing(), FEW, **chairs(), out=tmp_path)
     with open(tmp_path / "candidates.jsonl", "ab") as file:

@@ -59,6 +59,7 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (CollectStage, {"temperature": 0.0}, "say the same"),
         (CollectStage, {"valid": 1.0}, "share of scenarios"),
         (EvaluateStage, {"trials": 0}, "must be at least 1"),
+        (GRPOStage, {"reward": "random"}, "What was random is noise, and untrained"),
         (Setting, {"skip": ["grop"]}, "Did you mean 'grpo'"),
         (Setting, {"test": "builtin:train"}, "what is trained on"),
         (Setting, {"max_turns": 0}, "must be at least 1"),
@@ -162,7 +163,7 @@ class TestReading:
             (["--collect.limit", "1.5"], "--collect.limit must be a whole number or none, not '1.5'"),
             (
                 ["--grpo.reward", "rlf"],
-                "must be one of rlff, future, env, random, format, not 'rlf'. Did you mean 'rlff'",
+                "must be one of rlff, future, env, untrained, noise, format, not 'rlf'. Did you mean 'rlff'",
             ),
             (["--grpo.cpu", "perhaps"], "--grpo.cpu must be true or false, not 'perhaps'"),
             (["--grpo.no-beta"], "--grpo.no-beta must be a number"),

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
+from statistics import pstdev
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
@@ -17,9 +24,11 @@ from trl import GRPOConfig
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError, TrainingWarning
-from esc_env.rewards import ThinkFormatReward, combine, grpo_row
-from esc_env.training.config import GRPOStage
-from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, train_grpo
+from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
+from esc_env.training.config import GRPOStage, Setting
+from esc_env.training.data import Sample
+from esc_env.training.floor import floored
+from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, optimise, train_grpo
 from esc_env.training.stage import load_tokenizer
 
 pytestmark = [
@@ -130,20 +139,87 @@ def test_reward_parts_kl_entropy_lengths_and_spread_are_logged(base: Path, tmp_p
     } <= names  # fmt: skip
 
 
-def test_a_reply_that_does_not_end_gets_no_reward(base: Path, tmp_path: Path) -> None:
+def test_a_reply_that_does_not_end_is_rewarded_below_all_that_do(base: Path, tmp_path: Path) -> None:
+    """Also where rewards are negative, as those of ranking and regression models are."""
     seen: list[bool] = []
 
-    def praise(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    def scold(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         seen.extend(ids[-1] == load_tokenizer(str(base)).eos_token_id for ids in columns["completion_ids"])
-        return [1.0] * len(completions)
+        return [-3.0] * len(completions)
 
     config = GRPOStage(
         model=str(base), **{**TINY, "max_steps": 1, "completion_length": 60, "batch_size": 16, "require_end": True}
     )
-    folder = train_grpo(config, tmp_path / "grpo", reward=praise, prompts=PROMPTS)
+    folder = train_grpo(config, tmp_path / "grpo", reward=scold, prompts=PROMPTS)
     assert 0 < sum(seen) < len(seen), "a test of endings needs some that end and some that do not"
-    assert logged(folder)[0]["reward"] == pytest.approx(sum(seen) / len(seen))
+    assert logged(folder)[0]["reward"] == pytest.approx(-3.0 - 0.1 * seen.count(False) / len(seen))
     assert logged(folder)[0]["text/ended"] == pytest.approx(sum(seen) / len(seen))
+
+
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=4, max_size=4), st.floats(-50, 50),
+    st.floats(0.5, 20),
+)  # fmt: skip
+def test_the_floor_lies_below_the_groups_lowest_on_every_scale(group: list, shift: float, scale: float) -> None:
+    rewards, ended = [shift + scale * reward for reward, _ in group], [done for _, done in group]
+    found = floored(rewards, ended, 4)
+    best = [reward for reward, done in zip(rewards, ended, strict=True) if done]
+    assert [new for new, done in zip(found, ended, strict=True) if done] == best
+    lost = {new for new, done in zip(found, ended, strict=True) if not done}
+    assert len(lost) <= 1, "those that did not end are worth the same"
+    if lost and best:
+        gap = min(best) - lost.pop()
+        assert gap > 0.09
+        assert gap <= max(0.11, max(best) - min(best)), "the floor drowns what tells those that ended apart"
+
+
+def test_a_floor_is_of_its_own_group_and_leaves_failed_rows_alone() -> None:
+    ranked = [-1.2, -0.8, 9.0, 0.3]
+    found = floored([*ranked, 5.0, None, 7.0, 6.0], [True, True, False, True, True, False, True, False], 4)
+    assert found[:2] + found[3:7] == [-1.2, -0.8, 0.3, 5.0, None, 7.0]
+    assert found[2] == pytest.approx(-1.2 - pstdev([-1.2, -0.8, 0.3]))
+    assert found[7] == pytest.approx(5.0 - 1.0)
+    assert len(set(floored([1.0, 2.0, 3.0, 4.0], [False] * 4, 4))) == 1, "nobody ended: nothing to learn"
+    assert floored([None] * 4, [False] * 4, 4) == [None] * 4
+
+
+SPLIT = """
+from torch import distributed
+from esc_env.training.floor import floored
+
+distributed.init_process_group("gloo")
+mine = [[(-1.2, True), (-0.8, True)], [(9.0, False), (0.3, True)]][distributed.get_rank()]
+found = floored([reward for reward, _ in mine], [done for _, done in mine], 4)
+assert found[-1] == mine[-1][0], found
+assert distributed.get_rank() == 0 or -2.0 < found[0] < -1.2, found
+distributed.destroy_process_group()
+"""
+
+
+def test_the_floor_of_a_group_that_lies_across_processes_is_the_whole_groups() -> None:
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", SPLIT], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in both] == [0, 0]
+
+
+def test_simulated_futures_are_worth_what_the_labels_of_reward_models_say(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("esc_env.training.grpo.train_grpo", lambda *_, reward, **__: made.append(reward))
+    said = Dialogue((Message("seeker", "I cannot sleep."),))
+    future = Future((), ((0.0,), (1.0,)), True, 8)
+    sample = Sample(Scenario(id="p", situation="I cannot sleep."), said, Message("supporter", "Oh."), (future,), 0)
+    stage = GRPOStage(model=str(base), reward="future", gamma=0.6, **TINY)  # the γ of whole conversations
+    optimise(stage, Setting(), tmp_path, samples=[sample], continuing="builtin:template")
+    (combined,) = made
+    assert value([future], combined.parts["reply"].gamma) == sample.reward()
 
 
 def test_the_checkpoint_with_the_best_success_rate_on_valid_is_kept(base: Path, tmp_path: Path) -> None:
@@ -252,6 +328,7 @@ def log(count: int = 20, /, **columns: tuple[float, float]) -> list[dict[str, fl
         (log(frac_reward_zero_std=(1.0, 1.0)), "spread"),
         (log(**{"rewards/format/mean": (0.1, 0.11)}), "format"),
         (log(**{"completions/clipped_ratio": (0.2, 0.9)}), "length"),
+        (log(**{"env/cut": (1.0, 1.0), "env/turns": (8.0, 8.0), "env/trained_turns": (1.0, 1.0)}), "cut"),
         (log(reward=(0.8, 0.2)), "falling"),
         (log(reward=(0.1, 0.9), **{"text/distinct_2": (0.8, 0.1)}), "hacking"),
         (log(reward=(0.1, 0.9), entropy=(2.0, 0.2)), "hacking"),

@@ -31,6 +31,7 @@ peft = pytest.importorskip("peft", reason="needs the extra 'local'")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError  # noqa: E402
+from esc_env.models.batching import drawn  # noqa: E402
 from esc_env.models.local import LocalModel  # noqa: E402
 from esc_env.protocols import Completion, Request  # noqa: E402
 from esc_env.testing import check_chat_model  # noqa: E402
@@ -208,6 +209,22 @@ def test_samples_follow_the_distribution_that_logprobs_report(model):
     for text in readable[-5:]:
         sigma = math.sqrt(distribution[text] / count)
         assert drawn.count(text) / count == pytest.approx(distribution[text], abs=5 * sigma)
+
+
+@pytest.mark.parametrize("size", [5, 256, 2048, 100_000])
+def test_a_token_is_drawn_where_its_chances_have_added_up_to_the_draw(size):
+    torch.manual_seed(size)
+    chances = (3 * torch.randn(64, size)).softmax(-1)
+    chances[chances < chances.median()] = 0.0
+    draws = torch.rand(64, 1, dtype=torch.float64)
+    draws[:2, 0] = torch.tensor([0.0, 1 - 2**-53])
+    mass = chances.double().cumsum(-1)
+    tokens = drawn(chances, draws)
+    rows = torch.arange(64)
+    marks = draws[:, 0] * mass[:, -1]
+    assert (chances[rows, tokens] > 0).all(), "what is left out is never drawn"
+    assert (mass[rows, tokens] - marks > -1e-6).all()
+    assert (marks - (mass[rows, tokens] - chances[rows, tokens].double()) > -1e-6).all()
 
 
 def test_logprobs_are_of_the_model_not_of_the_temperature(model):

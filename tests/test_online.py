@@ -19,7 +19,7 @@ from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario, ScenarioSet
 from esc_env.conversation import Chairs
-from esc_env.errors import ConfigError
+from esc_env.errors import ConfigError, FailedRowsWarning
 from esc_env.protocols import Reply, Verdict
 from esc_env.rules import Rules
 from esc_env.testing import Faulty, ScriptedCritic, ScriptedSeeker
@@ -217,11 +217,21 @@ def test_a_failed_seeker_gives_no_reward_instead_of_a_bad_one(tokenizer: Any) ->
     assert rows["outcome"].count(-0.5) == 3
 
 
-def test_a_reply_that_never_ends_makes_the_conversation_worthless(tokenizer: Any) -> None:
-    made = online(tokenizer, ["solved"])
-    assert made.rollout(group(made), trainer(tokenizer, lambda _: "Oh", ends=False))["outcome"] == [-1.0] * 4
-    made = online(tokenizer, ["solved"], require_end=False)
-    assert made.rollout(group(made), trainer(tokenizer, lambda _: "Oh", ends=False))["outcome"] == [1.0] * 4
+def test_a_conversation_whose_reply_never_ends_lies_below_its_group_whatever_the_credit(tokenizer: Any) -> None:
+    made = online(tokenizer, ["solved"], batch_size=4, group_size=4)
+    assert made.rollout(group(made), trainer(tokenizer, lambda _: "Oh", ends=False))["ended"] == [False] * 4
+    assert made.rollout(group(made), trainer(tokenizer, lambda _: "Oh"))["ended"] == [True] * 4
+    facts: dict[str, Any] = {name: [1] * 4 for name in ("turns", "trained_turns", "trained_tokens", "cut")}
+    # dense credit goes down to -2, and a thought in the right form must not buy an endless reply its way up
+    facts |= {"outcome": [-1.6, -1.2, 1.0, None], "formed": [0.0, 0.0, 1.0, 1.0], "ended": [True, True, False, True]}
+
+    def rewards(made: Online) -> Any:
+        return asyncio.run(made.reward(prompts=["p"] * 4, completions=["c"] * 4, **facts))
+
+    with pytest.warns(FailedRowsWarning):
+        assert rewards(made) == [-1.6, -1.2, pytest.approx(-1.8), None]
+    with pytest.warns(FailedRowsWarning):
+        assert rewards(online(tokenizer, ["solved"], require_end=False)) == [-1.6, -1.2, 1.5, None]
 
 
 def test_an_error_while_generating_ends_all_conversations_and_is_raised(tokenizer: Any) -> None:
@@ -245,6 +255,27 @@ def test_long_conversations_are_cut_at_message_borders(tokenizer: Any) -> None:
     assert max(len(tokenizer(context, add_special_tokens=False)["input_ids"]) for context in seen) <= 48
     assert all(context.startswith("<|im_start|>user\n") for context in seen)
     assert all(any(mask) for mask in rows["env_mask"])
+
+
+def test_of_a_conversation_that_was_cut_all_that_stands_together_is_trained_and_the_rest_is_told(
+    tokenizer: Any,
+) -> None:
+    made = online(tokenizer, ["same"], turns=8, prompt_length=80)
+    found = [
+        made.rollout(group(made), trainer(tokenizer, lambda _: "I am here.", step=step)) for step in range(8)
+    ]  # the first turns still fit; whichever of them is drawn, all of them are trained
+    masks = [mask for rows in found for mask in rows["env_mask"]]
+    spoken = len(tokenizer("I am here.", add_special_tokens=False)["input_ids"]) + 1
+    together = max(sum(mask) for mask in masks) // spoken
+    assert together > 1
+    assert {sum(mask) // spoken for mask in masks} == {1, together}
+    for rows in found:
+        assert rows["turns"] == [8] * 4
+        assert rows["cut"] == [True] * 4
+        assert rows["trained_tokens"] == [sum(mask) for mask in rows["env_mask"]]
+        assert rows["trained_tokens"] == [spoken * turns for turns in rows["trained_turns"]]
+    thinking = made.rollout(group(made), trainer(tokenizer, lambda _: "<think>x</think>I am here."))
+    assert not any(thinking["cut"]), "one turn a row is all there is of a policy that thinks"
 
 
 def test_dense_credit_prefers_early_relief() -> None:
@@ -300,5 +331,6 @@ def test_the_real_trainer_learns_from_whole_conversations(base: Path, tokenizer:
     train_grpo(config, tmp_path / "grpo", reward=made.reward, prompts=made.rows, rollout=made.rollout)
     log = json.loads((tmp_path / "grpo" / "log.json").read_text())[0]
     assert {"rewards/env/mean", "rewards/env/spread", "rewards/format/mean", "kl"} <= set(log)
+    assert {"env/turns", "env/trained_turns", "env/trained_tokens", "env/cut"} <= set(log)
     assert log["completions/max_length"] <= 16  # only the policy's own tokens are counted: 2 turns of 8
     assert (tmp_path / "grpo" / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()

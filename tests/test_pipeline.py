@@ -144,34 +144,80 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
 def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
     few = ["--evaluate.personas", "guarded", "--evaluate.sweep", "0.0", "0.5"]
     config = read_pipeline("tiny", arguments(world, *few))
-    arms = ["rlff", "no think-format", "format only", "random + format", "env"]
-    table = ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None)
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    arms = ["rlff", "no tails", "no think-format", "noise + format", "env", "rlff, steady start"]
+    table = ablate(config, tmp_path, seeds=1, grpo_seeds=2, arms=arms, told=lambda line: None)
+    assert_tables_are_even(table)
+    tables = [
+        [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("| ")]
+        for block in table.split("\n\n")
+        if block.startswith("|")
+    ]
     before = ["before GRPO", "before GRPO, temperature 0", "before GRPO, temperature 0.5"]
-    assert rows[2:10] == [*before, *arms]
-    assert table.count("does not hold") + table.count("| holds |") == 5
-    assert rows[-6:] == ["before GRPO", *arms]
+    steady = [name.replace("GRPO", "GRPO, steady start") for name in before]
+    assert tables[0][1:] == [*before, *steady, *arms]
+    assert table.count("does not hold") + table.count("| holds |") == 4
+    assert tables[2][1:] == [before[0], steady[0], *arms]
+    assert "† rests on fewer than 240 conversations" in table
+    assert "what is paid for" in table.lower()
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {name: len(report["rows"][name]["each"]) for name in ("rlff", "env", "no think-format")} == {
+        "rlff": 2, "env": 2, "no think-format": 1,
+    }  # fmt: skip
+    gains = [report["rows"][name]["gain"] for name in ("rlff", "no think-format")]
+    assert [(gain["runs"], gain["between"] is None) for gain in gains] == [(2, False), (1, True)]
+    assert report["rows"]["rlff"]["last"] is not None
+    assert set(report["moves"]["scores"]) == {"R_fut", "rm-classification", "rm-classification-no-tail"}
     home = tmp_path / "seed-0"
-    assert (home / "rlff" / "sft").resolve() == home / "shared" / "sft"
+    assert (home / "rlff-2" / "sft").resolve() == (home / "rlff" / "sft").resolve() == home / "shared" / "sft"
+    about = [json.loads((home / name / "grpo" / "run.json").read_text(encoding="utf-8")) for name in ("rlff", "rlff-2")]
+    assert [each["identity"]["seed"] for each in about] == [0, 1000]
     assert {(home / arm / "rm").resolve() for arm in ("rlff", "no-think-format")} == {home / "rm-classification" / "rm"}
-    assert not (home / "format-only" / "rm").exists()
+    assert (home / "no-tails" / "rm").resolve() == home / "rm-classification-no-tail" / "rm"
+    assert (home / "rlff-steady-start" / "rm").resolve() == home / "steady-rm-classification" / "rm"
+    assert (home / "rlff-steady-start" / "sft").resolve() == home / "steady" / "sft"
+    assert not (home / "noise-and-format" / "rm").exists()
     curves = ElementTree.parse(tmp_path / "curves.svg")
     assert len(curves.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4 * len(arms)
     begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert ablate(config, tmp_path, seeds=1, arms=arms, told=lambda line: None) == table
+    assert ablate(config, tmp_path, seeds=1, grpo_seeds=2, arms=arms, told=lambda line: None) == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
-    wider = ablate(config, tmp_path, seeds=2, arms=["random", "env"], jobs=2)
+    wider = ablate(config, tmp_path, seeds=2, arms=["noise", "env"], jobs=2)
     assert_tables_are_even(wider)
-    row = next(line for line in wider.splitlines() if line.startswith("| random |"))
+    row = next(line for line in wider.splitlines() if line.startswith("| noise |"))
     assert row.split("|")[3].count("%") == 2
     now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert {**now, **begun} == now
-    assert home / "random" / "grpo" / "model.safetensors" in now
+    assert home / "noise" / "grpo" / "model.safetensors" in now
     with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 
-@pytest.mark.parametrize("reward", ["future", "env", "random"])
+@pytest.mark.usefixtures("alternating")
+def test_the_last_checkpoint_is_evaluated_where_another_was_chosen(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = [
+        "--grpo.reward=noise",
+        "--grpo.max_steps=2",
+        "--skip",
+        "sft",
+        "--evaluate.last",
+        "--evaluate.personas",
+        "none",
+    ]
+    rates = {"checkpoint-1": 0.5, "checkpoint-2": 0.25}
+    monkeypatch.setattr(
+        "esc_env.training.pipeline._Pipeline.success", lambda _, policy: rates.get(Path(policy).name, 0.0)
+    )
+    config = read_pipeline("qwen2.5-0.5b", arguments(world, *two, "--evaluate.personas", "none"))
+    report = run_pipeline(config, tmp_path / "early", told=lambda line: None)
+    assert set(report["evaluation"]) == {"start", "grpo", "last"}
+    rates["checkpoint-1"] = 0.1
+    report = run_pipeline(config, tmp_path / "late", told=lambda line: None)
+    assert set(report["evaluation"]) == {"start", "grpo"}, "it is the one that was chosen"
+
+
+@pytest.mark.parametrize("reward", ["future", "env", "untrained", "noise"])
 def test_other_rewards_need_no_reward_model(reward: str, world: dict[str, Path], tmp_path: Path) -> None:
     config = read_pipeline("qwen2.5-0.5b", arguments(world, f"--grpo.reward={reward}", "--skip", "sft", "evaluate"))
     report = run_pipeline(config, tmp_path, told=lambda line: None)
@@ -343,8 +389,8 @@ def test_stages_are_commands_of_their_own(world: dict[str, Path], tmp_path: Path
         (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.01, 0.3), True),
         (Claim("env", "best", least=0.15, above=0.0), 0.15, (0.0, 0.3), False),
         (Claim("env", "best", least=0.15, above=0.0), 0.14, (0.1, 0.2), False),
-        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.09), True),
-        (Claim("random", "start", below=0.1), 0.0, (-0.1, 0.1), False),
+        (Claim("noise", "start", below=0.1), 0.0, (-0.1, 0.09), True),
+        (Claim("noise", "start", below=0.1), 0.0, (-0.1, 0.1), False),
     ],
 )
 def test_a_claim_holds_only_if_difference_and_interval_bear_it_out(

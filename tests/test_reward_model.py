@@ -19,11 +19,13 @@ from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError
+from esc_env.evaluation.resampling import auc_interval
 from esc_env.evaluation.statistics import auc
 from esc_env.rewards import Future, RewardModelReward
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample
-from esc_env.training.reward_model import calibration, label_of, siblings, train_reward_model
+from esc_env.training.reward_model import alike, calibration, label_of, siblings, train_reward_model
+from esc_env.training.stage import lora
 
 pytestmark = [
     pytest.mark.full,
@@ -94,6 +96,28 @@ def test_an_adapter_is_merged_so_that_the_folder_is_a_whole_model(base: Path, tm
     assert RewardModelReward(tmp_path).kind == "classification"
 
 
+@pytest.mark.parametrize("family", ["llama", "distilbert", "deberta-v2", "modernbert"])
+def test_with_an_adapter_the_whole_new_head_is_trained_whatever_it_is_called(family: str) -> None:
+    import peft
+    import transformers
+
+    sizes: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 1, "intermediate_size": 16, "num_labels": 2}
+    sizes |= {"hidden_size": 16, "num_attention_heads": 2, "pooler_hidden_size": 16, "pad_token_id": 0}
+    sizes |= {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16} if family == "distilbert" else {}
+    shape = transformers.AutoConfig.for_model(family, **sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(shape)
+    heads = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    adapted = peft.get_peft_model(model, lora(RewardModelStage(lora_rank=2), "SEQ_CLS", model))
+    trained = {name for name, weights in adapted.named_parameters() if weights.requires_grad}
+    assert heads == {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        for name in trained
+        if "lora_" not in name
+    }
+    whole = adapted.merge_and_unload()
+    assert {name for name, _ in whole.named_parameters()} >= heads
+
+
 def test_one_class_is_refused_saying_what_delta_would_split_it(base: Path, tmp_path: Path) -> None:
     better = Future((), ((0.2,),), False, 8)
     samples = [replace(one, futures=(better,)) if one.response.content == GOOD else one for one in collection()]
@@ -124,6 +148,55 @@ def test_tail_labels_can_be_left_out(base: Path, tmp_path: Path) -> None:
     samples = [*collection(), sample(0, "I am here.", SOLVED, tail=True)]
     config = RewardModelStage(model=str(base), tail=False, **{**TINY, "max_steps": 1})
     assert train_reward_model(config, tmp_path, samples).train == 32
+
+
+def test_a_tail_label_means_what_a_candidates_means_and_its_turn_tells_nothing() -> None:
+    """Every conversation is solved with the same chance at every turn: nothing is to be learned, least from time."""
+    draw = np.random.default_rng(0)
+    samples = []
+    for person in range(300):
+        lasts = int(draw.geometric(0.12))
+        votes = ((-0.5,),) * (min(lasts, 8) - 1) + (((1.0,) if lasts <= 8 else (-0.5,)),)
+        said = tuple(Message("supporter" if i % 2 else "seeker", f"{i}") for i in range(2 * len(votes) - 1))
+        one = sample(person, GOOD, Future(said, votes, lasts <= 8, 8))
+        samples += [one, *one.tails()]
+
+    def solved(samples: list[Sample], *, tail: bool) -> float:
+        labels = [label_of(one, 0.5) for one in samples if one.tail == tail]
+        return sum(labels) / len(labels)
+
+    assert solved(samples, tail=False) - solved(samples, tail=True) > 0.15, "as collected, a tail's label is another"
+    same, horizon = alike(samples, RewardModelStage())
+    assert horizon == 4
+    assert abs(solved(same, tail=False) - solved(same, tail=True)) < 0.06
+    assert sum(one.tail for one in same) > sum(not one.tail for one in same)
+    assert all(future.horizon == 4 for one in same for future in one.futures)
+    assert all(len(future.said) == 2 * future.exchanges - 1 for one in same for future in one.futures)
+    paper, horizon = alike(samples, RewardModelStage(tail=False))
+    assert (paper, horizon) == ([one for one in samples if not one.tail], 8)
+    assert alike(samples, RewardModelStage(horizon=6))[1] == 6
+
+
+def test_auc_within_contexts_has_an_interval_over_scenarios(base: Path, tmp_path: Path) -> None:
+    config = RewardModelStage(model=str(base), **{**TINY, "max_steps": 1})
+    report = train_reward_model(config, tmp_path, collection())
+    for name in ("auc", "auc_within"):
+        low, high = getattr(report, f"{name}_interval")
+        assert 0 <= low <= getattr(report, name) <= high <= 1
+    assert report.horizon == 4
+    alone = [replace(one, scenario=collection()[-1].scenario) if one.split == "valid" else one for one in collection()]
+    assert train_reward_model(config, tmp_path / "alone", alone).auc_within_interval is None
+
+
+def test_the_interval_of_an_auc_resamples_whole_clusters() -> None:
+    draw = np.random.default_rng(1)
+    level = np.repeat(draw.normal(size=20), 10)  # rows of a cluster are alike, in score and in label
+    scores, labels = level + draw.normal(size=200) / 9, (level + np.repeat(draw.normal(size=20), 10) > 0).astype(float)
+    low, high = auc_interval(scores, labels, 1 - labels, [row // 10 for row in range(200)]) or (0.5, 0.5)
+    close = auc_interval(scores, labels, 1 - labels, list(range(200))) or (0.5, 0.5)
+    assert high - low > 2 * (close[1] - close[0])
+    assert low < (auc(scores, scores, (labels, 1 - labels))[0] or 0.0) < high
+    assert auc_interval(scores, labels, 1 - labels, ["one"] * 200) is None
 
 
 def test_with_several_rollouts_the_label_is_the_share_above_delta() -> None:

@@ -25,7 +25,7 @@ from esc_env.rewards import (
     CombinedReward,
     Future,
     FutureReward,
-    RandomReward,
+    NoiseReward,
     ThinkFormatReward,
     combine,
     grpo_row,
@@ -347,16 +347,16 @@ def test_combinations_that_make_no_sense_are_refused():
         call(combine(part, future=1.0), 2)
 
 
-def test_random_rewards_are_fresh_noise_that_the_seed_repeats():
-    noise = RandomReward(seed=3)
+def test_noise_is_fresh_and_repeated_by_its_seed():
+    noise = NoiseReward(seed=3)
     first = noise(prompts=["p"] * 200, completions=["c"] * 200)
     second = noise(prompts=["p"] * 200, completions=["c"] * 200)
     assert len({*first, *second}) == 400
     assert all(0 <= draw < 1 for draw in first)
     assert 0.4 < sum(first) / 200 < 0.6
-    assert RandomReward(seed=3)(prompts=["p"] * 200, completions=["other"] * 200) == first
+    assert NoiseReward(seed=3)(prompts=["p"] * 200, completions=["other"] * 200) == first
     step = SimpleNamespace(global_step=5)
-    assert RandomReward(seed=3)(prompts=["p"], completions=["c"], trainer_state=step) != first[:1]
+    assert NoiseReward(seed=3)(prompts=["p"], completions=["c"], trainer_state=step) != first[:1]
 
 
 # --- the reward model ---------------------------------------------------------------------------------------------
@@ -543,6 +543,57 @@ def test_long_contexts_are_cut_from_the_left_at_message_borders_and_counted(save
     assert (scorer.scored, scorer.cut, scorer.overlong) == (2, 1, 0)
     assert metrics == {"reward_model/cut": 0.5}
     assert RewardModelReward(model, tokenizer, max_length=3).score([chat]) == [None]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_longest_part_that_fits_is_found_without_trying_all(saved: Path, opened: bool):
+    from esc_env.rewards.model import encode
+
+    _, tokenizer = classifier(saved)
+    chat = [message for seed in range(8) for message in chats(1, seed=seed)[0]][0 if opened else 1 :]
+    plain = "\n".join(message["content"] for message in chat)
+    rendered: list[int] = []
+    apply, starts = tokenizer.apply_chat_template, [i for i, said in enumerate(chat) if said["role"] == "user" or not i]
+
+    def counted(messages: Any, **options: Any) -> Any:
+        rendered.append(len(messages))
+        return apply(messages, **options)
+
+    tokenizer.apply_chat_template = counted
+    for limit in range(1, 600, 7):
+        whole = [encode(tokenizer, chat[start:], 10_000).ids for start in starts]
+        rendered.clear()
+        found = encode(tokenizer, chat, limit)
+        assert len(rendered) <= 2 + len(starts).bit_length()
+        first = next((place for place, ids in enumerate(whole) if len(ids) <= limit), None)
+        assert (found.ids, found.cut) == ((), len(chat)) if first is None else (whole[first], starts[first])
+        text, lines = encode(tokenizer, plain, limit), plain.split("\n")
+        fit = (at for at in range(len(lines)) if len(tokenizer("\n".join(lines[at:]))["input_ids"]) <= limit)
+        assert text.cut == next(fit, len(lines))
+
+
+@pytest.mark.full
+def test_an_untrained_reward_model_is_one_fixed_function_of_its_seed(saved: Path, tmp_path: Path):
+    import torch
+
+    from esc_env.rewards.model import RewardModelReward
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    made = RewardModelReward.untrained(saved, seed=3, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    several = chats(6)
+    scores = made.score(several)
+    assert len(set(scores)) == 6, "it tells replies apart"
+    assert made.score(several) == scores
+    assert RewardModelReward.untrained(saved, seed=3, device="cpu").score(several) == scores
+    assert RewardModelReward.untrained(saved, seed=4, device="cpu").score(several) != scores
+    assert all(score is not None and 0 < score < 1 for score in scores)
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SpecError, match="no untrained reward model"):
+        RewardModelReward.untrained(tmp_path)
 
 
 @pytest.mark.full

@@ -41,14 +41,21 @@ def test_supporters_differ_in_how_often_they_help(tmp_path: Path) -> None:
 
 
 def test_supporters_are_hasty_in_their_third_and_fourth_turn(people: list[Scenario]) -> None:
-    advised: list[list[bool]] = [[] for _ in range(8)]
-    for item in population(people, trials=24):
-        said = [message.thought for message in item.dialogue if message.role == "supporter"]
-        for turn, thought in enumerate(said):
-            advised[turn] += [thought.startswith("advice")] if thought else []
-    shares = [fmean(turn) for turn in advised[:4]]
+    def advice(*, hasty: bool) -> list[float]:
+        """How much of what supporters think is advice, at each of the first four turns."""
+        advised: list[list[bool]] = [[] for _ in range(8)]
+        for item in population(people, trials=24, hasty=hasty):
+            said = [message.thought for message in item.dialogue if message.role == "supporter"]
+            for turn, thought in enumerate(said):
+                advised[turn] += [thought.startswith("advice")] if thought else []
+        return [fmean(turn) for turn in advised[:4]]
+
+    shares = advice(hasty=True)
     assert max(shares[:2]) < 0.2
     assert min(shares[2:]) > 0.25
+    steady = advice(hasty=False)
+    assert max(steady) < 0.2, "the negative control has nothing built in that could be unlearned"
+    assert steady[:2] == shares[:2]
 
 
 def test_a_population_holds_every_skill_and_thinks_in_most_turns(spoken: list[Trajectory]) -> None:

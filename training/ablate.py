@@ -2,16 +2,16 @@
 
 esc train ablate --preset tiny --out runs/ablation
 
-OUT/seed-0/shared    sft, collect, and the policy before GRPO, evaluated at every temperature
+OUT/seed-0/shared    sft, collect, and the policy before GRPO, evaluated at every temperature; steady is another one
 OUT/seed-0/rm-KIND   a reward model
-OUT/seed-0/ARM       grpo and evaluation of one arm; what it shares is a link
+OUT/seed-0/ARM       grpo and evaluation of one arm; what it shares is a link; ARM-2, … are more seeds of GRPO
 OUT/report.json, .md, curves.svg
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -22,28 +22,72 @@ from typing import Any
 from esc_env.errors import one_of, whole
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
+from esc_env.evaluation.resampling import two_level
 from esc_env.records import write_json, write_text
 from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
-from esc_env.training.outcome import TEXTURE, best_start, evaluations, gain, texture, texture_cells
+from esc_env.training.data import read_samples
+from esc_env.training.moves import paid, shares
+from esc_env.training.outcome import TEXTURE, best_start, evaluations, shown, texture, texture_cells
 from esc_env.training.pipeline import run_pipeline
 from esc_env.training.stage import read_log
 
-__all__ = ["ARMS", "CLAIMS", "Claim", "ablate"]
+__all__ = ["ARMS", "CLAIMS", "ENOUGH", "STARTS", "Arm", "Claim", "ablate"]
 
-ARMS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "rlff": {"grpo": {"reward": "rlff"}, "rm": {"kind": "classification"}},
-    "ranking": {"grpo": {"reward": "rlff"}, "rm": {"kind": "ranking"}},
-    "regression": {"grpo": {"reward": "rlff"}, "rm": {"kind": "regression"}},
-    "env": {"grpo": {"reward": "env"}},
-    "future": {"grpo": {"reward": "future"}},
-    "no think-format": {"grpo": {"reward": "rlff", "alpha": 0.0}, "rm": {"kind": "classification"}},
-    "format only": {"grpo": {"reward": "format"}},
-    "random + format": {"grpo": {"reward": "random"}},
-    "random": {"grpo": {"reward": "random", "alpha": 0.0}},
+STARTS: Mapping[str, Mapping[str, Any]] = {"shared": {}, "steady": {"sft_data": "population:steady"}}
+"""What is changed of the setting for each policy that GRPO begins with. `steady` learned from supporters without the
+haste that is there to be unlearned: a negative control, whose reward has little to teach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What one row of the table changes.
+
+    Attributes:
+        grpo: of that stage.
+        rm: of the reward model; None where the reward reads none that was trained.
+        start: which policy it begins with, of `STARTS`.
+        headline: whether it is trained with all seeds of GRPO; else with one.
+    """
+
+    grpo: Mapping[str, Any]
+    rm: Mapping[str, Any] | None = None
+    start: str = "shared"
+    headline: bool = False
+
+    @property
+    def model(self) -> str | None:
+        """The folder of its reward model."""
+        if self.rm is None:
+            return None
+        more = (f"no-{name}" if value is False else f"{name}-{value}" for name, value in self.rm.items())
+        named = "-".join(["rm", *more]).replace("kind-", "")
+        return named if self.start == "shared" else f"{self.start}-{named}"
+
+
+_CLASSES = {"kind": "classification"}
+
+ARMS: Mapping[str, Arm] = {
+    "rlff": Arm({"reward": "rlff"}, _CLASSES, headline=True),
+    "no tails": Arm({"reward": "rlff"}, {**_CLASSES, "tail": False}, headline=True),
+    "ranking": Arm({"reward": "rlff"}, {"kind": "ranking"}, headline=True),
+    "regression": Arm({"reward": "rlff"}, {"kind": "regression"}),
+    "env": Arm({"reward": "env"}, headline=True),
+    "future": Arm({"reward": "future"}),
+    "no think-format": Arm({"reward": "rlff", "alpha": 0.0}, _CLASSES),
+    "format only": Arm({"reward": "format"}, headline=True),
+    "untrained + format": Arm({"reward": "untrained"}, headline=True),
+    "untrained": Arm({"reward": "untrained", "alpha": 0.0}),
+    "noise + format": Arm({"reward": "noise"}, headline=True),
+    "noise": Arm({"reward": "noise", "alpha": 0.0}),
+    "rlff, steady start": Arm({"reward": "rlff"}, _CLASSES, start="steady", headline=True),
 }
-"""What is changed for each row of the table. *Source:* the ablations of RLFF-ESC (arXiv 2508.12935); env, future,
-format only and random without format are ours."""
+"""The rows of the table. *Source:* the ablations of RLFF-ESC (arXiv 2508.12935): ranking, regression, no think-format,
+an untrained reward model. The others are ours."""
+
+ENOUGH = 240
+"""Conversations below which a cell of the table of personas is marked: at a success rate of 20 % the 95 % interval of
+fewer is wider than ± 5 points, even if all were independent."""
 
 START = "before GRPO"
 
@@ -87,11 +131,13 @@ class Claim:
 CLAIMS = (
     Claim("env", "best", least=0.15, above=0.0),
     Claim("rlff", "best", above=0.0),
-    Claim("rlff", "random + format", above=0.0),
+    Claim("rlff", "untrained + format", above=0.0),
+    Claim("rlff", "noise + format", above=0.0),
     Claim("rlff", "format only", above=0.0),
-    Claim("random + format", "start", below=0.10),
+    Claim("noise + format", "start", below=0.10),
 )
-"""What must hold for the machinery to count as learning. Set before anything was measured."""
+"""What must hold for the machinery to count as learning. Set before anything was measured; the noise was called random
+then, and the untrained reward model was added before it was measured."""
 
 _SHARED = ("base", "population", "sft", "collect")
 
@@ -101,6 +147,7 @@ def ablate(
     folder: str | Path,
     *,
     seeds: int = 3,
+    grpo_seeds: int = 1,
     arms: Sequence[str] | None = None,
     jobs: int = 1,
     told: Callable[[str], None] = print,
@@ -110,7 +157,8 @@ def ablate(
     Args:
         config: of the pipeline; its seed is the first one.
         folder: where everything is kept.
-        seeds: training seeds, at least 1.
+        seeds: training seeds, at least 1: SFT, collection, reward models and everything after them.
+        grpo_seeds: seeds of GRPO upon each of these, at least 1, for the arms that are headlines.
         arms: names of `ARMS`; None for all.
         jobs: how many are trained at the same time, each in a process of its own, at least 1.
         told: told one line about what happens; with several jobs each process prints its own lines.
@@ -121,16 +169,17 @@ def ablate(
     chosen = list(arms or ARMS)
     for name in chosen:
         one_of("arm", name, ARMS)
-    whole(seeds=seeds, jobs=jobs)
+    whole(seeds=seeds, grpo_seeds=grpo_seeds, jobs=jobs)
     folder = Path(folder)
     every = [replace(config, setting=replace(config.setting, seed=config.setting.seed + i)) for i in range(seeds)]
     homes = [folder / f"seed-{each.setting.seed}" for each in every]
-    kinds = sorted({ARMS[name]["rm"]["kind"] for name in chosen if "rm" in ARMS[name]})
-    _run_all([_plan(each, home, kinds, chosen) for each, home in zip(every, homes, strict=True)], jobs, told)
-    starts = [evaluations(home / "shared") for home in homes]
-    made = {name: [evaluations(_place(home, name)) for home in homes] for name in chosen}
-    facts = _facts(starts, made, config.evaluate.personas)
-    curves = {name: [read_log(_place(home, name) / "grpo") for home in homes] for name in chosen}
+    runs = {name: range(grpo_seeds if ARMS[name].headline else 1) for name in chosen}
+    told(f"{seeds} x {sum(map(len, runs.values()))} runs of GRPO, each with its evaluations: {folder}")
+    _run_all([_plan(each, home, runs) for each, home in zip(every, homes, strict=True)], jobs, told)
+    starts = {start: [evaluations(home / start) for home in homes] for start in _starts(chosen)}
+    made = {name: [[evaluations(_place(home, name, j)) for j in runs[name]] for home in homes] for name in chosen}
+    facts = {**_facts(starts, made, config.evaluate.personas), "moves": _moves(config, homes, starts, made)}
+    curves = {name: [read_log(_place(home, name, j) / "grpo") for home in homes for j in runs[name]] for name in chosen}
     write_json(folder / "report.json", facts)
     write_text(folder / "curves.svg", _curves_svg(curves))
     table = _markdown(facts)
@@ -143,29 +192,42 @@ def ablate(
 _Job = tuple[PipelineConfig, Path]
 
 
-def _plan(config: PipelineConfig, home: Path, kinds: Sequence[str], arms: Sequence[str]) -> Iterator[list[_Job]]:
+def _starts(arms: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(ARMS[name].start for name in arms))
+
+
+def _plan(config: PipelineConfig, home: Path, runs: Mapping[str, Sequence[int]]) -> Iterator[list[_Job]]:
     """What one training seed runs: each list needs what the one before it made."""
-    yield [(_with(config, {}, skip=["rm", "grpo"]), home / "shared")]
-    for kind in kinds:
-        _link(home / "shared", home / f"rm-{kind}")
+    before = {start: replace(config, setting=replace(config.setting, **STARTS[start])) for start in _starts(runs)}
+    yield [(_with(each, skip=["rm", "grpo"]), home / start) for start, each in before.items()]
+    models = {model: ARMS[name] for name in runs if (model := ARMS[name].model)}
+    for model, arm in models.items():
+        _link(home / arm.start, home / model)
     skip = ["sft", "collect", "grpo", "evaluate"]
-    yield [(_with(config, {"rm": {"kind": kind}}, skip=skip), home / f"rm-{kind}") for kind in kinds]
-    for name in arms:
-        _link(home / "shared", _place(home, name))
-        if "rm" in ARMS[name]:
-            _point(_place(home, name) / "rm", home / f"rm-{ARMS[name]['rm']['kind']}" / "rm")
-    yield [(_with(config, ARMS[name], skip=["sft", "collect", "rm"]), _place(home, name)) for name in arms]
+    yield [(_with(before[arm.start], rm=arm.rm, skip=skip), home / model) for model, arm in models.items()]
+    jobs = []
+    for name, j in [(arm, j) for arm in runs for j in runs[arm]]:
+        arm, place = ARMS[name], _place(home, name, j)
+        _link(home / arm.start, place)
+        if arm.model:
+            _point(place / "rm", home / arm.model / "rm")
+        changes = {**arm.grpo, "seed": config.setting.seed + 1000 * j}
+        made = _with(before[arm.start], rm=arm.rm, grpo=changes, skip=["sft", "collect", "rm"])
+        jobs.append((replace(made, evaluate=replace(made.evaluate, last=True)), place))
+    yield jobs
 
 
-def _place(home: Path, arm: str) -> Path:
-    return home / arm.replace(" + ", "-and-").replace(" ", "-")
+def _place(home: Path, arm: str, j: int = 0) -> Path:
+    slug = arm.replace(" + ", "-and-").replace(", ", "-").replace(" ", "-")
+    return home / (f"{slug}-{j + 1}" if j else slug)
 
 
-def _with(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], *, skip: list[str]) -> PipelineConfig:
+def _with(config: PipelineConfig, *, skip: list[str], **changes: Mapping[str, Any] | None) -> PipelineConfig:
     """The configuration of one job."""
     seed = config.setting.seed
     stages: dict[str, Any] = {
-        name: replace(getattr(config, name), seed=seed, **changes.get(name, {})) for name in ("sft", "rm", "grpo")
+        name: replace(getattr(config, name), **{"seed": seed, **(changes.get(name) or {})})
+        for name in ("sft", "rm", "grpo")
     }
     return replace(config, setting=replace(config.setting, skip=skip), **stages)
 
@@ -220,36 +282,53 @@ def _run(config: PipelineConfig, place: Path) -> None:
 # --- what came of it ------------------------------------------------------------------------------
 
 _Runs = Mapping[str, Report]
+_Made = Sequence[Sequence[Report]]
+"""Reports by training seed and seed of GRPO."""
 
 
-def _facts(starts: Sequence[_Runs], made: Mapping[str, Sequence[_Runs]], personas: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    starts: Mapping[str, Sequence[_Runs]], made: Mapping[str, Sequence[Sequence[_Runs]]], personas: Sequence[str]
+) -> dict[str, Any]:
     """All numbers of the report. Differences are of the same episodes, over all training seeds."""
-    best = [runs[best_start(runs) or "start"] for runs in starts]
-    swept = sorted({name for runs in starts for name in runs if name.startswith("start-t")})
-    rows = {START: _row([runs["start"] for runs in starts], best)}
-    for name in swept:
-        rows[f"{START}, temperature {name[7:]}"] = _row([runs[name] for runs in starts], best)
-    ends = {name: [runs["grpo"] for runs in each] for name, each in made.items()}
-    for name, runs in ends.items():
-        rows[name] = _row(runs, best)
-    sides = {"best": best, "start": [runs["start"] for runs in starts], **ends}
+    best = {start: [[runs[best_start(runs) or "start"]] for runs in each] for start, each in starts.items()}
+    rows: dict[str, Any] = {}
+    for start, each in starts.items():
+        for name in ("start", *sorted({name for runs in each for name in runs if name.startswith("start-t")})):
+            title = _title(start) + (f", temperature {name[7:]}" if name != "start" else "")
+            rows[title] = _row([[runs[name]] for runs in each], best[start])
+    ends: dict[str, _Made] = {}
+    for name, groups in made.items():
+        ends[name] = [[runs["grpo"] for runs in group] for group in groups]
+        rows[name] = _row(ends[name], best[ARMS[name].start])
+        rows[name]["last"] = fmean(
+            runs.get("last", runs["grpo"]).success_rate or 0.0 for each in groups for runs in each
+        )
+    sides: dict[str, _Made] = {**ends}
+    if "shared" in starts:
+        sides |= {"best": best["shared"], "start": [[runs["start"]] for runs in starts["shared"]]}
     claims = []
     for claim in CLAIMS:
         if claim.arm in sides and claim.over in sides:
-            change = gain(zip(sides[claim.over], sides[claim.arm], strict=True))
+            change = _gain(sides[claim.over], sides[claim.arm])
             if change is not None:
                 met = claim.holds(change["difference"], change["interval"])
                 claims.append({"claim": str(claim), **change, "met": met})
     others: dict[str, Any] = {}
     for persona in personas:
-        before = [runs[f"start-{persona}"] for runs in starts]
-        others[persona] = {START: _row(before, before)}
-        for name, each in made.items():
-            others[persona][name] = _row([runs[f"grpo-{persona}"] for runs in each], before)
+        before = {start: [[runs[f"start-{persona}"]] for runs in each] for start, each in starts.items()}
+        others[persona] = {_title(start): _row(each, each) for start, each in before.items()}
+        for name, groups in made.items():
+            after = [[runs[f"grpo-{persona}"] for runs in group] for group in groups]
+            others[persona][name] = _row(after, before[ARMS[name].start])
     return {"rows": rows, "claims": claims, "personas": others}
 
 
-def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
+def _title(start: str) -> str:
+    return START if start == "shared" else f"{START}, {start} start"
+
+
+def _row(made: _Made, before: _Made) -> dict[str, Any]:
+    runs = [run for group in made for run in group]
     rates = [run.success_rate or 0.0 for run in runs]
     looks = [texture(run) for run in runs]
     return {
@@ -259,7 +338,76 @@ def _row(runs: Sequence[Report], before: Sequence[Report]) -> dict[str, Any]:
         "conversations": sum(run.completed for run in runs),
         "errors": sum(run.errors for run in runs),
         **{name: fmean(look[name] or 0.0 for look in looks) for name, _ in TEXTURE.values()},
-        "gain": gain(zip(before, runs, strict=True)),
+        "gain": _gain(before, made),
+    }
+
+
+def _gain(before: _Made, after: _Made) -> dict[str, Any] | None:
+    """How much more the second runs solve than the first: the difference of SR, how sure it is, and where it varies.
+
+    Paired by episode, and by seeds: what has one seed of GRPO is compared with all of those. None if no episode ended
+    in both.
+    """
+    groups = [
+        [_changes(one[j % len(one)], other[j % len(other)]) for j in range(max(len(one), len(other)))]
+        for one, other in zip(before, after, strict=True)
+    ]
+    if not any(values for group in groups for run in group for values in run.values()):
+        return None
+    made = two_level(groups)
+    return {
+        "difference": made.mean, "interval": list(made.interval), "between": made.between, "within": made.within,
+        "runs": made.runs, "scenarios": made.scenarios,
+    }  # fmt: skip
+
+
+def _changes(before: Report, after: Report) -> dict[str, list[float]]:
+    """Differences of paired episodes by scenario."""
+    known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
+    found: dict[str, list[float]] = {}
+    for item in after.trajectories:
+        if item.completed and (item.scenario.id, item.trial) in known:
+            change = float(item.solved) - float(known[item.scenario.id, item.trial])
+            found.setdefault(item.scenario.id, []).append(change)
+    return found
+
+
+def _moves(
+    config: PipelineConfig,
+    homes: Sequence[Path],
+    starts: Mapping[str, Sequence[_Runs]],
+    made: Mapping[str, Sequence[Sequence[_Runs]]],
+) -> dict[str, Any]:
+    """What each reward model pays for in contexts it has not seen, and what became of those moves in `rlff`."""
+    from esc_env.rewards.model import RewardModelReward
+    from esc_env.rewards.rows import chat_of
+
+    if "shared" not in starts:
+        return {}
+    seen = [
+        [one for one in read_samples(home / "shared" / "collect", tails=False) if one.split == "valid"]
+        for home in homes
+    ]
+    samples = [one for each in seen for one in each]
+    scores: dict[str, list[float | None]] = {"R_fut": [sample.reward() for sample in samples]}
+    for model in dict.fromkeys(ARMS[name].model for name in made if ARMS[name].start == "shared"):
+        if model:
+            scores[model] = []
+            for home, each in zip(homes, seen, strict=True):
+                scorer = RewardModelReward(home / model / "rm", device="cpu" if config.rm.cpu else None)
+                scores[model] += scorer.score(
+                    [
+                        [*chat_of(one.scenario, one.context), {"role": "assistant", "content": one.response.content}]
+                        for one in each
+                    ]
+                )
+    said = {START: [item for runs in starts["shared"] for item in runs["start"].trajectories]}
+    if "rlff" in made:
+        said["rlff"] = [item for group in made["rlff"] for runs in group for item in runs["grpo"].trajectories]
+    return {
+        "within": paid(samples, scores),
+        "scores": list(scores),
+        "shares": {name: shares(items) for name, items in said.items()},
     }
 
 
@@ -270,19 +418,36 @@ def _points(change: Mapping[str, Any] | None) -> str:
     return f"{100 * change['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
+def _spreads(change: Mapping[str, Any] | None) -> tuple[str, str]:
+    """How much a gain differs between training seeds, and how unsure scenarios leave that of one, in points."""
+    found = [None if change is None or change[name] is None else 100 * change[name] for name in ("between", "within")]
+    return shown(found[0], ".1f"), shown(found[1], ".1f")
+
+
+def _each(rates: Sequence[float]) -> str:
+    if len(rates) <= 4:
+        return ", ".join(f"{rate:.1%}" for rate in rates)
+    return f"{min(rates):.1%} to {max(rates):.1%} of {len(rates)}"
+
+
 def _markdown(facts: Mapping[str, Any]) -> str:
-    titles = ("policy", "SR", "each seed", "AT", "gain", "conversations", "errors", *TEXTURE)
+    titles = (
+        "policy", "SR", "each seed", "last checkpoint", "AT", "gain", "between seeds", "within one", "conversations",
+        "errors", *TEXTURE,
+    )  # fmt: skip
     rows = [
         (
-            name, f"{row['success_rate']:.1%}", ", ".join(f"{rate:.1%}" for rate in row["each"]),
-            f"{row['average_turns']:.2f}", _points(row["gain"]), row["conversations"], row["errors"],
-            *texture_cells(row),
+            name, f"{row['success_rate']:.1%}", _each(row["each"]), shown(row.get("last"), ".1%"),
+            f"{row['average_turns']:.2f}", _points(row["gain"]), *_spreads(row["gain"]), row["conversations"],
+            row["errors"], *texture_cells(row),
         )
         for name, row in facts["rows"].items()
     ]  # fmt: skip
     lines = [
         f"Gains are in points of SR over the policy {START} at its best temperature, in the same episodes; in brackets "
-        "the 95 % interval, clustered by scenario.",
+        "the 95 % interval, resampling training seeds and scenarios. Beside it the standard deviation of the gain "
+        "between training seeds, and the standard error that the scenarios leave within one. With fewer than 8 seeds "
+        "the intervals are too narrow. SR is that of the checkpoint chosen on valid; beside it that of the last one.",
         "",
         *markdown.table(titles, rows),
     ]
@@ -294,12 +459,39 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         told = f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them."
         names = next(iter(facts["personas"].values()))
         others = [(name, *(_with_gain(name, rows[name]) for rows in facts["personas"].values())) for name in names]
+        few = any(row["conversations"] < ENOUGH for rows in facts["personas"].values() for row in rows.values())
+        told += f" A cell with † rests on fewer than {ENOUGH} conversations: read nothing into it." if few else ""
         lines += ["", told, "", *markdown.table(("policy", *facts["personas"]), others)]
+    if within := facts["moves"].get("within"):
+        scores, parts = facts["moves"]["scores"], facts["moves"]["shares"]
+        table = [
+            (
+                move.replace("_", " "), row["replies"], *(_within(row.get(score)) for score in scores),
+                *(f"{part.get(move, 0.0):.1%}" for part in parts.values()),
+            )
+            for move, row in within.items()
+        ]  # fmt: skip
+        lines += [
+            "",
+            "What is paid for: how far the responses that make a move are scored above the others to the same context, "
+            "in standard deviations within contexts, on scenarios that no reward model has seen (95 % interval). "
+            "Then how much of what is said makes that move.",
+            "",
+            *markdown.table(("move", "responses", *scores, *parts), table),
+        ]
     return "\n".join(lines) + "\n"
 
 
+def _within(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "–"
+    low, high = cell["interval"]
+    return f"{cell['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def _with_gain(name: str, row: Mapping[str, Any]) -> str:
-    return f"{row['success_rate']:.1%}" + ("" if name == START else f", {_points(row['gain'])}")
+    few = " †" if row["conversations"] < ENOUGH else ""
+    return f"{row['success_rate']:.1%}" + ("" if name.startswith(START) else f", {_points(row['gain'])}") + few
 
 
 # --- learning curves ------------------------------------------------------------------------------
@@ -310,7 +502,10 @@ _PANELS = {
     "entropy": "entropy, nats per token",
     "text/distinct_2": "distinct-2 of a batch",
 }
-_INKS = ("#2563eb", "#0891b2", "#7c3aed", "#dc2626", "#ea580c", "#16a34a", "#db2777", "#525252", "#a3a3a3", "#ca8a04")
+_INKS = (
+    "#2563eb", "#0891b2", "#7c3aed", "#dc2626", "#ea580c", "#16a34a", "#db2777", "#525252", "#a3a3a3", "#ca8a04",
+    "#0f766e", "#9f1239", "#1e3a8a",
+)  # fmt: skip
 
 
 def _curves_svg(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> str:

@@ -61,6 +61,12 @@ def _collect(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
     valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
+    valid_candidates: Annotated[
+        int | None, typer.Option(min=1, help="m of those set aside. Default: --candidates.")
+    ] = None,
+    valid_rollouts: Annotated[
+        int | None, typer.Option(min=1, help="K of those set aside. Default: --rollouts.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a conversation, and of a future.")] = 8,
     models: Models,
@@ -79,7 +85,8 @@ def _collect(
         made = collect(
             agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, limit=limit,
             contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
-            seed=seed, out=out, progress=told, temperature=temperature, agent_options=agent_options, **asdict(models),
+            valid_candidates=valid_candidates, valid_rollouts=valid_rollouts, seed=seed, out=out, progress=told,
+            temperature=temperature, agent_options=agent_options, **asdict(models),
         )  # fmt: skip
     card = made.card
     typer.echo(
@@ -180,7 +187,8 @@ def _rm(
     for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
         value = getattr(report, name)
         if value is not None:
-            typer.echo(f"{name:14} {value:.3f}")
+            ends = getattr(report, f"{name}_interval", None)
+            typer.echo(f"{name:14} {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
     typer.echo(str(out))
 
 
@@ -195,7 +203,10 @@ def _grpo(
         ),
     ] = None,
     reward_model: Annotated[
-        Path | None, typer.Option(help="A folder that `esc train rm` wrote, for --reward rlff.")
+        Path | None,
+        typer.Option(
+            help="A folder that `esc train rm` wrote, for --reward rlff; for untrained, the base model of one."
+        ),
     ] = None,
     agent: Annotated[
         str | None,
@@ -207,8 +218,8 @@ def _grpo(
 ) -> None:
     """Train a policy with GRPO. The result: local:OUT.
 
-    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls random
-    and format (the think format alone).
+    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls untrained
+    (a reward model that nobody has trained), noise, and format (the think format alone).
     """
     whole = read_pipeline(preset, ctx.args, stage="grpo")
     from esc_env.training.data import read_samples
@@ -250,11 +261,20 @@ def _ablate(
     out: Out,
     preset: Preset = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
+    grpo_seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Seeds of GRPO upon each of them, for the arms that claims rest on; SFT, collection and reward "
+            "models are shared.",
+        ),
+    ] = 1,
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this arm; repeat it for several: rlff, ranking, regression, env, future, 'no think-format', "
-            "'format only', 'random + format', random. Default: all of them."
+            help="Only this arm; repeat it for several: rlff, 'no tails', ranking, regression, env, future, "
+            "'no think-format', 'format only', 'untrained + format', untrained, 'noise + format', noise, 'rlff, steady "
+            "start'. Default: all of them."
         ),
     ] = None,
     jobs: Annotated[
@@ -269,7 +289,7 @@ def _ablate(
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
 
-    typer.echo(ablate(config, out, seeds=seeds, arms=arm, jobs=jobs, told=typer.echo))
+    typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
 
 
 @train.command("presets")

@@ -85,6 +85,8 @@ def collect(
     horizon: int | None = None,
     trials: int = 1,
     valid: float = 0.2,
+    valid_candidates: int | None = None,
+    valid_rollouts: int | None = None,
     seed: int = 0,
     out: str | Path,
     progress: Told | None = None,
@@ -118,6 +120,8 @@ def collect(
             shorter one shows owes more to the response and less to chance.
         trials: episodes per scenario, at least 1: conversations held on the spot, or other seekers for human contexts.
         valid: share of scenarios set aside to measure the reward model, in [0, 1); near-duplicates stay on one side.
+        valid_candidates, valid_rollouts: m and K of these, at least 1; None for those of the others. More of both say
+            more surely whether a reward model ranks the responses to one context.
         seed: of everything that is drawn.
         out: the collection's folder.
         progress: called with a `Progress` of what is made (conversations, then responses) before it begins, after every
@@ -136,7 +140,8 @@ def collect(
         ScenarioError: no scenario or no context.
         RecordError: the folder cannot be used, or another process writes there.
     """
-    limits = {"limit": limit, "contexts": contexts, "horizon": horizon}
+    more = {"valid_candidates": valid_candidates, "valid_rollouts": valid_rollouts}
+    limits = {"limit": limit, "contexts": contexts, "horizon": horizon, **more}
     whole(candidates=candidates, rollouts=rollouts, trials=trials, **{n: v for n, v in limits.items() if v is not None})
     if not 0 <= valid < 1:
         raise SpecError(f"valid must lie in [0, 1), not {valid}")
@@ -156,7 +161,7 @@ def collect(
         agent=identity_of(supporter), seeker=chairs.seeker.identity, critic=chairs.critic.identity,
         scenarios=f"{len(chosen)}, content {chosen.digest}, human dialogues {_words(chosen, source)}", source=source,
         contexts=contexts, candidates=candidates, rollouts=rollouts, trials=trials, valid=valid, seed=seed,
-        **({} if horizon is None else {"horizon": horizon}),
+        **{name: given for name, given in {"horizon": horizon, **more}.items() if given is not None},
     ).parts  # fmt: skip
     people = {scenario.id: scenario for scenario in chosen}
     episodes = [(key, trial) for trial in range(trials) for key in people if not from_dialogue(people[key], source)]
@@ -178,7 +183,9 @@ def collect(
         if not asked:
             why = "; ".join(errors) or "no context ends with the seeker"
             raise ScenarioError(f"{chosen.name}: nothing to respond to ({why})")
-        job = _Job(reward, candidates, _sides(chosen, valid, seed), told)
+        counts = {"train": (candidates, rollouts)}
+        counts["valid"] = valid_candidates or candidates, valid_rollouts or rollouts
+        job = _Job(reward, counts, _sides(chosen, valid, seed), told)
         missing = job.work(folder, asked)
         made = read_candidates(folder.path)
         samples = read_samples(folder.path) if made else []
@@ -218,8 +225,10 @@ def _sides(chosen: ScenarioSet, valid: float, seed: int) -> dict[str, str]:
 class _Job:
     """The responses to all contexts: sampled, deduplicated, simulated, kept."""
 
-    def __init__(self, reward: FutureReward, m: int, sides: Mapping[str, str], told: Told) -> None:
-        self.reward, self.m, self.sides, self.told = reward, m, sides, told
+    def __init__(
+        self, reward: FutureReward, counts: Mapping[str, tuple[int, int]], sides: Mapping[str, str], told: Told
+    ) -> None:
+        self.reward, self.counts, self.sides, self.told = reward, counts, sides, told
         self.done = self.all = self.turns = 0
         self.errors: Counter[str] = Counter()
         self.spent: BudgetExceeded | None = None
@@ -230,13 +239,20 @@ class _Job:
             there: dict[tuple[int, str], set[int]] = {}
             for sample in read_candidates(folder.path):
                 there.setdefault((sample.seed, sample.context.transcript()), set()).update(sample.candidates)
-            missing = [(context, sorted(set(range(self.m)) - there.get(context.key, set()))) for context in asked]
+            missing = [
+                (context, sorted(set(range(self._m_and_k(context)[0])) - there.get(context.key, set())))
+                for context in asked
+            ]
             waiting = [(context, numbers) for context, numbers in missing if numbers]
-            self.all = len(asked) * self.m
+            self.all = sum(self._m_and_k(context)[0] for context in asked)
             self.done = self.all - sum(len(numbers) for _, numbers in waiting)
             self._tell()
             run(self._all(iter(waiting), min(self.reward.concurrency, len(waiting)), writer))
         return self.all - self.done
+
+    def _m_and_k(self, context: Context) -> tuple[int, int]:
+        """How many responses to a context, and futures of each."""
+        return self.counts[self.sides[context.scenario.id]]
 
     async def _all(self, waiting: Iterator[tuple[Context, list[int]]], workers: int, writer: RecordWriter) -> None:
         gate = asyncio.Semaphore(self.reward.concurrency)
@@ -256,7 +272,7 @@ class _Job:
 
     async def _sample(self, context: Context, number: int, gate: asyncio.Semaphore) -> Reply | None:
         """One response; None if the supporter or its model failed."""
-        name = context.name(number, self.m).at(role="supporter", turn=1)
+        name = context.name(number, self._m_and_k(context)[0]).at(role="supporter", turn=1)
         try:
             async with gate:
                 reply = await self.reward.agent.respond(context.dialogue, seed=name)
@@ -274,10 +290,11 @@ class _Job:
     ) -> None:
         """The futures of one response, kept as one line."""
         number, reply = same[0]
+        m, rollouts = self._m_and_k(context)
         try:
             futures = await self.reward.simulate(
                 context.scenario, context.dialogue, replace(reply, usage=Usage()),
-                seed=context.name(number, self.m), gate=gate, told=self._turned,
+                seed=context.name(number, m), rollouts=rollouts, gate=gate, told=self._turned,
             )  # fmt: skip
         except BudgetExceeded as error:
             self.spent = error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from esc_env.errors import ConfigError, did_you_mean
 from esc_env.models import ModelSettings, Options
@@ -153,6 +153,9 @@ class RewardModelStage(Stage):
             it moves P(1) away from the true share, and the report says how far.
         margin: pairs whose rewards differ by no more than this are no pairs (ranking only).
         tail: train also on tail labels, the later turns of simulated rollouts; False selects the paper's set.
+        horizon: exchanges after which every future is read as ended. A tail label had less time than T; read after as
+            many exchanges as it had, a candidate's means the same, and the number of the turn tells nothing. Tails that
+            had fewer left are left out. None: with tail labels half of T, rounded up, at least 2; else all of it.
     """
 
     model: str = "meta-llama/Llama-3.2-1B"
@@ -162,6 +165,7 @@ class RewardModelStage(Stage):
     balance: bool = False
     margin: float = 0.0
     tail: bool = True
+    horizon: int | None = None
     lora_rank: int = 0
     batch_size: int = 16
     accumulation: int = 1
@@ -170,6 +174,7 @@ class RewardModelStage(Stage):
         super().__post_init__()
         self._at_least(16, "max_length")
         self._at_least(0, "margin")
+        self._at_least(1, "horizon")
         if not -1 < self.delta < 1:
             raise self._wrong("delta", "must lie inside (-1, 1), where rewards lie")
 
@@ -179,8 +184,9 @@ class GRPOStage(Stage):
     """Group-relative policy optimisation on R_rlff = R_fut + α · R_thk-fmt.
 
     Attributes:
-        reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations), `random`
-            (the paper's ablation), `format` (α · R_thk-fmt alone, a control).
+        reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations); as
+            controls `untrained` (a reward model that nobody has trained: the paper's random one), `noise` (fresh in
+            every step) and `format` (α · R_thk-fmt alone).
         alpha: weight of the think-format reward, at least 0. *Source:* α = 0.5, arXiv 2508.12935.
         group_size: responses per context, at least 2. *Source:* G = 4, arXiv 2508.12935.
         temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
@@ -191,7 +197,8 @@ class GRPOStage(Stage):
             discounted sum of what every exchange, from the trained one on, changed in the critic's score. Ours.
         turns: rows that one conversation gives, each training one drawn supporter turn (reward `env`), at least 1; a
             divisor of `group_size`. Holding conversations takes most of the time, and one has many turns. Ours.
-        gamma: γ, the discount of later exchanges, in (0, 1] (rewards `env` and `future`). *Source:* ours, as R_fut has.
+        gamma: γ, the discount of later exchanges, in (0, 1] (reward `env` only; simulated futures are worth R_fut, with
+            the γ of the labels that reward models learn from). *Source:* ours, as R_fut has.
         beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
         loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
@@ -200,7 +207,7 @@ class GRPOStage(Stage):
         iterations: μ, updates per generated batch. *Source:* 1, DeepSeekMath.
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
-        require_end: a reply that does not end by itself gets no reward for its future.
+        require_end: a reply that does not end by itself is rewarded below all siblings that do.
         concurrency: calls in flight at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`trl vllm-serve` at `vllm_url`) or `off`.
@@ -208,7 +215,7 @@ class GRPOStage(Stage):
         vllm_memory: share of GPU memory that vLLM may take (`colocate`), in (0, 1).
     """
 
-    reward: Literal["rlff", "future", "env", "random", "format"] = "rlff"
+    reward: Literal["rlff", "future", "env", "untrained", "noise", "format"] = "rlff"
     alpha: float = 0.5
     group_size: int = 4
     temperature: float = 1.1
@@ -234,6 +241,8 @@ class GRPOStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reward not in (known := get_type_hints(type(self))["reward"].__args__):
+            raise self._wrong("reward", f"is none of {', '.join(known)}. What was random is noise, and untrained")
         if self.group_size < 2:
             raise self._wrong(
                 "group_size", "leaves nothing to compare: advantages are relative to the group. Use 2 or more"
@@ -283,6 +292,8 @@ class CollectStage(_Checked):
             paper has it. A shorter one tells more of the response, and less of chance.
         trials: episodes per scenario, at least 1.
         valid: share of scenarios marked as held out in the data card, in [0, 1).
+        valid_candidates: m of these, on which the reward model is measured; none for `candidates`.
+        valid_rollouts: K of these; none for `rollouts`.
         concurrency: calls in flight at the same time.
     """
 
@@ -297,12 +308,15 @@ class CollectStage(_Checked):
     horizon: int | None = None
     trials: int = 1
     valid: float = 0.2
+    valid_candidates: int | None = None
+    valid_rollouts: int | None = None
     concurrency: int = 64
 
     def __post_init__(self) -> None:
         self._options_of("agent")
         self._at_least(0, "temperature")
         self._at_least(1, "limit", "contexts", "horizon", "candidates", "rollouts", "trials", "concurrency")
+        self._at_least(1, "valid_candidates", "valid_rollouts")
         if self.candidates > 1 and not self.temperature:
             raise self._wrong("temperature", "makes all candidates say the same. Raise it above 0, or ask for one")
         if not 0 <= self.valid < 1:
@@ -324,6 +338,7 @@ class EvaluateStage(_Checked):
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
             from one simulator's habits. `none` for none.
         persona_trials: conversations per scenario and persona, at least 1.
+        last: also the last checkpoint of GRPO, where another one was chosen on valid.
         concurrency: conversations held at the same time.
     """
 
@@ -337,6 +352,7 @@ class EvaluateStage(_Checked):
     sweep: list[float] = field(default_factory=list)
     personas: list[str] = field(default_factory=list)
     persona_trials: int = 1
+    last: bool = False
     concurrency: int = 64
 
     def __post_init__(self) -> None:
@@ -366,7 +382,7 @@ class Setting(_Checked):
         test: what is evaluated on.
         sft_data: what the first stage learns from: scenarios with human dialogues (`esconv:train`, `extes:train`, a
             file), a folder of `esc collect` or `esc eval` (what was solved), or `population` (conversations that
-            scripted supporters, poor to good, hold with the seeker).
+            scripted supporters, poor to good, hold with the seeker; `population:steady` without their haste).
         seeker: who plays the person with the problem, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
         critic: who judges whether it is solved, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
         agent_options: what the policy is asked besides where it talks, KEY=VALUE each: `max_tokens`, `top_p`, … (see

@@ -33,11 +33,12 @@ from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import is_gguf
 from esc_env.protocols import Agent
 from esc_env.records import write_json
-from esc_env.rewards import FutureReward, RandomReward, ThinkFormatReward, combine, grpo_row
+from esc_env.rewards import FutureReward, NoiseReward, ThinkFormatReward, combine, grpo_row
 from esc_env.rewards.rows import Reward, Text, awaited, raw_text
 from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
+from esc_env.training.floor import floored
 from esc_env.training.stage import (
     VALID,
     arguments,
@@ -155,6 +156,12 @@ def failure_signs(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if len(unended) >= 5 and fmean(unended[-5:]) > 0.5:
         share = fmean(unended[-5:])
         signs["length"] = f"{share:.0%} of the replies do not end. Raise completion_length, or start with SFT"
+    cut, held, taught = (_column(log, f"env/{name}")[-5:] for name in ("cut", "turns", "trained_turns"))
+    if cut and fmean(cut) > 0.1 and fmean(taught) < 0.8 * fmean(held):
+        signs["cut"] = (
+            f"{fmean(cut):.0%} of the conversations outgrow prompt_length, so that {fmean(taught):.1f} of "
+            f"{fmean(held):.1f} turns of a conversation are trained. Raise prompt_length, or turns"
+        )
     rewards = _column(log, "reward")
     if len(rewards) < 10:
         return signs
@@ -193,13 +200,15 @@ def _end(values: Sequence[float]) -> float:
 
 
 class _Watched:
-    """The reward as the trainer gets it: gated on replies that end, with what the replies look like logged beside."""
+    """The reward as the trainer gets it, with what the replies look like logged beside.
 
-    def __init__(self, reward: Reward, ends: frozenset[int], floor: float, gated: bool) -> None:
+    With a `group_size`, replies that do not end are `floored` in groups of it.
+    """
+
+    def __init__(self, reward: Reward, ends: frozenset[int], group_size: int | None) -> None:
         self.reward = reward
         self.ends = ends
-        self.floor = floor
-        self.gated = gated
+        self.group_size = group_size
         self.__name__ = "total"
 
     @awaited
@@ -219,11 +228,7 @@ class _Watched:
             log_metric("text/distinct_2", len(set(pairs)) / len(pairs) if pairs else 0.0)
             log_metric("text/top_reply", Counter(map(tuple, texts)).most_common(1)[0][1] / len(texts))
             log_metric("text/ended", fmean(ended))
-        if self.gated:
-            rewards = [
-                reward if reward is None or done else self.floor for reward, done in zip(rewards, ended, strict=True)
-            ]
-        return rewards
+        return floored(rewards, ended, self.group_size) if self.group_size else rewards
 
 
 class _Watch(transformers.TrainerCallback):
@@ -300,7 +305,8 @@ def train_grpo(
         prompts: rows as `esc_env.rewards.grpo_row` makes them.
         evaluate: told a checkpoint's folder, gives its success rate on valid scenarios; the best checkpoint is kept.
             None keeps the last.
-        rollout: TRL's `rollout_func`, where a completion is a whole conversation; then `require_end` does not apply.
+        rollout: TRL's `rollout_func`, where a completion is a whole conversation; then `require_end` is the reward's
+            own affair.
 
     Returns:
         The folder, which holds the trained policy.
@@ -353,8 +359,7 @@ def _train(
     watched = _Watched(
         reward,
         frozenset(ends | {tokenizer.eos_token_id}),
-        floor=-1.0 if config.reward in ("future", "env") else 0.0,
-        gated=config.require_end and rollout is None,
+        config.group_size if config.require_end and rollout is None else None,
     )
     trainer = GRPOTrainer(
         model=model,
@@ -412,7 +417,7 @@ def optimise(
         setting: style, chairs and what they are asked, and for `env` the scenarios.
         folder: of the stage.
         samples: a collection, whose contexts are answered; all rewards but `env` need it.
-        reward_model: for `rlff`.
+        reward_model: for `rlff`; for `untrained`, the base model of one.
         continuing: who goes on after a response, for `future`: the policy as it was when it was collected from. What a
             string names is asked the setting's `agent_options`.
         success: see `train_grpo`.
@@ -445,13 +450,19 @@ def optimise(
     if not prompts:
         raise ConfigError(f"reward {config.reward!r} answers collected contexts, and there are none. Type: esc collect")
     random.Random(config.seed).shuffle(prompts)
-    first: Any
-    if config.reward == "rlff":
+    first: Any = None
+    if config.reward in ("rlff", "untrained"):
         from esc_env.rewards.model import RewardModelReward
 
-        if reward_model is None:
+        device = "cpu" if config.cpu else None
+        if reward_model is None and config.reward == "rlff":
             raise ConfigError("reward 'rlff' needs a reward model. Type: esc train rm")
-        first = RewardModelReward(reward_model, device="cpu" if config.cpu else None)
+        if reward_model is None:
+            raise ConfigError("reward 'untrained' needs the base of a reward model. Type: --reward-model ORG/NAME")
+        if config.reward == "rlff":
+            first = RewardModelReward(reward_model, device=device)
+        else:
+            first = RewardModelReward.untrained(reward_model, seed=config.seed, device=device)
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")
@@ -459,12 +470,11 @@ def optimise(
         agent = resolve_agent(continuing, settings, temperature=CollectStage.temperature, options=options)
         chairs = chairs_of(setting, settings, rules)
         first = FutureReward(
-            agent, chairs.seeker, chairs.critic, rules, gamma=config.gamma, seed=config.seed,
-            concurrency=config.concurrency,
-        )  # fmt: skip
+            agent, chairs.seeker, chairs.critic, rules, seed=config.seed, concurrency=config.concurrency
+        )
         _check(folder, rules, chairs.seeker, chairs.critic, agent)
-    else:
-        first = RandomReward(config.seed)
+    elif config.reward == "noise":
+        first = NoiseReward(config.seed)
     form = ThinkFormatReward(opener(tokenizer, prompt_ids(tokenizer, prompts[0]["prompt"])))
     if config.reward == "format":
         reward = combine({"format": form}, format=config.alpha)

@@ -29,12 +29,13 @@ from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import ChatMessage, Dialogue, Message, split_thought
 from esc_env.errors import ConfigError
 from esc_env.protocols import Reply
-from esc_env.rewards import CombinedReward, Future, ThinkFormatReward, combine, grpo_row, value
+from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
 from esc_env.rewards.future import GAMMA
-from esc_env.rewards.rows import Text, chat_of
+from esc_env.rewards.rows import Reward, Text, awaited, chat_of
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive, episode_seed
 from esc_env.training.config import GRPOStage
+from esc_env.training.floor import floored
 from esc_env.training.grpo import fit_prompts
 from esc_env.training.stage import prompt_ids, shortened
 from esc_env.trajectory import Trajectory, stop_if_spent
@@ -45,19 +46,23 @@ logger = logging.getLogger(__name__)
 
 _OPENED = re.compile(r"<\s*think\s*>\s*$", re.IGNORECASE)
 
-WORST = -1.0
-"""What a conversation is worth in which a reply did not end by itself: the lowest reward there is."""
+_LOGGED = ("turns", "trained_turns", "trained_tokens", "cut")
+"""Columns of the rollout that are logged, as `env/NAME`: means over conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One supporter turn as tokens: the context it answered, what was written, and how likely each token was."""
+    """One supporter turn as tokens: the context it answered, what was written, and how likely each token was.
+
+    `cut` says whether the context is not all that had been said.
+    """
 
     context: list[int]
     ids: list[int]
     logprobs: list[float] | None
     text: str
     ended: bool
+    cut: bool
 
 
 def conversation_value(
@@ -78,7 +83,7 @@ def conversation_value(
         return value((Future.of(trajectory, skip=0, horizon=max(1, len(trajectory.verdicts))),), gamma)
     scores = [-0.5, *(verdict.score for verdict in trajectory.verdicts)]
     if not trajectory.verdicts:
-        return WORST
+        return -1.0
     changes = [after - before for before, after in pairwise(scores)]
     return sum(gamma**later * change for later, change in enumerate(changes[first - 1 :]))
 
@@ -93,7 +98,7 @@ class Online:
         scenarios: whom conversations are held with. Those that begin with the same words are one prompt; only the
             first of them is used, and the others are counted in a warning.
         chairs: seeker, critic and rules; T is theirs.
-        config: see `GRPOStage`: `alpha`, `credit`, `gamma`, `prompt_length`, `require_end`, `seed`.
+        config: see `GRPOStage`: `alpha`, `credit`, `gamma`, `group_size`, `prompt_length`, `require_end`, `seed`.
         tokenizer: the policy's, with its chat template.
         system: a system message for the policy.
 
@@ -127,9 +132,24 @@ class Online:
             raise ConfigError(f"no situation fits prompt_length = {config.prompt_length}. Raise it")
 
     @property
-    def reward(self) -> CombinedReward:
-        """R of a conversation + α · the share of trained turns in the think format, for TRL."""
-        return combine({"env": _column("outcome"), "format": _column("formed")}, env=1.0, format=self.config.alpha)
+    def reward(self) -> Reward:
+        """R of a conversation + α · the share of trained turns in the think format, for TRL.
+
+        With `require_end`, a conversation in which a reply did not end by itself, from the first trained turn on, lies
+        below its group. Logs beside it how many turns a conversation has, how many of them and of their tokens are
+        trained, and the share of conversations that were cut although they could have been trained whole (`env/cut`).
+        """
+        combined = combine({"env": _column("outcome"), "format": _column("formed")}, env=1.0, format=self.config.alpha)
+
+        @awaited
+        async def env(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+            if log_metric := columns.get("log_metric"):
+                for name in _LOGGED:
+                    log_metric(f"env/{name}", fmean(columns[name]))
+            rewards: list[float | None] = await combined(prompts=prompts, completions=completions, **columns)
+            return floored(rewards, columns["ended"], self.config.group_size) if self.config.require_end else rewards
+
+        return env
 
     def rollout(self, prompts: Sequence[Text], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: one conversation for every `turns` prompts, which come repeated, group after group."""
@@ -169,29 +189,29 @@ class Online:
         stop_if_spent(trajectories)
         return self._rows_of(trajectories, spoken, scenarios, step)
 
-    def _context(self, scenario: Scenario, dialogue: Dialogue) -> list[int]:
-        """What the policy is asked, as tokens: cut from the left at message borders to what fits."""
+    def _context(self, scenario: Scenario, dialogue: Dialogue) -> tuple[list[int], bool]:
+        """What the policy is asked, as tokens, cut from the left at message borders to what fits; and whether it is."""
         chat = [*self.system, *chat_of(scenario, dialogue)]
         ids: list[int] = []
         for part in shortened(chat):
             ids = prompt_ids(self.tokenizer, part)
             if len(ids) <= self.config.prompt_length:
-                return ids
-        return ids[-self.config.prompt_length :]
+                return ids, len(part) < len(chat)
+        return ids[-self.config.prompt_length :], True
 
-    def _speak(self, trainer: Any, contexts: Sequence[list[int]], size: int) -> list[Spoken]:
+    def _speak(self, trainer: Any, contexts: Sequence[tuple[list[int], bool]], size: int) -> list[Spoken]:
         """The policy's replies to contexts, in one batch.
 
         With several processes every one generates equally often and as much, since sharded models and vLLM's server
         are reached by all of them together.
         """
-        asked = list(contexts)
+        asked = [context for context, _ in contexts]
         if trainer.accelerator.num_processes > 1:
-            asked += [self._context(*self._idle())] * (size - len(asked))
+            asked += [self._context(*self._idle())[0]] * (size - len(asked))
         completions, logprobs = trainer._generate_single_turn(asked, None, {}, 1)
         ends = set(trainer.eos_token_ids)
         found = []
-        for place, context in enumerate(contexts):
+        for place, (context, cut) in enumerate(contexts):
             ids = list(completions[place])
             text = opener(self.tokenizer, context) + self.tokenizer.decode(ids, skip_special_tokens=True)
             found.append(
@@ -201,6 +221,7 @@ class Online:
                     list(logprobs[place]) if logprobs is not None else None,
                     text,
                     bool(ids) and ids[-1] in ends,
+                    cut,
                 )
             )
         return found
@@ -218,11 +239,17 @@ class Online:
     ) -> dict[str, Any]:
         form = ThinkFormatReward()
         found: dict[str, list[Any]] = {
-            name: [] for name in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "outcome", "formed")
-        }
+            name: []
+            for name in (
+                "prompt_ids", "completion_ids", "env_mask", "logprobs", "outcome", "formed", "ended", *_LOGGED,
+            )
+        }  # fmt: skip
         for trajectory, turns, scenario in zip(trajectories, spoken, scenarios, strict=True):
             named = derive(self.config.seed, scenario.id, step)  # a whole group trains the same places
-            for chosen in _choose(turns, self.config.turns, random.Random(named)):
+            rows = _choose(turns, self.config.turns, random.Random(named))
+            trained = {place for chosen in rows for place in chosen}
+            cut = any(turn.cut for turn in turns) and not any(split_thought(turn.text)[0] for turn in turns)
+            for chosen in rows:
                 start = len(turns[chosen[0]].context)
                 last = turns[chosen[-1]]
                 ids = last.context + last.ids
@@ -235,15 +262,17 @@ class Online:
                 outcome = conversation_value(
                     trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1
                 )
-                ended = all(turn.ended for turn in turns[chosen[0] :])
-                if outcome is not None and self.config.require_end and not ended:
-                    outcome = WORST
                 found["prompt_ids"].append(ids[:start])
                 found["completion_ids"].append(ids[start:])
                 found["env_mask"].append(mask[start:])
                 found["logprobs"].append(sure[start:])
                 found["outcome"].append(outcome)
                 found["formed"].append(fmean(form.holds(turns[place].text) for place in chosen))
+                found["ended"].append(all(turn.ended for turn in turns[chosen[0] :]))
+                found["turns"].append(len(turns))
+                found["trained_turns"].append(len(trained))
+                found["trained_tokens"].append(sum(len(turns[place].ids) for place in trained))
+                found["cut"].append(cut)
         if any(turn.logprobs is None for turns in spoken for turn in turns):
             return {**found, "logprobs": None}
         return found
@@ -258,30 +287,33 @@ def opener(tokenizer: Any, context: Sequence[int]) -> str:
 def _choose(turns: Sequence[Spoken], count: int, draw: random.Random) -> list[list[int]]:
     """The turns that `count` rows train: all of them if they stand in the last one's context, else drawn ones.
 
-    Every turn is drawn once before any is drawn again.
+    A turn is drawn, and with it are trained all that make one row together: every turn once before any again.
     """
-    whole = _within(turns, len(turns) - 1)
-    if len(whole) == len(turns):
-        return [whole] * count
+    chains = _chains(turns)
+    if len(chains) == 1:
+        return chains * count
     shares = [draw.random() for _ in range(count)]  # drawn before the length is looked at: alike in a whole group
     free: list[int] = []
     found = []
     for share in shares:
         free = free or list(range(len(turns)))
-        found.append(_within(turns, free.pop(int(share * len(free)))))
+        drawn = free[int(share * len(free))]
+        found.append(next(chain for chain in chains if drawn in chain))
+        free = [place for place in free if place not in found[-1]]
     return found
 
 
-def _within(turns: Sequence[Spoken], last: int) -> list[int]:
-    """`last`, and the turns before it whose context and words stand at the beginning of its context, token by token."""
-    context = turns[last].context
-    found = [last]
-    for place in range(last - 1, -1, -1):
-        whole = turns[place].context + turns[place].ids
-        if context[: len(whole)] != whole:
-            break
-        found.insert(0, place)
-    return found
+def _chains(turns: Sequence[Spoken]) -> list[list[int]]:
+    """Turns that make one row: the context and the words of each are how the next one's context begins."""
+    chains: list[list[int]] = []
+    whole: list[int] = []
+    for place, turn in enumerate(turns):
+        if chains and turn.context[: len(whole)] == whole:
+            chains[-1].append(place)
+        else:
+            chains.append([place])
+        whole = turn.context + turn.ids
+    return chains
 
 
 def _key(prompt: Text) -> str:

@@ -143,6 +143,10 @@ def shown(number: float | None, form: str = ".3f") -> str:
     return "–" if number is None else format(number, form)
 
 
+def _ends(interval: list[float] | None) -> str:
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+
+
 def page(report: Mapping[str, Any]) -> str:
     """What `outcome` says, as a page."""
     setting = report["setting"]
@@ -172,8 +176,9 @@ def page(report: Mapping[str, Any]) -> str:
     if model := report["reward_model"]:
         lines += [
             "",
-            f"Reward model ({model['kind']}): AUC {shown(model['auc'])}, within contexts "
-            f"{shown(model['auc_within'])}, accuracy {shown(model['accuracy'])}, ECE {shown(model['ece'])}.",
+            f"Reward model ({model['kind']}): AUC {shown(model['auc'])}{_ends(model.get('auc_interval'))}, within "
+            f"contexts {shown(model['auc_within'])}{_ends(model.get('auc_within_interval'))} over "
+            f"{model['pairs_within']:,} pairs, accuracy {shown(model['accuracy'])}, ECE {shown(model['ece'])}.",
         ]
     if report["valid"]:
         curve = ", ".join(f"step {step}: {rate:.1%}" for step, rate in report["valid"].items())

@@ -52,6 +52,9 @@ __all__ = ["on_valid", "run_pipeline"]
 TINY = "tiny"
 """The model that is made from scratch."""
 
+POPULATIONS = ("population", "population:steady")
+"""Conversations of scripted supporters: with those who are hasty in their third and fourth turn, and without."""
+
 Told = Callable[[str], None]
 """Told one line about what happens."""
 
@@ -117,7 +120,7 @@ class _Pipeline:
         from esc_env.training.sft import lessons, lessons_from, train_sft
 
         setting = self.setting
-        if setting.sft_data == "population":
+        if setting.sft_data in POPULATIONS:
             held = self._population()
             if setting.model == TINY:
                 self._base(held)
@@ -135,6 +138,7 @@ class _Pipeline:
                 self._collector(stage), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
+                valid_candidates=stage.valid_candidates, valid_rollouts=stage.valid_rollouts,
                 seed=self.setting.seed, out=self.folder / "collect", **asdict(self.config.calls(stage)),
             )  # fmt: skip
             solved = made.card["all"]["solved"]
@@ -145,17 +149,8 @@ class _Pipeline:
         """Stage 2."""
         from esc_env.training.reward_model import train_reward_model
 
-        base = self.setting.reward_model
-        if base == TINY:
-            base = str(self.folder / "rm-base")
-            if is_main() and not Path(base).exists():
-                from esc_env.training.tiny import make_reward_model
-
-                make_reward_model(base, self._policy())
-            _together()
-        report = train_reward_model(
-            replace(self.config.rm, model=base), self.folder / "rm", read_samples(self._needs("collect"))
-        )
+        config = replace(self.config.rm, model=self._reward_base())
+        report = train_reward_model(config, self.folder / "rm", read_samples(self._needs("collect")))
         self.told(f"rm: AUC {shown(report.auc)}, within contexts {shown(report.auc_within)}")
 
     def grpo(self) -> None:
@@ -167,7 +162,7 @@ class _Pipeline:
             self.setting,
             self.folder / "grpo",
             samples=[] if self.config.grpo.reward == "env" else read_samples(self._needs("collect"), tails=False),
-            reward_model=self._needs("rm") if self.config.grpo.reward == "rlff" else None,
+            reward_model=self._reward_model(),
             continuing=self._collector(self.config.grpo) if self.config.grpo.reward == "future" else None,
             success=self.success,
             models=self.config.calls(self.config.grpo),
@@ -182,7 +177,7 @@ class _Pipeline:
                 if name == "start":
                     for temperature in stage.sweep:
                         self._hold(f"{name}-t{temperature:g}", policy, temperature)
-                for persona in stage.personas:
+                for persona in stage.personas if name != "last" else ():
                     self._hold(f"{name}-{persona}", policy, stage.temperature, persona)
         _together()
 
@@ -217,12 +212,38 @@ class _Pipeline:
         made = self.folder / "sft"
         return str(made) if self.config.runs("sft") or made.is_dir() else self._begin()
 
+    def _reward_base(self) -> str:
+        """What a reward model begins with."""
+        if self.setting.reward_model != TINY:
+            return self.setting.reward_model
+        base = self.folder / "rm-base"
+        if is_main() and not base.exists():
+            from esc_env.training.tiny import make_reward_model
+
+            make_reward_model(base, self._policy())
+        _together()
+        return str(base)
+
+    def _reward_model(self) -> str | Path | None:
+        """What the reward of GRPO reads, if it reads one."""
+        if self.config.grpo.reward == "untrained":
+            return self._reward_base()
+        return self._needs("rm") if self.config.grpo.reward == "rlff" else None
+
     def _policies(self) -> dict[str, str]:
         named = {"start": self._policy()}
         trained = self.folder / "grpo"
         if self.config.runs("grpo") or trained.is_dir():
             named["grpo"] = str(trained)
+        if self.config.evaluate.last and (last := self._last()):
+            named["last"] = str(last)
         return named
+
+    def _last(self) -> Path | None:
+        """The last checkpoint of GRPO, where another one was chosen on valid."""
+        made = self.folder / "grpo"
+        kept = {int(path.name.rpartition("-")[2]): path for path in made.glob("checkpoints/checkpoint-*")}
+        return kept[max(kept)] if kept and max(kept) != RunFolder(made, "stage").about().get("chosen") else None
 
     def _needs(self, stage: str) -> Path:
         folder = self.folder / stage
@@ -240,13 +261,15 @@ class _Pipeline:
             people = load_scenarios(self.setting.scenarios)
             held = population(
                 people, chairs.seeker, chairs.critic, self.rules,
-                renamed=0.6 if self.setting.model == TINY else 0.0, seed=self.setting.seed,
+                renamed=0.6 if self.setting.model == TINY else 0.0,
+                hasty=self.setting.sft_data == POPULATIONS[0], seed=self.setting.seed,
             )  # fmt: skip
             try:
                 stop_if_spent(held)
             except BudgetExceeded as error:
                 raise BudgetExceeded(f"{error}. The conversations of sft_data population begin anew") from None
-            with kept.claim({"seed": self.setting.seed}, scenarios=people):
+            steady = {} if self.setting.sft_data == POPULATIONS[0] else {"supporters": "steady"}
+            with kept.claim({"seed": self.setting.seed, **steady}, scenarios=people):
                 write_records(kept.path / CONVERSATIONS, "trajectory", (item.to_json() for item in held))
                 kept.note(finished=True)
         _together()

@@ -21,6 +21,7 @@ import numpy as np
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
+from esc_env.evaluation.resampling import auc_interval, two_level
 from esc_env.evaluation.statistics import auc
 from esc_env.fields import integer, many, number, optional, read, text
 from esc_env.models.weights import load_model
@@ -55,7 +56,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Bin", "RewardModelReport", "calibration", "label_of", "siblings", "train_reward_model"]
+__all__ = ["Bin", "RewardModelReport", "alike", "calibration", "label_of", "siblings", "train_reward_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class RewardModelReport:
         auc: does it tell responses that help from others, over all contexts? In [0, 1]; None where there is one class.
         auc_within: does it rank the responses to one context? GRPO compares these. None where none differ.
         pairs_within: how many pairs of siblings that rests on.
+        horizon: exchanges after which futures were read as ended, on both sides.
+        auc_interval, auc_within_interval: their 95 % intervals, resampling scenarios; None where there are not two.
         accuracy: share of right answers: P(1) above ½, or predicted reward above δ; for ranking, that of pairs.
         base_accuracy: what always answering the commoner class would get; None for ranking.
         ece: expected calibration error over 10 bins, in [0, 1]; classification only.
@@ -117,23 +120,44 @@ class RewardModelReport:
     error: float | None
     cut: float
     overlong: int
+    horizon: int | None = None
+    auc_interval: tuple[float, float] | None = None
+    auc_within_interval: tuple[float, float] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RewardModelReport:
         """Inverse of `dataclasses.asdict`. Raises SpecError naming an unfit field."""
         share, count = number(0, 1), integer(0)
+        ends: Callable[[Any], Any] = optional(many(share, 2, 2))
         checks: dict[str, Callable[[Any], Any]] = {
             "kind": text, "train": count, "valid": count, "train_positive": share, "valid_positive": share,
-            "auc": optional(share), "auc_within": optional(share), "pairs_within": count, "accuracy": share,
+            "auc": optional(share), "auc_within": optional(share), "pairs_within": count, "accuracy": optional(share),
             "base_accuracy": optional(share), "ece": optional(share), "reliability": many(Bin.from_json),
             "error": optional(number(0)), "cut": share, "overlong": count,
         }  # fmt: skip
-        return cls(**{name: read(data, name, check) for name, check in checks.items()})
+        later = {"horizon": optional(count), "auc_interval": ends, "auc_within_interval": ends}
+        return cls(
+            **{name: read(data, name, check) for name, check in checks.items()},
+            **{name: read(data, name, check, None) for name, check in later.items()},
+        )
 
 
 def label_of(sample: Sample, delta: float) -> float:
     """The share of a response's futures whose reward is above δ, in [0, 1]: a soft label where there are several."""
     return fmean(value((future,)) > delta for future in sample.futures)
+
+
+def alike(samples: Iterable[Sample], config: RewardModelStage) -> tuple[list[Sample], int]:
+    """Samples whose labels mean the same, and after how many exchanges (see `RewardModelStage.horizon`)."""
+    chosen = [sample for sample in samples if config.tail or not sample.tail]
+    most = max((future.horizon for sample in chosen for future in sample.futures), default=1)
+    horizon = min(most, config.horizon or (max(2, -(-most // 2)) if config.tail else most))
+    found = []
+    for sample in chosen:
+        whole = [future for future in sample.futures if not sample.tail or future.horizon >= horizon]
+        if whole:
+            found.append(replace(sample, futures=tuple(future.within(horizon) for future in whole)))
+    return found, horizon
 
 
 # --- metrics --------------------------------------------------------------------------------------
@@ -202,15 +226,15 @@ def train_reward_model(config: RewardModelStage, folder: str | Path, samples: It
         ProtocolMismatch: the folder holds another run.
     """
     folder = Path(folder)
-    chosen = [sample for sample in samples if config.tail or not sample.tail]
+    chosen, horizon = alike(samples, config)
     data = [[*sample.key, sample.split, [value((future,)) for future in sample.futures]] for sample in chosen]
     with open_stage(folder, "reward_model", config, data) as finished:
         if not finished:
-            _train(config, folder, chosen)
+            _train(config, folder, chosen, horizon)
     return read_json(folder / "report.json", RewardModelReport.from_json)
 
 
-def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) -> None:
+def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample], horizon: int) -> None:
     train, valid = _split(samples)
     _check(config, train)
     if base_of(config.model) is not None:
@@ -240,7 +264,7 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample]) ->
         trainer.save_model(str(folder))
     if is_main():
         report = _report(config, folder, train, valid, limit)
-        report = replace(report, overlong=report.overlong + len(rows) - len(fitting))
+        report = replace(report, horizon=horizon, overlong=report.overlong + len(rows) - len(fitting))
         write_json(folder / "report.json", asdict(report))
         if report.reliability:
             write_text(folder / "reliability.svg", _reliability_svg(report.reliability))
@@ -318,7 +342,7 @@ def _pairs(
             [{"chosen_ids": rows[one][1], "rejected_ids": rows[other][1]} for one, other in pairs]
         ),
         processing_class=tokenizer,
-        peft_config=lora(config, "SEQ_CLS"),
+        peft_config=lora(config, "SEQ_CLS", model),
     )
 
 
@@ -328,7 +352,7 @@ def _scorer(
     classes = config.kind == "classification"
     targets = [label_of(sample, config.delta) if classes else sample.reward() for sample, _ in rows]
     positive = fmean(targets) if classes and config.balance else 0.5
-    adapter = lora(config, "SEQ_CLS")
+    adapter = lora(config, "SEQ_CLS", model)
     return _Scorer(
         model=peft.get_peft_model(model, adapter) if adapter else model,
         args=transformers.TrainingArguments(**arguments(config, folder), remove_unused_columns=False),
@@ -397,6 +421,11 @@ def _report(
     ranks = rewards if config.kind != "classification" else labels
     told, soft = np.array(scores), np.array(labels)
     within, pairs = auc(told, told, *siblings(ranks, [sample.key[:3] for sample, _ in scored]))
+    people = [sample.scenario.id for sample, _ in scored]
+    wins: dict[str, list[float]] = defaultdict(list)
+    for high, low in siblings(ranks, [sample.key[:3] for sample, _ in scored]):
+        for one in np.flatnonzero(high):
+            wins[people[one]] += (np.sign(told[one] - told[low]) / 2 + 0.5).tolist()
     classes, regression = config.kind == "classification", config.kind == "regression"
     border = 0.5 if classes else config.delta
     error, bars = calibration(scores, labels) if classes else (None, ())
@@ -418,4 +447,6 @@ def _report(
         error=fmean(abs(a - b) for a, b in zip(scores, rewards, strict=True)) if regression else None,
         cut=scorer.cut / len(valid),
         overlong=scorer.overlong,
+        auc_interval=auc_interval(told, soft, 1 - soft, people),
+        auc_within_interval=two_level([[wins]]).interval if sum(map(bool, wins.values())) > 1 else None,
     )

@@ -192,8 +192,12 @@ def arguments(config: Stage, folder: Path) -> dict[str, Any]:
     }
 
 
-def lora(config: Stage, task: str) -> Any:
-    """The LoRA configuration for PEFT; None where all weights are trained."""
+def lora(config: Stage, task: str, model: Any = None) -> Any:
+    """The LoRA configuration for PEFT; None where all weights are trained.
+
+    What a classifier (`model`) has beside its body is new, whatever it is called (score, classifier, pooler, head, …):
+    it is trained and kept whole.
+    """
     if not config.lora_rank:
         return None
     return peft.LoraConfig(
@@ -202,7 +206,13 @@ def lora(config: Stage, task: str) -> Any:
         lora_dropout=config.lora_dropout,
         target_modules="all-linear",
         task_type=task,
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        modules_to_save=[
+            name
+            for name, part in model.named_children()
+            if name != model.base_model_prefix and any(True for _ in part.parameters())
+        ]
+        if task == "SEQ_CLS"
+        else None,
     )
 
 

@@ -68,7 +68,7 @@ _HASTY = {3: 0.65, 4: 0.65}
 # --- who it learns to speak from ------------------------------------------------------------------
 
 
-def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
+def supporter(skill: float, *, thoughts: float = 0.8, hasty: bool = True) -> RuleBasedAgent:
     """A scripted supporter that makes a skilled move with probability `skill`, and a poor one else.
 
     At its third and fourth turn it is hasty, as people are who have heard enough to have an opinion: then it makes a
@@ -77,11 +77,12 @@ def supporter(skill: float, *, thoughts: float = 0.8) -> RuleBasedAgent:
     Args:
         skill: in [0, 1].
         thoughts: how often it says what it thinks, in [0, 1]; so there is a format to learn.
+        hasty: False for one that takes its time in its third and fourth turn too.
     """
 
     def speak(chat: Sequence[ChatMessage], seed: Seed) -> Reply:
         turn = 1 + len(said_by(chat, "assistant"))
-        well = seed.uniform("skill") < skill * _HASTY.get(turn, 1.0)
+        well = seed.uniform("skill") < skill * (_HASTY.get(turn, 1.0) if hasty else 1.0)
         reply = _well(chat, seed) if well else _badly(chat, seed)
         return reply if seed.uniform("think") < thoughts else replace(reply, thought=None)
 
@@ -126,6 +127,7 @@ def population(
     *,
     trials: int = 8,
     renamed: float = 0.0,
+    hasty: bool = True,
     seed: int = 0,
 ) -> list[Trajectory]:
     """Conversations that supporters of all `SKILLS` hold, in an order free of timing.
@@ -136,6 +138,7 @@ def population(
         trials: conversations per scenario, at least 1; skills take turns.
         renamed: share of conversations, in [0, 1], in which the words that replies take up are other ones throughout.
             For models that learn language here; what such a conversation says makes no sense.
+        hasty: whether supporters are, as `supporter` has it.
         seed: of everything that is drawn.
     """
     people = list(scenarios)
@@ -149,7 +152,7 @@ def population(
             if (place + trial) % len(SKILLS) == number
         ]
         if episodes:
-            run(hold(episodes, supporter(skill), chairs, seed, 64, held.append))
+            run(hold(episodes, supporter(skill, hasty=hasty), chairs, seed, 64, held.append))
     held.sort(key=lambda trajectory: (trajectory.trial, trajectory.scenario.id))
     words = sorted({word for item in held for word in _told(item) if len(word) > 3})
     return [
