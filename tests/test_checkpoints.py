@@ -99,6 +99,14 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_for_the_one_before_and_nam
     assert f"checkpoint-2 is passed over: {name}" in caplog.text
 
 
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for name, state in (("1", b"{}"), ("2", b"[" * 10**6), ("3", b"[]"), ("best", b"{}")):
+        place = tmp_path / "checkpoints" / f"checkpoint-{name}"
+        place.mkdir(parents=True)
+        (place / "trainer_state.json").write_bytes(state)
+    assert resume_from(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-1")
+
+
 def test_training_goes_on_from_the_newest_whole_checkpoint_and_mends_the_cut_one(base: Path, stopped: Path) -> None:
     cut = stopped / "checkpoints" / "checkpoint-2"
     whole = (cut / "model.safetensors").read_bytes()

@@ -17,6 +17,7 @@ from shutil import disk_usage
 
 from esc_env.errors import MissingExtra, RecordError
 from esc_env.escaping import one_line
+from esc_env.fields import mapping
 
 try:
     from safetensors import SafetensorError, safe_open
@@ -44,10 +45,12 @@ def resume_from(folder: Path, *, telling: bool = True) -> str | None:
         folder: the stage's.
         telling: say which were passed over and why; one of several processes does.
     """
-    places = sorted(
-        (folder / CHECKPOINTS).glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]), reverse=True
-    )
-    for place in places:
+    steps = {
+        int(step[1]): place
+        for place in (folder / CHECKPOINTS).glob("checkpoint-*")
+        if (step := re.fullmatch(r"checkpoint-([0-9]{1,18})", place.name))
+    }
+    for _, place in sorted(steps.items(), reverse=True):
         if (what := damage(place)) is None:
             return str(place)
         if telling:
@@ -62,9 +65,11 @@ def damage(checkpoint: Path) -> str | None:
     for path in sorted(checkpoint.rglob("*")):
         try:
             if path.suffix == ".json":
-                read = json.loads(path.read_text(encoding="utf-8"))
+                read = json.loads(path.read_bytes())
+                if path.name == _STATE:
+                    mapping(read)
                 if path.name.endswith(".index.json"):
-                    for shard in sorted(set(read["weight_map"].values())):
+                    for shard in sorted(set(mapping(mapping(read)["weight_map"]).values())):
                         if not (path.parent / shard).is_file():
                             return f"{shard}, which {path.name} names, is missing"
             elif path.suffix == ".safetensors":
@@ -72,7 +77,7 @@ def damage(checkpoint: Path) -> str | None:
                     pass
             elif path.suffix in (".pt", ".pth", ".bin"):
                 zipfile.ZipFile(path).close()  # its directory is at its end
-        except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, zipfile.BadZipFile) as error:
             return f"{path.relative_to(checkpoint)} is cut off or damaged ({error})"
     return None
 
