@@ -196,6 +196,8 @@ _ADDS = {
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",
     "train": "training: supervised, reward model, GRPO",
+    "vllm": "faster generation while GRPO trains on GPUs",
+    "deepspeed": "training spread over GPUs by ZeRO",
     "report": "figures in reports",
     "ray": "runs over many machines",
     "dev": "the tests, type checks and lint of this repository",
@@ -227,9 +229,9 @@ def _doctor() -> None:
     typer.echo("\nExtras")
     for extra, packages in extras.items():
         missing = [name for name in packages if _installed(name) is None]
-        typer.echo(f"  {extra:7} {'installed' if not missing else 'missing: ' + ', '.join(missing)}")
+        typer.echo(f"  {extra:9} {'installed' if not missing else 'missing: ' + ', '.join(missing)}")
         if missing:
-            typer.echo(f"          adds {_ADDS.get(extra, 'more')}. Type: pip install 'esc-env[{extra}]'")
+            typer.echo(f"            adds {_ADDS.get(extra, 'more')}. Type: pip install 'esc-env[{extra}]'")
     typer.echo("\nData folders, in the order in which they are searched (ESC_DATA names another)")
     for folder in data_folders():
         held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None

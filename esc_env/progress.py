@@ -137,7 +137,7 @@ def _reached(watch: Watch, kept: bool) -> str:
 def again() -> str:
     """How to go on with what this process was told to do."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        return "To go on, type the same `accelerate launch` line"
+        return "To go on, type the same launch line"
     return f"To go on, type: {shlex.join(['esc', *(word for word in sys.argv[1:] if word != '--fresh')])}"
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class RewardModelReward:
             problem type `regression`: regression; else ranking).
         max_length: tokens of context and response, cut from the left at message borders.
         batch_tokens: tokens of one forward pass, padding included.
-        device: where a path is loaded to; by default the current GPU, else the processor.
+        device: where a path is loaded to, on a GPU in bfloat16; by default the GPU of this process (`LOCAL_RANK`, as
+            launchers say before any has been chosen, else the current one), without GPUs the processor.
 
     Attributes:
         scored, cut, overlong: rows scored so far; how many were cut; how many had no reward because not even the last
@@ -240,8 +242,12 @@ def _with_reply(past: str | Sequence[ChatMessage], said: str) -> str | list[Chat
 def _loaded(path: str | Path, device: str | None, *, trained: bool = True, **options: Any) -> Any:
     if (Path(path) / "adapter_config.json").is_file():
         raise SpecError(f"{path} is a LoRA adapter; a reward model must be whole. Merge it: merge_and_unload() of PEFT")
+    where = device or _own_device()
+    dtype = torch.bfloat16 if where.startswith("cuda") else torch.float32
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **options
+        )
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: no sequence classification model could be loaded ({error})") from error
     if not trained and not info["missing_keys"]:
@@ -251,8 +257,15 @@ def _loaded(path: str | Path, device: str | None, *, trained: bool = True, **opt
             f"{path} has no trained head ({', '.join(sorted(info['missing_keys'])[:3])} would be random). "
             "Type: esc train rm"
         )
-    where = device or (f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     return model.to(where)
+
+
+def _own_device() -> str:
+    """The device of this process: several that were launched together have a GPU each."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{torch.cuda.current_device() if rank is None else int(rank) % torch.cuda.device_count()}"
 
 
 def _kind(config: Any, wanted: Kind | None) -> Kind:

@@ -18,11 +18,12 @@ pytest.importorskip("trl", reason="needs the extra 'train'")
 from esc_env.errors import ESCError, RecordError, SpecError
 from esc_env.folder import RunFolder, take_over
 from esc_env.models.weights import fingerprint, places
+from esc_env.training.checkpoints import resume_from
 from esc_env.training.config import PipelineConfig, RewardModelStage, SFTStage
 from esc_env.training.data import read_samples
 from esc_env.training.outcome import outcome, page
 from esc_env.training.reward_model import Bin, RewardModelReport, train_reward_model
-from esc_env.training.stage import base_of, finish, open_stage, read_log, read_valid, resume_from
+from esc_env.training.stage import base_of, finish, open_stage, read_log, read_valid
 
 pytestmark = pytest.mark.full
 

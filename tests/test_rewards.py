@@ -423,6 +423,37 @@ def test_a_reward_is_the_probability_of_class_one_or_the_one_logit(
 
 
 @pytest.mark.full
+def test_each_of_several_processes_has_its_reward_model_on_a_gpu_of_its_own_in_bfloat16(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    import transformers
+
+    from esc_env.rewards import RewardModelReward
+
+    model, tokenizer = classifier(saved)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    placed: list[tuple[str, Any]] = []
+
+    def to(model: Any, where: Any) -> Any:
+        placed.append((str(where), model.dtype))
+        return model
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # as in every process that has chosen none yet
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", to)
+    for rank in (None, "0", "3", "4"):
+        if rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        RewardModelReward(tmp_path)
+    RewardModelReward(tmp_path, device="cpu")
+    half = torch.bfloat16
+    assert placed == [("cuda:0", half), ("cuda:0", half), ("cuda:3", half), ("cuda:0", half), ("cpu", torch.float32)]
+
+
+@pytest.mark.full
 def test_padding_side_and_batch_order_do_not_change_a_score(saved: Path):
     from esc_env.rewards import RewardModelReward
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import signal
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
 from esc_env.progress import again
-from esc_env.training.config import STAGES
+from esc_env.training.config import STAGES, is_main, processes
 from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
 
 __all__ = ["register"]
@@ -131,15 +135,23 @@ class _Fields(TyperCommand):
 
 
 class _Resumable(TyperGroup):
-    """Commands that Ctrl-C ends with the way to go on."""
+    """Commands that Ctrl-C ends with the way to go on, and of several processes that run one the first tells."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        if processes() > 1:  # a launcher ends all of them when one has failed
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if not is_main():
+            logging.getLogger("esc_env").setLevel(logging.ERROR)
         try:
-            return super().invoke(ctx)
+            with nullcontext() if is_main() else redirect_stdout(io.StringIO()):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo(f"\nStopped. What was finished and the last checkpoint are kept. {again()}", err=True)
             raise typer.Exit(130) from None
+        finally:
+            if processes() > 1:  # whatever it is, it has ended: what is left to say is not cut off
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 train = typer.Typer(
@@ -248,10 +260,9 @@ def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b") -> 
     """
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.pipeline import run_pipeline
-    from esc_env.training.stage import is_main
 
     run_pipeline(config, out, told=typer.echo)
-    if is_main():
+    if is_main():  # the others may be through before it is written
         typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
 
 

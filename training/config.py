@@ -16,7 +16,7 @@ from esc_env.models import ModelSettings, Options
 
 __all__ = [
     "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage",
-    "Setting", "Stage",
+    "Setting", "Stage", "is_main", "processes",
 ]  # fmt: skip
 
 STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
@@ -247,12 +247,12 @@ class GRPOStage(Stage):
             raise self._wrong(
                 "group_size", "leaves nothing to compare: advantages are relative to the group. Use 2 or more"
             )
-        rows = self.batch_size * self.accumulation * _processes()
+        rows = self.batch_size * self.accumulation * processes()
         if rows % self.group_size:
             raise self._wrong(
                 "group_size",
                 f"does not divide the batch: batch_size {self.batch_size} x accumulation {self.accumulation} x "
-                f"{_processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
+                f"{processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
             )
         self._at_least(0, "alpha", "beta")
         self._above(0, "temperature", "epsilon", *(("alpha",) if self.reward == "format" else ()))
@@ -268,9 +268,14 @@ class GRPOStage(Stage):
             raise self._wrong("vllm_memory", "is a share of GPU memory, in (0, 1)")
 
 
-def _processes() -> int:
-    """How many processes train together: what `accelerate launch` tells each of them."""
+def processes() -> int:
+    """How many processes train together: what `accelerate launch` or `torchrun` tells each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of those that were launched together."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,10 @@ from esc_env.training.stage import (
     load_policy,
     load_tokenizer,
     local,
+    needs,
     open_stage,
     prompt_ids,
+    quiet,
     read_valid,
     run_trainer,
     shortened,
@@ -90,6 +92,17 @@ def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:
         "loss_type": config.loss_type,
         "scale_rewards": config.scale_rewards,
         "epsilon": config.epsilon,
+        "epsilon_high": config.epsilon,
+        "delta": None,
+        "use_bias_correction_kl": True,  # TRL's; DeepSeek-V3.2 (arXiv 2512.02556): KL counts by the ratio's gradient
+        "sync_ref_model": False,
+        "disable_dropout": False,
+        "entropy_coef": 0.0,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "reward_weights": None,
+        "multi_objective_aggregation": "sum_then_normalize",
+        "shuffle_dataset": True,
         "num_iterations": config.iterations,
         "mask_truncated_completions": False,  # they are scored: see `require_end`
         "importance_sampling_level": "token",
@@ -99,6 +112,14 @@ def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:
         "vllm_mode": config.vllm if config.vllm != "off" else "colocate",
         "vllm_server_base_url": config.vllm_url if config.vllm == "server" else None,
         "vllm_gpu_memory_utilization": config.vllm_memory,
+        "vllm_max_model_length": config.prompt_length + config.completion_length,  # else the model's own: up to 1M
+        "vllm_tensor_parallel_size": 1,
+        "vllm_enable_sleep_mode": False,
+        "vllm_model_impl": "vllm",
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+        "vllm_importance_sampling_clip_max": 3.0,
+        "vllm_importance_sampling_clip_min": None,
     }
 
 
@@ -314,8 +335,11 @@ def train_grpo(
     Raises:
         ConfigError: no chat template, an adapter that does not fit, or no prompt that fits.
         ProtocolMismatch: the folder holds another run.
+        MissingExtra: vLLM is configured and not installed.
     """
     folder = Path(folder)
+    if config.vllm != "off":
+        needs("vllm")
     with open_stage(folder, "grpo", config, [dict(row) for row in prompts]) as finished:
         if not finished:
             _train(config, folder, reward, prompts, evaluate, rollout)
@@ -393,7 +417,6 @@ def _train(
                 )
         finish(folder, trainer.state.log_history, counts=counts, valid=valid, chosen=chosen)
         shutil.rmtree(folder / "best", ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
 
 
 # --- the whole stage ------------------------------------------------------------------------------
@@ -459,10 +482,11 @@ def optimise(
             raise ConfigError("reward 'rlff' needs a reward model. Type: esc train rm")
         if reward_model is None:
             raise ConfigError("reward 'untrained' needs the base of a reward model. Type: --reward-model ORG/NAME")
-        if config.reward == "rlff":
-            first = RewardModelReward(reward_model, device=device)
-        else:
-            first = RewardModelReward.untrained(reward_model, seed=config.seed, device=device)
+        with quiet():
+            if config.reward == "rlff":
+                first = RewardModelReward(reward_model, device=device)
+            else:
+                first = RewardModelReward.untrained(reward_model, seed=config.seed, device=device)
     elif config.reward == "future":
         if continuing is None:
             raise ConfigError("reward 'future' needs to know who goes on after a response: name the agent")

@@ -18,12 +18,10 @@ Every stage keeps what it has finished: the same call goes on where it stopped.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +39,10 @@ from esc_env.records import write_json, write_records, write_text
 from esc_env.rules import Rules
 from esc_env.seeds import derive
 from esc_env.training.collect import collect
-from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting
+from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting, processes
 from esc_env.training.data import CONVERSATIONS, read_samples
 from esc_env.training.outcome import outcome, page, seconds, shown
-from esc_env.training.stage import FREE, asked, chairs_of, is_main
+from esc_env.training.stage import FREE, asked, chairs_of, is_main, on_processor, quiet, together
 from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["on_valid", "run_pipeline"]
@@ -62,15 +60,20 @@ Told = Callable[[str], None]
 def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = print) -> dict[str, Any]:
     """Run all stages that are not skipped and not finished; returns the report, as report.json has it.
 
-    Under `accelerate launch` every process calls this. Collecting and evaluating are done by the first one, while the
-    others wait.
+    Of several processes (`accelerate launch`, `torchrun`) every one calls this. Collecting and evaluating are done by
+    the first one, while the others wait.
 
     Raises:
-        ConfigError: a stage is skipped whose result another one needs.
+        ConfigError: a stage is skipped whose result another one needs; or several processes cannot talk in one way.
         SpecError: the policy takes no such option.
         ProtocolMismatch: the folder holds another run; the message names what differs.
         RecordError: the folder cannot be used, or another process writes there.
     """
+    if processes() > 1 and not config.sft.cpu == config.rm.cpu == config.grpo.cpu:
+        raise ConfigError(
+            "several processes talk to each other in one way: set cpu in sft, rm and grpo alike, or run the stages one "
+            "by one"
+        )
     folder = Path(folder)
     job = _Pipeline(config, folder, told if is_main() else lambda line: None)
     options = Options.of(config.setting.agent_options, "agent")
@@ -79,8 +82,8 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
     free = {"skip", "models", *FREE}  # which stages are run now, and how they are computed
     identity = json.loads(json.dumps(asdict(config), default=str))  # a path as text
     claimed = home.claim(identity, free=free, usual=asdict(PipelineConfig()))
-    with claimed if is_main() else nullcontext():
-        _together()
+    with quiet(), claimed if is_main() else nullcontext():
+        job.together()
         for stage in filter(config.runs, STAGES):
             begun = time.perf_counter()
             job.told(f"{stage}: {folder}")
@@ -95,14 +98,6 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
         return made
 
 
-def _together() -> None:
-    """Wait for all processes, where there are several."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        from accelerate import PartialState
-
-        PartialState(timeout=timedelta(hours=48)).wait_for_everyone()
-
-
 class _Pipeline:
     """One run: what its stages need of each other."""
 
@@ -112,6 +107,10 @@ class _Pipeline:
         self.folder = folder
         self.told = told
         self.rules = Rules(max_turns=config.setting.max_turns)
+
+    def together(self) -> None:
+        """Wait for all processes, where there are several."""
+        together(cpu=on_processor(self.config.grpo))
 
     # --- the stages -----------------------------------------------------------------------------------
 
@@ -143,7 +142,7 @@ class _Pipeline:
             )  # fmt: skip
             solved = made.card["all"]["solved"]
             self.told(f"collect: {made.card['samples']:,} samples, solved {solved or 0:.1%}")
-        _together()
+        self.together()
 
     def rm(self) -> None:
         """Stage 2."""
@@ -179,7 +178,7 @@ class _Pipeline:
                         self._hold(f"{name}-t{temperature:g}", policy, temperature)
                 for persona in stage.personas if name != "last" else ():
                     self._hold(f"{name}-{persona}", policy, stage.temperature, persona)
-        _together()
+        self.together()
 
     def _hold(self, label: str, policy: str, temperature: float, persona: str | None = None) -> None:
         """The conversations of one evaluation. Those with a persona have other seeds than the rest."""
@@ -221,7 +220,7 @@ class _Pipeline:
             from esc_env.training.tiny import make_reward_model
 
             make_reward_model(base, self._policy())
-        _together()
+        self.together()
         return str(base)
 
     def _reward_model(self) -> str | Path | None:
@@ -272,7 +271,7 @@ class _Pipeline:
             with kept.claim({"seed": self.setting.seed, **steady}, scenarios=people):
                 write_records(kept.path / CONVERSATIONS, "trajectory", (item.to_json() for item in held))
                 kept.note(finished=True)
-        _together()
+        self.together()
         return list(kept.records(CONVERSATIONS, "trajectory", Trajectory.from_json))
 
     def _base(self, held: Sequence[Trajectory]) -> None:
@@ -281,7 +280,7 @@ class _Pipeline:
             from esc_env.training.tiny import make_policy
 
             make_policy(self.folder / "base", held, seed=self.setting.seed)
-        _together()
+        self.together()
 
     def _agent(self, policy: str, temperature: float) -> Agent:
         """A policy of this machine as a supporter, prompted as in training, whose replies are as long as there."""

@@ -56,7 +56,10 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Bin", "RewardModelReport", "alike", "calibration", "label_of", "siblings", "train_reward_model"]
+__all__ = [
+    "Bin", "RewardModelReport", "alike", "calibration", "label_of", "reward_arguments", "siblings",
+    "train_reward_model",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +272,6 @@ def _train(config: RewardModelStage, folder: Path, samples: Sequence[Sample], ho
         if report.reliability:
             write_text(folder / "reliability.svg", _reliability_svg(report.reliability))
         finish(folder, trainer.state.log_history)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _chat(sample: Sample) -> list[ChatMessage]:
@@ -331,13 +333,19 @@ def _sibling_pairs(samples: Sequence[Sample], margin: float) -> list[tuple[int, 
     ]
 
 
+def reward_arguments(config: RewardModelStage, folder: Path) -> dict[str, Any]:
+    """What TRL's `RewardConfig` is told, for ranking; nothing that the method names is left to TRL's defaults."""
+    own = {"max_length": None, "disable_dropout": True, "center_rewards_coefficient": None}
+    return {**arguments(config, folder), **own}
+
+
 def _pairs(
     config: RewardModelStage, folder: Path, model: Any, tokenizer: Any, rows: Sequence[tuple[Sample, list[int]]]
 ) -> Any:
     pairs = _sibling_pairs([sample for sample, _ in rows], config.margin)
     return RewardTrainer(
         model=model,
-        args=RewardConfig(**arguments(config, folder), max_length=None, disable_dropout=True),
+        args=RewardConfig(**reward_arguments(config, folder)),
         train_dataset=Dataset.from_list(
             [{"chosen_ids": rows[one][1], "rejected_ids": rows[other][1]} for one, other in pairs]
         ),

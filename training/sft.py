@@ -34,7 +34,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "trl").partition(".")[0], "train") from error
 
-__all__ = ["Lesson", "encode", "lessons", "lessons_from", "taught_template", "train_sft"]
+__all__ = ["Lesson", "encode", "lessons", "lessons_from", "sft_arguments", "taught_template", "train_sft"]
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +218,22 @@ def _held_out(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Le
     return sides[0], sides[1]
 
 
+def sft_arguments(config: SFTStage, folder: Path, *, evaluates: bool) -> dict[str, Any]:
+    """What TRL's `SFTConfig` is told; nothing that the method names is left to TRL's defaults."""
+    return {
+        **arguments(config, folder),
+        "max_length": None,
+        "packing": False,
+        "assistant_only_loss": False,
+        "shuffle_dataset": False,  # its rows are drawn in another order in every epoch anyway
+        "loss_type": "nll",
+        "train_sampling_strategy": "group_by_length",  # else half of a batch is padding
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": config.save_steps,
+        "per_device_eval_batch_size": config.batch_size,
+    }
+
+
 def train_sft(config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, system: str | None = None) -> Path:
     """Fine-tune `config.model` on what supporters said; the same call resumes, and does nothing once finished.
 
@@ -258,17 +274,7 @@ def train_sft(config: SFTStage, folder: str | Path, items: Sequence[Lesson], *, 
         model, adapter = load_policy(config, tokenizer)
         trainer = SFTTrainer(
             model=model,
-            args=SFTConfig(
-                **arguments(config, folder),
-                max_length=None,
-                packing=False,
-                assistant_only_loss=False,
-                loss_type="nll",
-                train_sampling_strategy="group_by_length",  # else half of a batch is padding
-                eval_strategy="steps" if valid else "no",
-                eval_steps=config.save_steps,
-                per_device_eval_batch_size=config.batch_size,
-            ),
+            args=SFTConfig(**sft_arguments(config, folder, evaluates=bool(valid))),
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(valid) if valid else None,
             processing_class=tokenizer,

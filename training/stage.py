@@ -6,13 +6,16 @@ configuration and a hash of the data), `log.json` (what the trainer logged) and 
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
-import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import ConfigError, MissingExtra, RecordError
+from esc_env.errors import ConfigError, ESCError, MissingExtra, RecordError
+from esc_env.escaping import one_line
 from esc_env.fields import integer, many, mapping, named, number, read
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
@@ -31,22 +35,63 @@ from esc_env.models.weights import adapter_facts, load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
 from esc_env.records import MAX_RECORDS, read_json, write_json
 from esc_env.rules import Rules
-from esc_env.training.config import Setting, Stage
+from esc_env.training.checkpoints import CHECKPOINTS, resume_from, room
+from esc_env.training.config import Setting, Stage, is_main, processes
+from esc_env.training.telling import Telling
 
 try:
     import peft
     import torch
     import transformers
+    from accelerate import PartialState
+    from transformers.utils.versions import require_version
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
-__all__ = [
-    "CHECKPOINTS", "FREE", "VALID", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
-    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "read_log", "read_valid",
-    "resume_from", "run_trainer", "shortened", "weight_type",
-]  # fmt: skip
+TRL = ">=1.15,<1.17"
+"""The versions of TRL that training works with: `--reward env` generates by a private method of its trainer."""
 
-logger = logging.getLogger(__name__)
+
+def check_trl() -> None:
+    """Refuse a TRL of another version. Raises MissingExtra, saying which one is there."""
+    try:
+        require_version(f"trl{TRL}")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtra("trl", "train") from error
+    except ImportError as error:
+        raise MissingExtra(f"trl{TRL} (here is {importlib.metadata.version('trl')})", "train") from error
+
+
+check_trl()
+
+__all__ = [
+    "FREE",
+    "TRL",
+    "VALID",
+    "arguments",
+    "asked",
+    "base_of",
+    "chairs_of",
+    "check_adapter",
+    "check_trl",
+    "finish",
+    "is_main",
+    "load_policy",
+    "load_tokenizer",
+    "local",
+    "lora",
+    "needs",
+    "on_processor",
+    "open_stage",
+    "prompt_ids",
+    "quiet",
+    "read_log",
+    "read_valid",
+    "run_trainer",
+    "shortened",
+    "together",
+    "weight_type",
+]  # fmt: skip
 
 _CHECKPOINTING = next(
     name
@@ -62,8 +107,11 @@ FREE = frozenset(
 )  # fmt: skip
 """What may differ when a run is resumed: how it is computed and reported, not what is learned."""
 
-CHECKPOINTS = "checkpoints"
-"""Where a stage's folder keeps what it resumes from."""
+_PATIENCE = timedelta(hours=48)
+"""How long processes wait for each other: the first one collects and evaluates while the others wait."""
+
+_LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|NCCL", re.IGNORECASE)
+"""How the libraries by which processes talk say that another one is gone."""
 
 VALID = "valid.json"
 """The file in which it keeps the success rates on valid scenarios by step."""
@@ -75,14 +123,52 @@ _LONGEST_LOG = 1 << 28
 # --- the folder -----------------------------------------------------------------------------------
 
 
-def is_main() -> bool:
-    """Whether this process is the one that writes: the only one, or the first of those that `accelerate` launched."""
-    return int(os.environ.get("RANK", "0")) == 0
+def needs(package: str) -> None:
+    """Raise MissingExtra unless there is a package that only some runs need, and whose extra has its name."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, package)
+
+
+def on_processor(config: Stage) -> bool:
+    """Whether a stage is computed on the processor: it is told to, or there is nothing else."""
+    return config.cpu or not torch.accelerator.is_available()
+
+
+def together(*, cpu: bool) -> None:
+    """Wait for all processes that were launched together; they find each other the first time.
+
+    Args:
+        cpu: whether they compute on processors, and talk by gloo.
+    """
+    if processes() > 1:
+        with _company():
+            PartialState(cpu=cpu, timeout=_PATIENCE).wait_for_everyone()
+
+
+@contextmanager
+def _company() -> Iterator[None]:
+    """Have it told in one line that another of the processes has ended.
+
+    Raises:
+        ESCError: it has, so that this one cannot go on.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or _LOST.search(str(error))
+        if processes() == 1 or not lost:
+            raise
+        raise ESCError(
+            f"process {os.environ.get('RANK', 0)} of {processes()} cannot go on: another one has ended, or cannot be "
+            f"reached ({one_line(str(error)).partition('. ')[0]}). The same command goes on from the last checkpoint"
+        ) from error
 
 
 @contextmanager
 def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[bool]:
     """Hold a stage's folder; yields whether the stage is finished already.
+
+    Of several processes the first one holds it. None goes in before it does, and none goes on before all are through.
 
     Args:
         folder: made if it is not there.
@@ -92,18 +178,22 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
 
     Raises:
         ProtocolMismatch: the folder holds a run with another configuration or other data.
-        RecordError: the folder cannot be used, or another process writes there.
+        RecordError: the folder cannot be used, another process writes there, or the disk is full.
+        MissingExtra: it was launched with DeepSpeed, which is not installed.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        needs("deepspeed")
     home = RunFolder(folder, "stage", (CHECKPOINTS, VALID, "best"))
-    if not is_main():
-        yield home.finished
-        return
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
     about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
-    with home.claim(about, free=FREE, usual=asdict(type(config)())):
-        if not home.finished:
+    claimed = home.claim(about, free=FREE, usual=asdict(type(config)()))
+    with claimed if is_main() else nullcontext():
+        if is_main() and not home.finished:
             _refuse_links(folder)
-        yield home.finished
+        together(cpu=on_processor(config))
+        with quiet(), room(folder), _company():
+            yield home.finished
+        together(cpu=on_processor(config))
 
 
 def _refuse_links(folder: Path) -> None:
@@ -118,23 +208,6 @@ def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None
     if is_main():
         write_json(folder / "log.json", list(log))
         RunFolder(folder, "stage").note(finished=True, **facts)
-
-
-def resume_from(folder: Path) -> str | None:
-    """The last whole checkpoint of a stage; None to begin. One that a crash cut off is passed over."""
-    steps = {
-        int(step[1]): place
-        for place in (folder / CHECKPOINTS).glob("checkpoint-*")
-        if (step := re.fullmatch(r"checkpoint-([0-9]{1,18})", place.name))
-    }
-    for _, place in sorted(steps.items(), reverse=True):
-        try:
-            read_json(place / "trainer_state.json", mapping, _LONGEST_LOG)  # what is written last
-        except RecordError:
-            logger.warning("%s was cut off while it was written; resuming from the one before", place)
-            continue
-        return str(place)
-    return None
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
@@ -177,18 +250,25 @@ def arguments(config: Stage, folder: Path) -> dict[str, Any]:
         "lr_scheduler_type": config.scheduler,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "average_tokens_across_devices": True,
+        "train_sampling_strategy": "random",
         "bf16": config.precision == "bf16",
         "fp16": False,
         _CHECKPOINTING: config.gradient_checkpointing,
-        "use_cpu": config.cpu,
+        "use_cpu": on_processor(config),
         "seed": config.seed,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
         "save_total_limit": config.save_limit,
         "logging_steps": config.logging_steps,
         "report_to": config.report_to,
+        "disable_tqdm": True,  # steps are told by `run_trainer`
         "dataloader_pin_memory": torch.cuda.is_available() and not config.cpu,
-        "ddp_timeout": 4 * 3600,  # the others wait while the first process evaluates
+        "ddp_timeout": int(_PATIENCE.total_seconds()),
     }
 
 
@@ -217,14 +297,25 @@ def lora(config: Stage, task: str, model: Any = None) -> Any:
 
 
 def run_trainer(trainer: Any, folder: Path) -> None:
-    """Train from the last checkpoint on. Whatever ends it, its progress bar ends too, so that what is said next stands
-    on a line of its own."""
+    """Train from the newest whole checkpoint on, telling every logged step in a line."""
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(Telling)
+    trainer.train(resume_from_checkpoint=resume_from(folder, telling=is_main()))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Transformers, TRL and PEFT say at every load and step, and nobody here can do anything about."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        trainer.train(resume_from_checkpoint=resume_from(folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+            yield
     finally:
-        for callback in trainer.callback_handler.callbacks:
-            if bar := getattr(callback, "training_bar", None):
-                bar.close()
+        if bars:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 # --- models ---------------------------------------------------------------------------------------
