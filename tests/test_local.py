@@ -31,6 +31,7 @@ peft = pytest.importorskip("peft", reason="needs the extra 'local'")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError  # noqa: E402
+from esc_env.models import batching  # noqa: E402
 from esc_env.models.local import LocalModel  # noqa: E402
 from esc_env.protocols import Completion, Request  # noqa: E402
 from esc_env.testing import check_chat_model  # noqa: E402
@@ -49,7 +50,9 @@ THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endi
 CONTEXT = 256
 
 
-def save_model(folder: Path, *, family: str = "qwen2", template: str | None = CHATML, seed: int = 0) -> Path:
+def save_model(
+    folder: Path, *, family: str = "qwen2", template: str | None = CHATML, seed: int = 0, context: int = CONTEXT
+) -> Path:
     """A chat model of two layers whose random weights are large enough that its words depend on the chat."""
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -71,7 +74,7 @@ def save_model(folder: Path, *, family: str = "qwen2", template: str | None = CH
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "initializer_range": 0.2,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -253,6 +256,36 @@ def test_what_goes_on_after_half_of_its_batch_has_ended_says_what_it_says_alone(
     ]
     alone = [ask(model, **request).texts for request in requests]
     assert [answer.texts for answer in together(model, *requests)] == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_bit_of_a_choice_is_the_same_whatever_shares_its_batch(tmp_path, monkeypatch, dtype):
+    model = LocalModel(str(save_model(tmp_path, family="llama", context=1024)), device="cpu", dtype=dtype)
+    requests = [
+        {
+            "messages": chat("a" * (1 + 37 * place % 600)),
+            "seed": place,
+            "max_tokens": 1 + 5 * place % 12,
+            "temperature": 1,
+        }
+        for place in range(33)
+    ]
+    found: dict[tuple[int, int], list[bytes]] = {}
+    draw = batching._Draw.__call__
+
+    def noted(self, ids, scores):
+        for row, bits in zip(self.rows, scores.clone(), strict=False):
+            if not row.done:
+                found.setdefault((row.call.seed, len(row.tokens)), []).append(bits.numpy().tobytes())
+        return draw(self, ids, scores)
+
+    monkeypatch.setattr(batching._Draw, "__call__", noted)
+    for crowd in ([[each] for each in requests], [requests[place::7] for place in range(7)], [requests]):
+        for asked in crowd:
+            together(model, *asked)
+    tokens = [said for said in found.values() if len(said) == 3]
+    assert len(tokens) > 100
+    assert all(len(set(said)) == 1 for said in tokens)
 
 
 def test_a_prompt_that_fills_the_context_is_an_error_that_hits_nobody_else(model):
