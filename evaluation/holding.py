@@ -113,7 +113,10 @@ def hold_missing(
     told: Told,
     time_limit: float | None = None,
 ) -> None:
-    """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends."""
+    """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends.
+
+    Once all have an outcome, the file is written anew in the order of `known`, which owes nothing to timing.
+    """
     missing = [(people[key], trial) for (key, trial), item in known.items() if not (item and item.completed)]
     now = reached(known)
 
@@ -128,3 +131,5 @@ def hold_missing(
         tell(done=1, errors=not trajectory.completed)
 
     run(hold(missing, agent, chairs, seed, concurrency, keep, time_limit, lambda _: tell(turns=1)))
+    if all(item and item.completed for item in known.values()):
+        writer.rewrite(item.to_json() for item in known.values() if item)

@@ -16,7 +16,6 @@ from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
-from esc_env.folder import RunFolder
 from esc_env.training.config import PipelineConfig
 
 __all__ = ["TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells"]
@@ -41,7 +40,6 @@ def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         "valid": _read(folder / "grpo" / "valid.json"),
         "reward_model": _read(folder / "rm" / "report.json"),
         "collection": _read(folder / "collect" / "card.json"),
-        "seconds": RunFolder(folder, "pipeline").about().get("seconds"),
     }  # fmt: skip
 
 
@@ -154,7 +152,4 @@ def page(report: Mapping[str, Any]) -> str:
     if report["valid"]:
         curve = ", ".join(f"step {step}: {rate:.1%}" for step, rate in report["valid"].items())
         lines += ["", f"SR on valid while training: {curve}."]
-    if report["seconds"]:
-        spent = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in report["seconds"].items())
-        lines += ["", f"Wall time: {spent}."]
     return "\n".join(lines) + "\n"

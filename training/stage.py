@@ -1,7 +1,8 @@
 """What all stages share: a run folder that resumes, models and tokenizers that fit, and chats cut at message borders.
 
 The folder of a stage holds the trained model itself (so that `local:RUN/grpo` names it), and beside it `run.json` (the
-configuration and a hash of the data), `log.json` (what the trainer logged) and `checkpoints/`.
+configuration and a hash of the data), `log.json` (what the trainer logged), `timing.jsonl` (how long it took) and
+`checkpoints/`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
-from esc_env.records import write_json
+from esc_env.records import RecordWriter, write_json
 from esc_env.rules import Rules
 from esc_env.training.config import Setting, Stage
 
@@ -39,9 +40,9 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "train") from error
 
 __all__ = [
-    "CHECKPOINTS", "FREE", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "finish", "is_main",
-    "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from", "run_trainer",
-    "shortened", "weight_type",
+    "CHECKPOINTS", "FREE", "TIMING", "arguments", "asked", "base_of", "chairs_of", "check_adapter", "clocked",
+    "finish", "is_main", "load_policy", "load_tokenizer", "local", "lora", "open_stage", "prompt_ids", "resume_from",
+    "run_trainer", "shortened", "weight_type",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ FREE = frozenset(
 
 CHECKPOINTS = "checkpoints"
 """Where a stage's folder keeps what it resumes from."""
+
+TIMING = "timing.jsonl"
+"""The file of a run or stage that says how long things took: all that differs when a run is repeated."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -101,6 +105,31 @@ def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None
     if is_main():
         write_json(folder / "log.json", list(log))
         RunFolder(folder, "stage").note(finished=True, **facts)
+
+
+def clocked(folder: Path, **facts: Any) -> None:
+    """Add to what a folder knows of how long things took."""
+    with RecordWriter(folder / TIMING, "timing") as writer:
+        writer.write(facts)
+
+
+_TIMES = ("_runtime", "_per_second", "step_time")
+"""How the names of what Transformers and TRL log about time end."""
+
+
+class _Clock(transformers.TrainerCallback):
+    """Moves what a trainer logs about time from its log, which is part of checkpoints too, into a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        entry = state.log_history[-1]
+        taken = {
+            name: entry.pop(name) for name in list(entry) if name.endswith(("_runtime", "_per_second", "step_time"))
+        }
+        if taken and state.is_world_process_zero:
+            clocked(self.folder, step=state.global_step, **taken)
 
 
 def resume_from(folder: Path) -> str | None:
@@ -166,6 +195,7 @@ def lora(config: Stage, task: str) -> Any:
 def run_trainer(trainer: Any, folder: Path) -> None:
     """Train from the last checkpoint on. Whatever ends it, its progress bar ends too, so that what is said next stands
     on a line of its own."""
+    trainer.add_callback(_Clock(folder))
     try:
         trainer.train(resume_from_checkpoint=resume_from(folder))
     finally:
