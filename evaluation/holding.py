@@ -115,9 +115,11 @@ def hold_missing(
 ) -> None:
     """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends.
 
-    Once all have an outcome, the file is written anew in the order of `known`, which owes nothing to timing.
+    Once all have an outcome, and none has failed before (whose lines stay), the file is written anew in the order of
+    `known`, which owes nothing to timing.
     """
     missing = [(people[key], trial) for (key, trial), item in known.items() if not (item and item.completed)]
+    failed = any(item and not item.completed for item in known.values())
     now = reached(known)
 
     def tell(done: int = 0, turns: int = 0, errors: int = 0) -> None:
@@ -131,5 +133,5 @@ def hold_missing(
         tell(done=1, errors=not trajectory.completed)
 
     run(hold(missing, agent, chairs, seed, concurrency, keep, time_limit, lambda _: tell(turns=1)))
-    if all(item and item.completed for item in known.values()):
+    if not failed and all(item and item.completed for item in known.values()):
         writer.rewrite(item.to_json() for item in known.values() if item)
