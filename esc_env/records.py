@@ -199,6 +199,12 @@ class RecordWriter:
                 "make room and run the same command again"
             ) from error
 
+    def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the file anew, as `write_json` writes, and close it: once all there is to write is known, in an order
+        free of timing."""
+        self.close()
+        write_records(self.path, self.kind, rows)
+
     def close(self) -> None:
         """Wait for the disk and close the file; writing again is an error."""
         if not self._file.closed:

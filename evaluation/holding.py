@@ -135,9 +135,12 @@ def hold_missing(
 ) -> None:
     """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends or is cut off.
 
-    One that ended as an `error` before goes on from there, so that nothing is ever rolled again.
+    One that ended as an `error` before goes on from there, so that nothing is ever rolled again. Once all have an
+    outcome, and none has failed before (whose lines stay), the file is written anew in the order of `known`, which owes
+    nothing to timing.
     """
     missing = [(people[key], trial) for (key, trial), item in known.items() if not (item and item.completed)]
+    failed = any(item and not item.completed for item in known.values())
     now = reached(known)
 
     def tell(done: int = 0, turns: int = 0, errors: int = 0) -> None:
@@ -159,3 +162,5 @@ def hold_missing(
             told=lambda _: tell(turns=1), cut=write,
         )
     )  # fmt: skip
+    if not failed and all(item and item.completed for item in known.values()):
+        writer.rewrite(item.to_json() for item in known.values() if item)

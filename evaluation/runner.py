@@ -4,7 +4,8 @@ A run is a folder (see `esc_env.folder`):
 
     run.json            what was run: agent, fingerprint, run key, settings, versions
     scenarios.jsonl     whom with
-    trajectories.jsonl  one line per ended conversation, flushed as it ends; the last line of an episode counts
+    trajectories.jsonl  one line per ended conversation, flushed as it ends; the last line of an episode counts. Once
+                        all have an outcome: trial by trial, in the order of scenarios.jsonl
     report.json         the report, under the names of `Report`
     report.html         the same as a page, with all transcripts
 

@@ -65,7 +65,6 @@ READERS: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "grpo/valid.json": (pipeline, {"0": 0.25}),
     "rm/report.json": (pipeline, asdict(REPORT)),
     "collect/card.json": (pipeline, {"samples": 3}),
-    "run.json": (pipeline, {}),
 }
 
 
@@ -76,22 +75,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_stage(folder / "stage", "reward_model", RewardModelStage(), []):
         finish(folder / "stage", LOG)
     with RunFolder(folder / "pipeline", "pipeline").claim({}):
-        RunFolder(folder / "pipeline", "pipeline").note(seconds={"sft": 1.5})
+        pass
     return folder
 
 
 def place(home: Path, name: str) -> Path:
     """The folder of a stage or of a pipeline in which this file, and no other that is spoilt, stands."""
     kind = "pipeline" if READERS[name][0] is pipeline else "stage"
-    kept = json.loads((home / kind / "run.json").read_text())
     folder = home / name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home / kind, folder)
     take_over(folder)
-    if name == "run.json":
-        put(folder / name, {**kept, "seconds": {"sft": 1.5}})
-    else:
-        put(folder / name, READERS[name][1])
+    put(folder / name, READERS[name][1])
     return folder
 
 
@@ -116,7 +111,6 @@ def test_what_is_read_is_what_was_written(home: Path) -> None:
     assert read_valid(place(home, "valid.json")) == {0: 0.25, 2: 0.5}
     assert [entry["step"] for entry in read_log(place(home, "log.json"))] == [1, 2]
     assert "SR on valid while training: step 0: 25.0%" in page(pipeline(place(home, "grpo/valid.json")))
-    assert "sft 2 s" in page(pipeline(place(home, "run.json")))
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=[str(number) for number in range(len(BOMBS))])

@@ -31,6 +31,7 @@ peft = pytest.importorskip("peft", reason="needs the extra 'local'")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 from esc_env.errors import BadCompletion, ModelUnavailable, SpecError  # noqa: E402
+from esc_env.models import batching  # noqa: E402
 from esc_env.models.batching import drawn  # noqa: E402
 from esc_env.models.local import LocalModel  # noqa: E402
 from esc_env.protocols import Completion, Request  # noqa: E402
@@ -50,7 +51,9 @@ THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endi
 CONTEXT = 256
 
 
-def save_model(folder: Path, *, family: str = "qwen2", template: str | None = CHATML, seed: int = 0) -> Path:
+def save_model(
+    folder: Path, *, family: str = "qwen2", template: str | None = CHATML, seed: int = 0, context: int = CONTEXT
+) -> Path:
     """A chat model of two layers whose random weights are large enough that its words depend on the chat."""
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -72,7 +75,7 @@ def save_model(folder: Path, *, family: str = "qwen2", template: str | None = CH
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "initializer_range": 0.2,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -270,6 +273,36 @@ def test_what_goes_on_after_half_of_its_batch_has_ended_says_what_it_says_alone(
     ]
     alone = [ask(model, **request).texts for request in requests]
     assert [answer.texts for answer in together(model, *requests)] == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_bit_of_a_choice_is_the_same_whatever_shares_its_batch(tmp_path, monkeypatch, dtype):
+    model = LocalModel(str(save_model(tmp_path, family="llama", context=1024)), device="cpu", dtype=dtype)
+    requests = [
+        {
+            "messages": chat("a" * (1 + 37 * place % 600)),
+            "seed": place,
+            "max_tokens": 1 + 5 * place % 12,
+            "temperature": 1,
+        }
+        for place in range(33)
+    ]
+    found: dict[tuple[int, int], list[bytes]] = {}
+    draw = batching._Draw.__call__
+
+    def noted(self, ids, scores):
+        for row, bits in zip(self.rows, scores.clone(), strict=False):
+            if not row.done:
+                found.setdefault((row.call.seed, len(row.tokens)), []).append(bits.numpy().tobytes())
+        return draw(self, ids, scores)
+
+    monkeypatch.setattr(batching._Draw, "__call__", noted)
+    for crowd in ([[each] for each in requests], [requests[place::7] for place in range(7)], [requests]):
+        for asked in crowd:
+            together(model, *asked)
+    tokens = [said for said in found.values() if len(said) == 3]
+    assert len(tokens) > 100
+    assert all(len(set(said)) == 1 for said in tokens)
 
 
 def test_a_prompt_that_fills_the_context_is_an_error_that_hits_nobody_else(model):
@@ -578,9 +611,9 @@ def test_a_caller_that_leaves_frees_its_place(model, monkeypatch):
     widths: list[int] = []
 
     def measured(self, **options):
-        ids = generate(self, **options)
-        widths.append(ids.shape[1])
-        return ids
+        made = generate(self, **options)
+        widths.append(made.sequences.shape[1])
+        return made
 
     monkeypatch.setattr(transformers.Qwen2ForCausalLM, "generate", measured)
 
@@ -597,20 +630,23 @@ def test_a_caller_that_leaves_frees_its_place(model, monkeypatch):
 
 
 def test_a_batch_too_large_for_the_memory_is_computed_in_parts(model, monkeypatch):
-    expected = ask(model, n=8, temperature=1.0, seed=4).texts
+    expected = ask(model, n=32, temperature=1.0, seed=4).texts
     generate = transformers.Qwen2ForCausalLM.generate
     sizes: list[int] = []
 
     def cramped(self, **options):
-        sizes.append(len(options["input_ids"]))
-        if sizes[-1] > 2:
+        size = len(options["input_ids"])
+        if "past_key_values" not in options:  # what goes on with fewer rows is the same batch
+            sizes.append(size)
+        if size > 8:
             generate(self, **options | {"max_new_tokens": 5})
             raise torch.OutOfMemoryError("out of memory")
         return generate(self, **options)
 
     monkeypatch.setattr(transformers.Qwen2ForCausalLM, "generate", cramped)
-    assert ask(model, n=8, temperature=1.0, seed=4).texts == expected
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert ask(model, n=32, temperature=1.0, seed=4).texts == expected
+    assert sizes[0] == 32
+    assert min(sizes) <= 8
 
 
 def test_what_goes_wrong_while_computing_is_a_typed_error_and_the_next_call_works(model, monkeypatch):

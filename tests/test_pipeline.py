@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import subprocess
 import sys
 import warnings
+from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +26,8 @@ from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
 from esc_env.evaluation.runner import evaluate, read_run
 from esc_env.models.budget import spent
+from esc_env.models.local import LocalModel
+from esc_env.protocols import Completion, Request
 from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim, ablate
 from esc_env.training.collect import collect
@@ -28,7 +35,7 @@ from esc_env.training.config import Setting
 from esc_env.training.config_loading import presets, read_pipeline
 from esc_env.training.outcome import gain, texture
 from esc_env.training.pipeline import run_pipeline
-from esc_env.training.stage import asked
+from esc_env.training.stage import TIMING, asked
 
 pytestmark = [
     pytest.mark.full,
@@ -138,6 +145,40 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
         run_pipeline(
             read_pipeline("tiny", arguments(world, *tiny, "--skip", "sft")), tmp_path / "b", told=lambda line: None
         )
+
+
+@pytest.mark.usefixtures("alternating")
+def test_the_same_seed_is_the_same_run_in_every_byte_also_on_a_busy_machine(
+    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = ["--model=tiny", "--reward_model=tiny", "--sft_data=population", "--collect.contexts=none"]
+    more = ["--grpo.max_steps=2", "--grpo.completion_length=24", "--evaluate.personas=none", "--evaluate.sweep=none"]
+    config = read_pipeline("tiny", arguments(world, *tiny, *more))
+
+    def run_once() -> dict[str, str]:
+        """The hash of every file but those that say how long things took."""
+        run_pipeline(config, tmp_path / "run", told=lambda line: None)
+        kept = (tmp_path / "run").rename(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        files = [path for path in kept.rglob("*") if path.is_file() and path.name != TIMING]
+        return {str(path.relative_to(kept)): sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+    quiet = run_once()
+    answer, draw = LocalModel.complete, random.Random(0)
+
+    async def delayed(self: LocalModel, request: Request) -> Completion:
+        await asyncio.sleep(draw.choice((0.0, 0.002, 0.02)))
+        found = await answer(self, request)
+        await asyncio.sleep(draw.choice((0.0, 0.002, 0.02)))
+        return found
+
+    monkeypatch.setattr(LocalModel, "complete", delayed)
+    with ExitStack() as stack:
+        for _ in range(2):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(busy.kill)
+        assert run_once() == quiet
+    for made in ("collect/candidates.jsonl", "eval/grpo/trajectories.jsonl", "grpo/model.safetensors"):
+        assert made in quiet
 
 
 @pytest.mark.usefixtures("alternating")

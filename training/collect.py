@@ -5,7 +5,8 @@ A collection is a folder (see `esc_env.folder`):
     run.json             what is collected: agent, chairs, contexts, m, K, seed; the same call resumes
     scenarios.jsonl      whom with
     conversations.jsonl  conversations held on the spot, where scenarios have no human dialogue
-    candidates.jsonl     one line per response, with all its futures, flushed as they end (see `data.Sample`)
+    candidates.jsonl     one line per response, with all its futures, flushed as they end (see `data.Sample`); once all
+                         are there, in the order of their contexts
     card.json, card.md   counts, rewards by emotion and problem, share solved, cost
 
 *Source:* RLFF-ESC (arXiv 2508.12935), stage 1; tail labels and the resumable form are ours.
@@ -248,6 +249,11 @@ class _Job:
             self.done = self.all - sum(len(numbers) for _, numbers in waiting)
             self._tell()
             run(self._all(iter(waiting), min(self.reward.concurrency, len(waiting)), writer))
+            if waiting and self.done == self.all:
+                places = {context.key: place for place, context in enumerate(asked)}
+                made = read_candidates(folder.path)
+                made.sort(key=lambda item: (places.get((item.seed, item.context.transcript()), -1), item.candidates))
+                writer.rewrite(item.to_json() for item in made)
         return self.all - self.done
 
     def _m_and_k(self, context: Context) -> tuple[int, int]:

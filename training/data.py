@@ -130,7 +130,7 @@ def collection(path: str | Path) -> RunFolder:
 
 
 def read_candidates(folder: str | Path) -> list[Sample]:
-    """The responses of a collection as its file holds them, in the order in which they were finished.
+    """The responses of a collection as its file holds them, in the order of its lines.
 
     Raises:
         RecordError: a line that is no candidate, naming file and line.

@@ -11,19 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
 from esc_env.evaluation.statistics import clustered_mean
-from esc_env.fields import mapping, named, number, optional, read, text
-from esc_env.folder import RunFolder
+from esc_env.fields import mapping, number, optional, read, text
 from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig
 from esc_env.training.stage import read_valid
 
 __all__ = [
-    "TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "seconds", "shown", "texture", "texture_cells",
+    "TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -49,7 +47,6 @@ def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         "valid": {str(step): rate for step, rate in read_valid(folder / "grpo").items()} or None,
         "reward_model": _read(folder / "rm" / "report.json", _measured),
         "collection": _read(folder / "collect" / "card.json", mapping),
-        "seconds": seconds(folder) or None,
     }  # fmt: skip
 
 
@@ -118,14 +115,6 @@ def texture_cells(look: Mapping[str, Any]) -> list[str]:
     return [shown(look[name], form) for name, form in TEXTURE.values()]
 
 
-def seconds(folder: Path) -> dict[str, float]:
-    """How long each stage of a pipeline has run so far. Raises RecordError where run.json does not say it rightly."""
-    try:
-        return read(RunFolder(folder, "pipeline").about(), "seconds", named(number(0)), {})
-    except SpecError as error:
-        raise RecordError(f"{folder / 'run.json'}: {error}. Was it edited?") from error
-
-
 def _measured(data: Any) -> Mapping[str, Any]:
     """A reward model's report, of which a page tells these."""
     read(data, "kind", text)
@@ -183,7 +172,4 @@ def page(report: Mapping[str, Any]) -> str:
     if report["valid"]:
         curve = ", ".join(f"step {step}: {rate:.1%}" for step, rate in report["valid"].items())
         lines += ["", f"SR on valid while training: {curve}."]
-    if report["seconds"]:
-        spent = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in report["seconds"].items())
-        lines += ["", f"Wall time: {spent}."]
     return "\n".join(lines) + "\n"

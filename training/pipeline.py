@@ -11,6 +11,7 @@
     RUN/grpo               stage 3: the trained policy
     RUN/eval/NAME          whole conversations with each policy, as `esc eval` keeps them
     RUN/report.json, .md   what came of it
+    RUN/timing.jsonl       how long each stage took
 
 Every stage keeps what it has finished: the same call goes on where it stopped.
 """
@@ -41,8 +42,8 @@ from esc_env.seeds import derive
 from esc_env.training.collect import collect
 from esc_env.training.config import STAGES, CollectStage, GRPOStage, PipelineConfig, Setting, processes
 from esc_env.training.data import CONVERSATIONS, read_samples
-from esc_env.training.outcome import outcome, page, seconds, shown
-from esc_env.training.stage import FREE, asked, chairs_of, is_main, on_processor, quiet, together
+from esc_env.training.outcome import outcome, page, shown
+from esc_env.training.stage import FREE, asked, chairs_of, clocked, is_main, on_processor, quiet, together
 from esc_env.trajectory import Trajectory, stop_if_spent
 
 __all__ = ["on_valid", "run_pipeline"]
@@ -89,8 +90,7 @@ def run_pipeline(config: PipelineConfig, folder: str | Path, *, told: Told = pri
             job.told(f"{stage}: {folder}")
             getattr(job, stage)()
             if is_main():
-                known = seconds(folder)
-                home.note(seconds={**known, stage: round(known.get(stage, 0.0) + time.perf_counter() - begun, 1)})
+                clocked(folder, stage=stage, seconds=round(time.perf_counter() - begun, 1))
         made = outcome(config, folder)
         if is_main():
             write_json(folder / "report.json", made)

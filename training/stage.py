@@ -1,7 +1,8 @@
 """What all stages share: a run folder that resumes, models and tokenizers that fit, and chats cut at message borders.
 
 The folder of a stage holds the trained model itself (so that `local:RUN/grpo` names it), and beside it `run.json` (the
-configuration and a hash of the data), `log.json` (what the trainer logged) and `checkpoints/`.
+configuration and a hash of the data), `log.json` (what the trainer logged), `timing.jsonl` (how long it took) and
+`checkpoints/`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import adapter_facts, load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
-from esc_env.records import MAX_RECORDS, read_json, write_json
+from esc_env.records import MAX_RECORDS, RecordWriter, read_json, write_json
 from esc_env.rules import Rules
 from esc_env.training.checkpoints import CHECKPOINTS, resume_from, room
 from esc_env.training.config import Setting, Stage, is_main, processes
@@ -66,6 +67,7 @@ check_trl()
 
 __all__ = [
     "FREE",
+    "TIMING",
     "TRL",
     "VALID",
     "arguments",
@@ -74,6 +76,7 @@ __all__ = [
     "chairs_of",
     "check_adapter",
     "check_trl",
+    "clocked",
     "finish",
     "is_main",
     "load_policy",
@@ -118,6 +121,9 @@ VALID = "valid.json"
 
 _LONGEST_LOG = 1 << 28
 """Bytes that a trainer's log may have: 256 MiB. Ours: a line a step, of some 2 KB."""
+
+TIMING = "timing.jsonl"
+"""The file of a run or stage that says how long things took: all that differs when a run is repeated."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -234,6 +240,29 @@ def read_valid(folder: Path) -> dict[int, float]:
         raise RecordError(f"{path}: damaged, or not written by esc-env (each name must be a step)") from error
 
 
+def clocked(folder: Path, **facts: Any) -> None:
+    """Add to what a folder knows of how long things took."""
+    with RecordWriter(folder / TIMING, "timing") as writer:
+        writer.write(facts)
+
+
+_TIMES = ("_runtime", "_per_second", "step_time")
+"""How the names of what Transformers and TRL log about time end."""
+
+
+class _Clock(transformers.TrainerCallback):
+    """Moves what a trainer logs about time from its log, which is part of checkpoints too, into a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        entry = state.log_history[-1]
+        taken = {name: entry.pop(name) for name in list(entry) if name.endswith(_TIMES)}
+        if taken and state.is_world_process_zero:
+            clocked(self.folder, step=state.global_step, **taken)
+
+
 # --- the trainer ----------------------------------------------------------------------------------
 
 
@@ -300,6 +329,7 @@ def run_trainer(trainer: Any, folder: Path) -> None:
     """Train from the newest whole checkpoint on, telling every logged step in a line."""
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(Telling)
+    trainer.add_callback(_Clock(folder))
     trainer.train(resume_from_checkpoint=resume_from(folder, telling=is_main()))
 
 

@@ -44,9 +44,9 @@ class LocalModel:
     drawn from the whole distribution at the given temperature, unless an option says otherwise: the `top_p`, `top_k`
     and penalties of a model's own generation config are not used.
 
-    Greedy text, and sampled text for the same seed, does not depend on what else was in the batch, up to the rounding
-    of the arithmetic: a few tokens in a million in float32; in bfloat16 wherever a tie is near (`max_batch=1` excludes
-    that).
+    Greedy text, and sampled text for the same seed, does not depend on what else was in the batch: on the CPU to the
+    last bit (see `esc_env.models.batching`); on a GPU up to the rounding of the arithmetic, in bfloat16 wherever a tie
+    is near (`max_batch=1` excludes that).
 
     The number format is part of who the model is. So it is float32 on every CPU, also where bfloat16 is faster:
     otherwise the same command would run another agent on another processor. What was loaded is logged (INFO).
