@@ -129,7 +129,7 @@ class Report:
         errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good.
         supporter_failures: completed conversations that failed because the agent raised or returned no utterance.
         success_rate: SR, share of completed conversations solved, in [0, 1]; None when none completed.
-        interval: its 95 % interval (Wilson for one trial, scenario-clustered bootstrap for more); None likewise.
+        interval: its 95 % interval (Wilson, for as many conversations as the trials are worth); None likewise.
         strict_success_rate: SR that counts a conversation only if at least `STRICT` votes of its last verdict are for
             `solved`, so that no lenient rater decides alone. By that rule it would have gone on, and might have been
             solved later: a lower bound. None where fewer votes are cast, or none completed.

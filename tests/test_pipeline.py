@@ -362,7 +362,9 @@ def test_the_gain_is_paired_and_clustered_by_scenario(tmp_path: Path) -> None:
     worse: dict[str, Any] = {"trials": 2, "critic": lambda scenario, dialogue: "same"}
     good = evaluate(ScriptedAgent(["Hello."]), people, out=tmp_path / "a", **options)
     bad = evaluate(Kind(["Hello."]), people, out=tmp_path / "b", **worse)
-    assert gain([(bad, good)]) == {"difference": 1.0, "interval": [1.0, 1.0], "scenarios": 12}
+    better = gain([(bad, good)]) or {}
+    assert (better["difference"], better["scenarios"]) == (1.0, 12)
+    assert better["interval"] == [pytest.approx(0.705, abs=0.001), 1.0], "twelve people, who all agree, are still few"
     assert (gain([(good, good), (bad, good)]) or {})["difference"] == 0.5
     assert gain([]) is None
 

@@ -15,7 +15,7 @@ from typing import Any
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
-from esc_env.evaluation.statistics import clustered_mean
+from esc_env.evaluation.statistics import difference_interval
 from esc_env.folder import RunFolder
 from esc_env.training.config import PipelineConfig
 
@@ -59,7 +59,7 @@ def best_start(runs: Mapping[str, Report]) -> str | None:
 def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
     """How much more the second run of each pair solves than the first: the difference of SR and its 95 % interval.
 
-    Paired by episode; the interval resamples whole scenarios, over all pairs (one for each training seed). None if no
+    Paired by episode, over all pairs (one for each training seed); the interval is that of whole scenarios. None if no
     episode ended in both runs.
     """
     differences: dict[str, list[float]] = {}
@@ -71,7 +71,7 @@ def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
                 differences.setdefault(item.scenario.id, []).append(change)
     if not differences:
         return None
-    mean, interval = clustered_mean(differences.values())
+    mean, interval = difference_interval(differences.values())
     return {"difference": mean, "interval": list(interval), "scenarios": len(differences)}
 
 
