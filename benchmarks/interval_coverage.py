@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from esc_env.evaluation.markdown import table
-from esc_env.evaluation.statistics import clustered_wilson, difference_interval
+from esc_env.evaluation.statistics import clustered_wilson, mean_interval
 
 Array = npt.NDArray[Any]
 Interval = Callable[[Array, int], tuple[Array, Array]]
@@ -112,7 +112,7 @@ def difference_student(totals: Array, trials: int) -> tuple[Array, Array]:
 
 def difference_chosen(totals: Array, trials: int) -> tuple[Array, Array]:
     """What this project prints for differences."""
-    ends = np.array([difference_interval([each] for each in row)[1] for row in (totals / trials).tolist()])
+    ends = np.array([mean_interval([each] for each in row)[1] for row in (totals / trials).tolist()])
     return ends[:, 0], ends[:, 1]
 
 

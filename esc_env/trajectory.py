@@ -9,7 +9,7 @@ from typing import Any
 
 from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, SpecError, one_of
-from esc_env.fields import integer, many, optional, read, text
+from esc_env.fields import integer, many, number, optional, read, text
 from esc_env.protocols import Usage, Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
@@ -64,6 +64,7 @@ class Trajectory:
         usage: model calls of all three chairs.
         failure: for `supporter_failed` and `error`.
         history: messages that stood before the first exchange (the opening, or a given history).
+        seconds: wall time from its beginning to its end, waiting for models included; None where nobody looked.
     """
 
     scenario: Scenario
@@ -75,6 +76,7 @@ class Trajectory:
     usage: Usage = field(default_factory=Usage)
     failure: Failure | None = None
     history: int = 1
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def solved(self) -> bool:
@@ -102,7 +104,8 @@ class Trajectory:
         return self.verdicts[-1].score if self.verdicts else -1.0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, which names the scenario by its id."""
+        """A JSON object, which names the scenario by its id; `seconds` is left out where they are unknown."""
+        timed = {} if self.seconds is None else {"seconds": self.seconds}
         return {
             "scenario": self.scenario.id,
             "trial": self.trial,
@@ -113,6 +116,7 @@ class Trajectory:
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "usage": self.usage.to_json(),
             "failure": asdict(self.failure) if self.failure else None,
+            **timed,
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class Trajectory:
             usage=read(data, "usage", Usage.from_json),
             failure=read(data, "failure", optional(Failure.from_json)),
             history=history,
+            seconds=read(data, "seconds", optional(number(0)), None),
         )
 
     def check(self, rules: Rules) -> None:

@@ -1,7 +1,8 @@
-"""`esc eval` and `esc leaderboard`, and where `esc validate` is added."""
+"""`esc eval`, `esc leaderboard` and `esc wording`, and where `esc validate` is added."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
-from esc_env.errors import RecordError
+from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.cli_validate import app as validate
 
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.command("leaderboard")(_leaderboard)
+    app.command("wording")(_wording)
     app.add_typer(validate, name="validate")
 
 
@@ -191,7 +193,9 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         for line in report.warnings:
             typer.echo(f"{report.agent}: {line}")
         if report.usage.requests:
-            typer.echo(f"{report.agent}: {_cost(report.usage)}")
+            typer.echo(f"{report.agent}: {_cost(report.usage, len(report.trajectories), report.seconds)}")
+        if len(sure := report.course.pass_hat) > 1:
+            typer.echo(f"{report.agent}: solved in all of {len(sure)} trials (pass^{len(sure)}): {percent(sure[-1])}")
         for role, message, count in report.failure_messages:
             typer.echo(f"{report.agent}: {count:,} × {role}: {one_line(message)}")
         missing = report.episodes - report.completed
@@ -205,11 +209,71 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
 
 
-def _cost(usage: Usage) -> str:
+def _cost(usage: Usage, conversations: int, seconds: float | None) -> str:
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
     answered = f", answered by {one_line(', '.join(usage.models))}" if usage.models else ""
-    return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
+    each = f"; a conversation took {usage.requests / conversations:,.1f} requests"
+    each += "" if seconds is None else f" and {seconds:,.1f} s"
+    return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}{each}"
+
+
+def _wording(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    human: Annotated[
+        str | None,
+        typer.Option(
+            help="Scenarios with the human conversations they were taken from, such as esconv:test: also print how "
+            "much the replies are like the human supporter's (sacreBLEU, ROUGE-L)."
+        ),
+    ] = None,
+    bertscore: Annotated[
+        str | None, typer.Option(help="With --human: also BERTScore by this model, such as roberta-large.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Describe what supporters wrote: length, variety, repetition, questions, and what sentences do.
+
+    Describes replies, not how good they are. Moves are those that the builtin classifier reads.
+    """
+    from esc_env.data.datasets import load_scenarios
+    from esc_env.evaluation.leaderboard import find_runs
+    from esc_env.evaluation.runner import read_run
+    from esc_env.evaluation.wording import TABLE, likeness
+
+    if bertscore and not human:
+        raise SpecError("--bertscore compares with human replies: name scenarios that hold them with --human")
+    reports = [read_run(folder) for folder in find_runs(runs)]
+    known = {person.id: person.dialogue for person in load_scenarios(human)} if human else None
+    alike = [likeness(report.trajectories, known, bertscore) for report in reports] if known is not None else []
+    if as_json:
+        lines = [
+            {
+                "run": str(report.folder), "agent": report.agent,
+                "wording": asdict(report.wording) if report.wording else None,
+                **({"likeness": asdict(alike[place])} if alike else {}),
+            }
+            for place, report in enumerate(reports)
+        ]  # fmt: skip
+        typer.echo(json.dumps({"runs": lines}, ensure_ascii=False))
+        return
+    said = [(report.agent, report.wording) for report in reports if report.wording]
+    columns = [("agent", False), *((name, True) for name in TABLE)]
+    print_table("Wording", columns, [(name, *(show(each) for show in TABLE.values())) for name, each in said])
+    for name, each in said:
+        moves = ", ".join(f"{move.replace('_', ' ')} {100 * share:.0f} %" for move, share in each.moves.items())
+        typer.echo(f"{name}, sentences as the builtin move classifier reads them: {moves}")
+    if alike:
+        columns = [("agent", False), *((name, True) for name in ("replies", "sacreBLEU", "ROUGE-L", "BERTScore"))]
+        rows = [
+            (
+                report.agent, f"{each.replies:,}", f"{each.bleu:.1f}", f"{each.rouge_l:.3f}",
+                "–" if each.bertscore is None else f"{each.bertscore:.3f}",
+            )
+            for report, each in zip(reports, alike, strict=True)
+        ]  # fmt: skip
+        print_table(f"Likeness to the human supporter of {human}", columns, rows)
+        typer.echo(f"sacreBLEU {alike[0].bleu_signature}")
 
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:

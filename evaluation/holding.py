@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,7 +64,9 @@ async def hold(
         nonlocal spent
         scenario, trial = item
         named = episode_seed(seed, scenario.id, trial)
+        begun = time.monotonic()
         trajectory = await converse(scenario, agent, chairs, seed=named, trial=trial, told=told)
+        trajectory = replace(trajectory, seconds=round(time.monotonic() - begun, 3))
         spent = spent or trajectory.spent
         keep(trajectory)
 

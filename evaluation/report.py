@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esc_env.evaluation.course import Course
 from esc_env.evaluation.statistics import success_interval
+from esc_env.evaluation.wording import Wording
 from esc_env.protocols import VOTES, Usage
 from esc_env.rules import Fingerprint
 from esc_env.trajectory import StopReason, Trajectory
@@ -19,11 +21,16 @@ __all__ = [
     "FIGURES", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent", "summarise_run",
 ]  # fmt: skip
 
+_GROUPS = ("emotion", "problem", "persona", "intensity", "risk", "source")
+
 UNREADABLE = 0.05
 """The share of unreadable first answers of a critic above which a reader is warned. Ours."""
 
 STRICT = 3
 """Votes for `solved` that the stricter success rate asks for. Ours: under the published rule one of ten can decide."""
+
+FEW = 10
+"""Episodes below which the numbers of a group are marked: they say next to nothing. Ours."""
 
 _KEPT_OUT_OF_JSON = ("trajectories", "folder", "fingerprint")
 
@@ -45,6 +52,11 @@ class Group:
     interval: tuple[float, float]
     average_turns: float
     mean_score: float
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few episodes for the numbers to say much."""
+        return self.episodes < FEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +148,14 @@ class Report:
         success_rate_if_errors_failed: SR with errors counted as failures; None when nothing has ended.
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
-        by_emotion, by_problem, by_persona: the same per group.
+        by_emotion, by_problem, by_persona, by_intensity, by_risk, by_source: the same per group; intensity is 1 to 5,
+            risk yes or no, and the source whatever collection or split a scenario came from.
         replies: how the supporter's replies ended: cut, empty, refused, filtered.
         unreadable_votes: share of the first answers of a critic that is a chat model that could not be read, in [0, 1],
             over completed conversations, whether or not asking again helped; None for other critics.
         failure_messages: what went wrong, most frequent first: (role, message of the first, how often).
         usage: model calls of all chairs in all conversations that count.
+        seconds: wall time of a conversation, on average; None where nobody looked.
         folder: where the run is kept.
         trajectories: one per ended conversation, trial by trial in scenario order.
     """
@@ -163,10 +177,14 @@ class Report:
     by_emotion: Mapping[str, Group]
     by_problem: Mapping[str, Group]
     by_persona: Mapping[str, Group]
+    by_intensity: Mapping[str, Group]
+    by_risk: Mapping[str, Group]
+    by_source: Mapping[str, Group]
     replies: Replies
     unreadable_votes: float | None
     failure_messages: tuple[tuple[str, str, int], ...]
     usage: Usage
+    seconds: float | None = field(compare=False)
     folder: Path
     trajectories: tuple[Trajectory, ...] = field(repr=False)
 
@@ -174,6 +192,22 @@ class Report:
     def complete(self) -> bool:
         """Whether every conversation of the run has an outcome."""
         return self.completed == self.episodes
+
+    @cached_property
+    def course(self) -> Course:
+        """How the conversations with an outcome went, turn by turn."""
+        done = [trajectory for trajectory in self.trajectories if trajectory.completed]
+        return Course.of(done, int(self.fingerprint.parts["max_turns"]))
+
+    @cached_property
+    def wording(self) -> Wording | None:
+        """What the supporter's replies look like in them; None if nothing was said."""
+        return Wording.of(trajectory for trajectory in self.trajectories if trajectory.completed)
+
+    @property
+    def groups(self) -> dict[str, Mapping[str, Group]]:
+        """All groups, by what divides them."""
+        return {name: getattr(self, f"by_{name}") for name in _GROUPS}
 
     @property
     def warnings(self) -> list[str]:
@@ -191,8 +225,10 @@ class Report:
         data: dict[str, Any] = {
             spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in _KEPT_OUT_OF_JSON
         }
-        for name in ("by_emotion", "by_problem", "by_persona"):
-            data[name] = {value: asdict(group) for value, group in data[name].items()}
+        for name, groups in self.groups.items():
+            data[f"by_{name}"] = {value: {**asdict(group), "few": group.few} for value, group in groups.items()}
+        data["course"] = asdict(self.course)
+        data["wording"] = asdict(self.wording) if self.wording else None
         data["replies"] = asdict(self.replies)
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest
@@ -235,10 +271,14 @@ def summarise_run(about: Mapping[str, Any], known: Iterable[Trajectory | None], 
         by_emotion=_groups(done, limit, lambda t: t.scenario.emotion or "unknown"),
         by_problem=_groups(done, limit, lambda t: t.scenario.problem or "unknown"),
         by_persona=_groups(done, limit, lambda t: t.scenario.persona),
+        by_intensity=_groups(done, limit, lambda t: str(t.scenario.intensity or "unknown")),
+        by_risk=_groups(done, limit, lambda t: "yes" if t.scenario.risk else "no"),
+        by_source=_groups(done, limit, lambda t: t.scenario.source or "unknown"),
         replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=_unreadable(done, fingerprint),
         failure_messages=_failures(ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),
+        seconds=fmean(timed) if (timed := [item.seconds for item in ended if item.seconds is not None]) else None,
         folder=folder,
         trajectories=ended,
     )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from esc_env.errors import SpecError
 
-__all__ = ["auc", "auc_estimate", "clustered_wilson", "difference_interval", "success_interval", "wilson"]
+__all__ = ["auc", "auc_estimate", "clustered_wilson", "mean_interval", "success_interval", "wilson"]
 
 AUC_RESAMPLES = 2000
 
@@ -100,14 +100,14 @@ def clustered_wilson(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
     return _wilson(rate, total / float(np.clip(effect, 1.0, (tried**2).sum() / total)))
 
 
-def difference_interval(values: Iterable[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """(the mean of differences, its 95 % interval), where those of one scenario are alike.
+def mean_interval(values: Iterable[Sequence[float]]) -> tuple[float, tuple[float, float]]:
+    """(the mean of differences or scores, its 95 % interval), where those of one scenario are alike.
 
-    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of
-    differences 1 and one of −1: without them a few scenarios, or hardly any that differ, claim to be sure.
+    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of all 1
+    and one of all −1: without them a few scenarios, or hardly any that differ, claim to be sure.
 
     Args:
-        values: for every scenario, the differences of its paired trials, each in [−1, 1].
+        values: for every scenario, its values, each in [−1, 1]: differences of paired trials, say.
 
     Raises:
         SpecError: without any value.

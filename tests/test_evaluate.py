@@ -29,7 +29,7 @@ from esc_env.errors import (
     TornLineWarning,
 )
 from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
-from esc_env.evaluation.statistics import clustered_wilson, difference_interval, wilson
+from esc_env.evaluation.statistics import clustered_wilson, mean_interval, wilson
 from esc_env.progress import Progress
 from esc_env.protocols import Reply
 from esc_env.records import FolderLock, RecordWriter, read_records
@@ -657,7 +657,7 @@ def test_the_interval_of_a_difference_covers_it_where_hardly_any_scenario_differ
     hits = 0
     for _ in range(400):
         one, other = (draw.binomial(1, draw.beta(rate, 1 - rate, 20)) for rate in rates)
-        _, (low, high) = difference_interval([[float(gained)] for gained in other - one])
+        _, (low, high) = mean_interval([[float(gained)] for gained in other - one])
         hits += low <= rates[1] - rates[0] <= high
     assert hits / 400 >= 0.92, "a bootstrap of scenarios fails all of these"
 
@@ -675,14 +675,14 @@ def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
     draw = np.random.default_rng(2)
     effects = draw.normal(0.1, 0.5, 40).clip(-1, 1)
     alike = [[float(effect)] * 6 for effect in effects]
-    mean, (low, high) = difference_interval(alike)
+    mean, (low, high) = mean_interval(alike)
     assert mean == pytest.approx(effects.mean())
     assert low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
-    mean, (low, high) = difference_interval([[0.0], [], [0.0]])
+    mean, (low, high) = mean_interval([[0.0], [], [0.0]])
     assert low < mean == 0 < high, "two pairs that agree settle nothing"
     with pytest.raises(SpecError, match="no value"):
-        difference_interval([[], []])
+        mean_interval([[], []])
 
 
 @pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
