@@ -210,7 +210,7 @@ def _doctor() -> None:
     typer.echo("\nExtras")
     for extra, packages in extras.items():
         missing = [name for name in packages if _installed(name) is None]
-        typer.echo(f"  {extra:7} {'installed' if not missing else 'missing: ' + ', '.join(missing)}")
+        typer.echo(f"  {extra:9} {'installed' if not missing else 'missing: ' + ', '.join(missing)}")
         if missing:
             typer.echo(f"          adds {_ADDS.get(extra, 'more')}. Type: pip install 'esc-env[{extra}]'")
     typer.echo("\nData folders, in the order in which they are searched (ESC_DATA names another)")

@@ -1,4 +1,4 @@
-"""`esc eval`, `esc leaderboard` and `esc wording`, and where `esc validate` is added."""
+"""`esc eval`, `esc leaderboard`, `esc compare` and `esc wording`, and where `esc validate` is added."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.command("leaderboard")(_leaderboard)
+    app.command("compare")(_compare)
     app.command("wording")(_wording)
     app.add_typer(validate, name="validate")
 
@@ -216,6 +217,40 @@ def _cost(usage: Usage, conversations: int, seconds: float | None) -> str:
     each = f"; a conversation took {usage.requests / conversations:,.1f} requests"
     each += "" if seconds is None else f" and {seconds:,.1f} s"
     return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}{each}"
+
+
+def _compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; all others are compared with the first.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare runs that faced different things; everything printed says so.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+) -> None:
+    """Say whether one agent solves more than another, and how sure that is.
+
+    Pairs conversations by scenario and trial. Prints the difference of SR with its 95 % interval, p-values (exact
+    McNemar; permutation of whole scenarios; Holm over several runs), the smallest difference that would have shown, and
+    a sentence in plain words. Runs with different fingerprints are refused, naming what differs.
+    """
+    from esc_env.evaluation.comparison import COLUMNS, compare
+    from esc_env.evaluation.leaderboard import find_runs
+
+    if as_json and as_markdown:
+        raise SpecError("--json and --markdown exclude each other; give one of them")
+    compared = compare(find_runs(runs), anyway=anyway)
+    if as_json:
+        typer.echo(json.dumps(compared.to_json(), ensure_ascii=False))
+    elif as_markdown:
+        typer.echo(compared.to_markdown(), nl=False)
+    else:
+        stamp, *notes = compared.notes if compared.mismatch else ["", *compared.notes]
+        if stamp:
+            typer.echo(one_line(stamp))
+        columns = [(name, place > 0) for place, name in enumerate(COLUMNS)]
+        print_table(f"Differences on {compared.scenarios}", columns, compared.rows())
+        for line in (*(each.sentence for each in compared.differences), *notes):
+            typer.echo(one_line(line))
 
 
 def _wording(

@@ -367,7 +367,7 @@ def test_doctor_says_what_a_missing_extra_adds(esc, monkeypatch):
     assert "pip install 'esc-env[llm]'" in out
 
 
-@pytest.mark.parametrize("command", ["eval", "leaderboard", "wording", "chat", "scenarios", "doctor"])
+@pytest.mark.parametrize("command", ["eval", "leaderboard", "compare", "wording", "chat", "scenarios", "doctor"])
 def test_every_option_has_help(esc, command):
     code, out, _ = esc(command, "--help")
     assert code == 0
