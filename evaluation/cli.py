@@ -21,6 +21,7 @@ from esc_env.evaluation.cli_validate import app as validate
 if TYPE_CHECKING:
     from esc_env.evaluation.report import Report
     from esc_env.protocols import Usage
+    from esc_env.rules import Rules
 
 __all__ = ["print_table", "register"]
 
@@ -113,6 +114,23 @@ def _eval(
         float | None,
         typer.Option(help="Seconds for each run; what has not ended by then is dropped. The same command goes on."),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Run nothing: say how many scenarios and trials --precision or --difference takes, and costs.",
+        ),
+    ] = False,
+    precision: Annotated[
+        float | None, typer.Option(help="With --plan: wanted half-width of the 95 % interval of SR, in points.")
+    ] = None,
+    difference: Annotated[
+        float | None,
+        typer.Option(help="With --plan: wanted difference of two agents' SR, in points, shown four times in five."),
+    ] = None,
+    icc: Annotated[
+        float, typer.Option(help="With --plan: how alike trials of one scenario are, from 0 (not at all) to 1.")
+    ] = 0.5,
     models: Models,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
@@ -140,7 +158,14 @@ def _eval(
         )
         for each in ([AgentConfig(name) for name in names] or said.agents)
     ]  # fmt: skip
+    sources = scenarios or ["builtin:test"]
+    rules = Rules(max_turns, threshold, votes, opening, max_chars)
     chairs = {**seeker, **critic}
+    if plan:
+        _print_plan([each.agent for each in lineup], sources, chairs, rules, limit, precision, difference, icc)
+        return
+    if precision is not None or difference is not None:
+        raise SpecError("--precision and --difference are wishes for a plan; add --plan, or leave them away to run")
     for name in ("seeker_options", "critic_options"):
         chairs[name] = {**said.options.get(name, {}), **chairs[name]}
     supporters = [
@@ -148,8 +173,6 @@ def _eval(
     ]
     if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
         run(check_models(*supporters))
-    sources = scenarios or ["builtin:test"]
-    rules = Rules(max_turns, threshold, votes, opening, max_chars)
     several = len(lineup) * len(sources) > 1
     complete = True
     for source in sources:
@@ -172,6 +195,54 @@ def _eval(
         complete = complete and all(report.complete for report in reports)
     if not complete:
         raise typer.Exit(1)
+
+
+def _print_plan(
+    agents: Sequence[str],
+    sources: Sequence[str],
+    chairs: Mapping[str, Any],
+    rules: Rules,
+    limit: int | None,
+    precision: float | None,
+    difference: float | None,
+    icc: float,
+) -> None:
+    """A table for each agent and scenario set, and what was assumed."""
+    from esc_env.data.datasets import load_scenarios
+    from esc_env.evaluation.plan import TOGETHER, designs, expected_usage
+
+    nearness, apart = (None if points is None else points / 100 for points in (precision, difference))
+    chosen = designs(precision=nearness, difference=apart, icc=icc)
+    goal = f"an SR to ±{precision:g} points" if precision is not None else f"a difference of {difference:g} points"
+    columns = [(name, True) for name in ("trials", "scenarios", "conversations", "requests", "tokens", "US dollars")]
+    for source in sources:
+        people = load_scenarios(source)[:limit]
+        for agent in agents:
+            asked = {"supporter": agent, "seeker": chairs["seeker"], "critic": chairs["critic"]}
+            each = expected_usage(asked, people[0], rules, chairs["critic_mode"])
+            rows = []
+            for design in chosen:
+                many = design.conversations
+                costs = ("unknown",) * 3
+                if each is not None:
+                    dollars = "unknown" if each.cost is None else f"{many * each.cost:,.2f}"
+                    tokens = many * (each.prompt_tokens + each.completion_tokens)
+                    costs = (f"{many * each.requests:,}", f"{tokens:,}", dollars)
+                more = "" if design.scenarios <= len(people) else " *"
+                rows.append((f"{design.trials}", f"{design.scenarios:,}{more}", f"{many:,}", *costs))
+            print_table(f"{agent} on {source}: {goal}", columns, rows)
+        if any(design.scenarios > len(people) for design in chosen):
+            typer.echo(f"* more than the {len(people):,} of {source}; more trials alone do not make up for people")
+    typer.echo(
+        "At most, for each agent: no conversation is solved before its last turn, and texts have typical lengths "
+        "(docs/costs.md). Thinking is not counted. A price that is not known is unknown, never 0."
+    )
+    both = (
+        ""
+        if precision is not None
+        else f", and what is hard for one agent is hard for the other (correlation {TOGETHER:g})"
+    )
+    typer.echo(f"Assumed: rates near 50 %, where most is needed; trials of one scenario alike (ICC {icc:g}){both}.")
 
 
 def _slug(text: str) -> str:

@@ -267,21 +267,23 @@ def _tests(pairs: _Pairs) -> tuple[float, float]:
     except ImportError as error:
         raise MissingExtra((error.name or "statsmodels").partition(".")[0], "stats") from error
     flat = [pair for tried in pairs.values() for pair in tried]
-    table = [[flat.count((one, other)) for other in (True, False)] for one in (True, False)]
+    table: list[list[int]] = [[flat.count((one, other)) for other in (True, False)] for one in (True, False)]
     if table[0][1] == table[1][0] == 0:
         return 1.0, 1.0  # no pair differs
+    exact: Any = mcnemar(table, exact=True)
     sums = np.array([[sum(pair[side] for pair in tried) for tried in pairs.values()] for side in (0, 1)])
     moved = sums[:, sums[0] != sums[1]]  # scenarios that are alike in both runs change nothing
     if moved.shape[1] < 2:
-        return float(mcnemar(table, exact=True).pvalue), 1.0  # of one scenario both signs are as likely
-    permuted = permutation_test(
+        return float(exact.pvalue), 1.0  # of one scenario both signs are as likely
+    permuted: Any = permutation_test(
         (moved[0], moved[1]), lambda one, other, axis: (other - one).sum(axis=axis), permutation_type="samples",
         vectorized=True, n_resamples=PERMUTATIONS, batch=1000, rng=np.random.default_rng(0),
     )  # fmt: skip
-    return float(mcnemar(table, exact=True).pvalue), float(permuted.pvalue)
+    return float(exact.pvalue), float(permuted.pvalue)
 
 
 def _holm(ps: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(ps, method="holm")[1]]
+    adjusted: Any = multipletests(ps, method="holm")[1]
+    return [float(p) for p in adjusted]

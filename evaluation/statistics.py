@@ -26,14 +26,16 @@ import numpy.typing as npt
 from esc_env.errors import SpecError
 
 __all__ = [
-    "POWER", "auc", "auc_estimate", "clustered_wilson", "detectable", "mean_interval", "success_interval", "wilson",
+    "POWER", "Z", "auc", "auc_estimate", "clustered_wilson", "detectable", "mean_interval", "success_interval",
+    "wilson",
 ]  # fmt: skip
 
 AUC_RESAMPLES = 2000
 
 Array = npt.NDArray[Any]
 
-_Z = 1.959963984540054
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
 POWER = 0.8416212335729143
 """The normal quantile of a power of 80 %, which the smallest detectable differences are for."""
 _WEIGHT = 0.5
@@ -66,9 +68,9 @@ def wilson(solved: int, tried: int) -> tuple[float, float]:
 
 
 def _wilson(rate: float, tried: float) -> tuple[float, float]:
-    middle = rate + _Z**2 / (2 * tried)
-    spread = _Z * math.sqrt(rate * (1 - rate) / tried + _Z**2 / (4 * tried**2))
-    scale = 1 + _Z**2 / tried
+    middle = rate + Z**2 / (2 * tried)
+    spread = Z * math.sqrt(rate * (1 - rate) / tried + Z**2 / (4 * tried**2))
+    scale = 1 + Z**2 / tried
     return max(0.0, min(rate, (middle - spread) / scale)), min(1.0, max(rate, (middle + spread) / scale))
 
 
@@ -119,7 +121,7 @@ def mean_interval(values: Iterable[Sequence[float]]) -> tuple[float, tuple[float
     totals, tried = _sums(values)
     mean = float(totals.sum() / tried.sum())
     middle, variance = _spread(totals, tried, -1.0, 1.0)
-    reach = _Z * math.sqrt(variance)
+    reach = Z * math.sqrt(variance)
     return mean, (max(-1.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach)))
 
 
@@ -135,7 +137,7 @@ def detectable(values: Iterable[Sequence[float]]) -> float:
     Raises:
         SpecError: without any value.
     """
-    return (_Z + POWER) * math.sqrt(_spread(*_sums(values), -1.0, 1.0)[1])
+    return (Z + POWER) * math.sqrt(_spread(*_sums(values), -1.0, 1.0)[1])
 
 
 def _sums(values: Iterable[Sequence[float]]) -> tuple[Array, Array]:
