@@ -23,7 +23,7 @@ from esc_env.protocols import Request, Usage
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.specs import parse_spec
-from esc_env.testing import FakeChatModel
+from esc_env.testing.models import FakeChatModel
 
 __all__ = ["ICC", "TOGETHER", "TRIALS", "Design", "Spent", "designs", "expected_usage", "measure"]
 
