@@ -196,8 +196,7 @@ class Report:
     @cached_property
     def course(self) -> Course:
         """How the conversations with an outcome went, turn by turn."""
-        done = [trajectory for trajectory in self.trajectories if trajectory.completed]
-        return Course.of(done, int(self.fingerprint.parts["max_turns"]))
+        return Course.of([trajectory for trajectory in self.trajectories if trajectory.completed])
 
     @cached_property
     def wording(self) -> Wording | None:

@@ -35,12 +35,14 @@ def held(person: int, scores: list[float], said: list[str] | None = None, trial:
 
 
 def test_a_conversation_that_has_ended_stays_in_the_trajectory_where_it_ended():
-    course = Course.of([held(0, [-0.5, 1.0]), held(1, [-1.0, -0.5, 0.0, 0.5])], max_turns=4)
+    course = Course.of([held(0, [-0.5, 1.0]), held(1, [-1.0, -0.5, 0.0, 0.5])])
     assert [moment.score for moment in course.moments] == [-0.75, 0.25, 0.5, 0.75]
     assert [moment.talking for moment in course.moments] == [2, 2, 1, 1]
     assert all(low <= moment.score <= high for moment in course.moments for low, high in [moment.interval])
     assert (course.better, course.first_better) == (1.0, 3.0), "turn 2 and turn 4; 0 is not better yet"
-    never = Course.of([held(0, [-0.5, -0.5])], max_turns=2)
+    never = Course.of([held(0, [-0.5, -0.5])])
+    assert len(never.moments) == 2, "there is nothing to tell of turns that nobody had"
+    assert len(Course.of([held(0, [-0.5] * 99)]).moments) == 64
     assert (never.better, never.first_better) == (0.0, None)
 
 
@@ -51,7 +53,7 @@ def test_pass_hat_k_is_the_share_of_all_ways_to_choose_k_trials_in_which_all_are
         for person, tried in enumerate(outcomes)
         for trial, solved in enumerate(tried)
     ]
-    got = Course.of(done, max_turns=1).pass_hat
+    got = Course.of(done).pass_hat
     assert len(got) == max(map(len, outcomes))
     for k, rate in enumerate(got, 1):
         ways = [fmean(map(all, combinations(tried, k))) for tried in outcomes if len(tried) >= k]
