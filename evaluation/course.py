@@ -43,7 +43,7 @@ class Course:
         better: share in which the critic's score was ever above 0, nearer to *better* than to *same*; in [0, 1].
         first_better: the mean turn at which it first was, of these; None where it never was.
         pass_hat: pass^k for k = 1, 2, … (to 10): the chance that k trials of one scenario are all solved, over
-            scenarios with at least k trials. *Source:* Yao et al., τ-bench (arXiv 2406.12045), which also says how to estimate it.
+            scenarios with at least k trials. *Source:* Yao et al., τ-bench (arXiv 2406.12045), also of the estimate.
     """
 
     moments: tuple[Moment, ...]
