@@ -145,9 +145,7 @@ def likeness(
         raise MissingExtra("sacrebleu" if "sacrebleu" in (error.name or "") else "rouge-score", "stats") from error
     said = [text for text, _ in pairs]
     most = max(len(known) for _, known in pairs)
-    streams = [
-        [known[place] if place < len(known) else "" for _, known in pairs] for place in range(most)
-    ]  # "" is none
+    streams: Any = [[known[place] if place < len(known) else None for _, known in pairs] for place in range(most)]
     bleu = BLEU()
     score = bleu.corpus_score(said, streams)
     rouge = RougeScorer(["rougeL"], use_stemmer=True)

@@ -111,7 +111,11 @@ def test_replies_like_one_of_the_human_ones_score_high_and_others_low():
     assert (same.replies, same.bleu, same.rouge_l) == (1, pytest.approx(100), 1.0)
     assert other.bleu < 10
     assert other.rouge_l < 0.1
-    assert "version" in same.bleu_signature
+    assert "nrefs:2" in same.bleu_signature
+    two = [held(0, [-0.5], ["Losing a job is hard on anybody."]), held(1, [-0.5], ["So you are sad today."])]
+    both = likeness(two, {"p0": HUMAN, "p1": Dialogue((Message("supporter", "So you are sad today."),))})
+    assert both.bleu == pytest.approx(100)
+    assert "nrefs:var" in both.bleu_signature, "fewer references are no empty ones"
     with pytest.raises(SpecError, match="human conversation"):
         likeness([held(0, [-0.5])], {"p0": None})
 
