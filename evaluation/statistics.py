@@ -106,23 +106,28 @@ def clustered_wilson(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
     return _wilson(rate, total / float(np.clip(effect, 1.0, (tried**2).sum() / total)))
 
 
-def mean_interval(values: Iterable[Sequence[float]]) -> tuple[float, tuple[float, float]]:
+def mean_interval(
+    values: Iterable[Sequence[float]], *, within: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, tuple[float, float]]:
     """(the mean of differences or scores, its 95 % interval), where those of one scenario are alike.
 
-    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of all 1
-    and one of all −1: without them a few scenarios, or hardly any that differ, claim to be sure.
+    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of all
+    the least that a value can be and one of all the most: without them a few scenarios, or hardly any that differ,
+    claim to be sure.
 
     Args:
-        values: for every scenario, its values, each in [−1, 1]: differences of paired trials, say.
+        values: for every scenario, its values: differences of paired trials, say.
+        within: the least and the most that a value can be.
 
     Raises:
         SpecError: without any value.
     """
     totals, tried = _sums(values)
     mean = float(totals.sum() / tried.sum())
-    middle, variance = _spread(totals, tried, -1.0, 1.0)
+    low, high = within
+    middle, variance = _spread(totals, tried, low, high)
     reach = Z * math.sqrt(variance)
-    return mean, (max(-1.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach)))
+    return mean, (max(low, min(mean, middle - reach)), min(high, max(mean, middle + reach)))
 
 
 def detectable(values: Iterable[Sequence[float]]) -> float:
@@ -132,7 +137,7 @@ def detectable(values: Iterable[Sequence[float]]) -> float:
     Evaluation Review 19 (1995) 547–556.
 
     Args:
-        values: as in `mean_interval`.
+        values: as in `mean_interval`, each in [−1, 1].
 
     Raises:
         SpecError: without any value.

@@ -681,6 +681,9 @@ def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
     mean, (low, high) = mean_interval([[0.0], [], [0.0]])
     assert low < mean == 0 < high, "two pairs that agree settle nothing"
+    points = mean_interval([[100 * effect, 50] for effect in (0.1, 0.4)], within=(0, 100))
+    shares = mean_interval([[effect, 0.5] for effect in (0.1, 0.4)], within=(0, 1))
+    assert points == (pytest.approx(100 * shares[0]), pytest.approx([100 * end for end in shares[1]]))
     with pytest.raises(SpecError, match="no value"):
         mean_interval([[], []])
 
