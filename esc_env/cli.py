@@ -192,6 +192,8 @@ def _take_over(
 
 
 _ADDS = {
+    "stats": "tests of differences (esc compare) and likeness to human replies (esc wording --human)",
+    "bertscore": "BERTScore (esc wording --bertscore)",
     "data": "scenarios from Parquet and zstd files",
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",

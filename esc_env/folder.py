@@ -38,10 +38,12 @@ from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 from esc_env.secrets import struck
 
-__all__ = ["RunFolder", "take_over"]
+__all__ = ["TIMING", "RunFolder", "take_over"]
 
 T = TypeVar("T")
 
+TIMING = "timing.jsonl"
+"""The file that says how long things took: all that differs when a run is repeated."""
 _ABOUT = "run.json"
 _SCENARIOS = "scenarios.jsonl"
 _ELSEWHERE = "Give another folder with --out"

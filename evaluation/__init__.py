@@ -9,9 +9,13 @@
 if __name__ != "esc_env.evaluation":
     raise ImportError(f"import this package as esc_env.evaluation, not as {__name__}")
 
+from esc_env.evaluation.comparison import Comparison, compare
 from esc_env.evaluation.leaderboard import Entry, Leaderboard, rank
 from esc_env.evaluation.report import Group, Replies, Report
 from esc_env.evaluation.runner import evaluate, read_run
 from esc_env.evaluation.statistics import success_interval
 
-__all__ = ["Entry", "Group", "Leaderboard", "Replies", "Report", "evaluate", "rank", "read_run", "success_interval"]
+__all__ = [
+    "Comparison", "Entry", "Group", "Leaderboard", "Replies", "Report", "compare", "evaluate", "rank", "read_run",
+    "success_interval",
+]  # fmt: skip

@@ -1,7 +1,8 @@
-"""`esc eval` and `esc leaderboard`, and where `esc validate` is added."""
+"""`esc eval`, `esc leaderboard`, `esc compare` and `esc wording`, and where `esc validate` is added."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ from esc_env.evaluation.cli_validate import app as validate
 if TYPE_CHECKING:
     from esc_env.evaluation.report import Report
     from esc_env.protocols import Usage
+    from esc_env.rules import Rules
 
 __all__ = ["print_table", "register"]
 
@@ -30,7 +32,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.add_typer(_leaderboard, name="leaderboard")
+    app.command("compare")(_compare)
     app.command("report")(_report)
+    app.command("wording")(_wording)
     app.command("import")(_import)
     app.add_typer(validate, name="validate")
     app.add_typer(robustness, name="robustness")
@@ -115,6 +119,23 @@ def _eval(
         float | None,
         typer.Option(help="Seconds for each run; what goes on then is cut off. The same command goes on from there."),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Run nothing: say how many scenarios and trials --precision or --difference takes, and costs.",
+        ),
+    ] = False,
+    precision: Annotated[
+        float | None, typer.Option(help="With --plan: wanted half-width of the 95 % interval of SR, in points.")
+    ] = None,
+    difference: Annotated[
+        float | None,
+        typer.Option(help="With --plan: wanted difference of two agents' SR, in points, shown four times in five."),
+    ] = None,
+    icc: Annotated[
+        float, typer.Option(help="With --plan: how alike trials of one scenario are, from 0 (not at all) to 1.")
+    ] = 0.5,
     models: Models,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
@@ -142,7 +163,14 @@ def _eval(
         )
         for each in ([AgentConfig(name) for name in names] or said.agents)
     ]  # fmt: skip
+    sources = scenarios or ["builtin:test"]
+    rules = Rules(max_turns, threshold, votes, opening, max_chars)
     chairs = {**seeker, **critic}
+    if plan:
+        _print_plan([each.agent for each in lineup], sources, chairs, rules, limit, precision, difference, icc)
+        return
+    if precision is not None or difference is not None:
+        raise SpecError("--precision and --difference are wishes for a plan; add --plan, or leave them away to run")
     for name in ("seeker_options", "critic_options"):
         chairs[name] = {**said.options.get(name, {}), **chairs[name]}
     supporters = [
@@ -150,8 +178,6 @@ def _eval(
     ]
     if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
         run(check_models(*supporters))
-    sources = scenarios or ["builtin:test"]
-    rules = Rules(max_turns, threshold, votes, opening, max_chars)
     several = len(lineup) * len(sources) > 1
     complete = True
     for source in sources:
@@ -176,13 +202,61 @@ def _eval(
         raise typer.Exit(1)
 
 
+def _print_plan(
+    agents: Sequence[str],
+    sources: Sequence[str],
+    chairs: Mapping[str, Any],
+    rules: Rules,
+    limit: int | None,
+    precision: float | None,
+    difference: float | None,
+    icc: float,
+) -> None:
+    """A table for each agent and scenario set, and what was assumed."""
+    from esc_env.data.datasets import load_scenarios
+    from esc_env.evaluation.plan import TOGETHER, designs, expected_usage
+
+    nearness, apart = (None if points is None else points / 100 for points in (precision, difference))
+    chosen = designs(precision=nearness, difference=apart, icc=icc)
+    goal = f"an SR to ±{precision:g} points" if precision is not None else f"a difference of {difference:g} points"
+    columns = [(name, True) for name in ("trials", "scenarios", "conversations", "requests", "tokens", "US dollars")]
+    for source in sources:
+        people = load_scenarios(source)[:limit]
+        for agent in agents:
+            asked = {"supporter": agent, "seeker": chairs["seeker"], "critic": chairs["critic"]}
+            each = expected_usage(asked, people[0], rules, chairs["critic_mode"])
+            rows = []
+            for design in chosen:
+                many = design.conversations
+                costs = ("unknown",) * 3
+                if each is not None:
+                    dollars = "unknown" if each.cost is None else f"{many * each.cost:,.2f}"
+                    tokens = many * (each.prompt_tokens + each.completion_tokens)
+                    costs = (f"{many * each.requests:,}", f"{tokens:,}", dollars)
+                more = "" if design.scenarios <= len(people) else " *"
+                rows.append((f"{design.trials}", f"{design.scenarios:,}{more}", f"{many:,}", *costs))
+            print_table(f"{agent} on {source}: {goal}", columns, rows)
+        if any(design.scenarios > len(people) for design in chosen):
+            typer.echo(f"* more than the {len(people):,} of {source}; more trials alone do not make up for people")
+    typer.echo(
+        "At most, for each agent: no conversation is solved before its last turn, and texts have typical lengths "
+        "(docs/costs.md). Thinking is not counted. A price that is not known is unknown, never 0."
+    )
+    both = (
+        ""
+        if precision is not None
+        else f", and what is hard for one agent is hard for the other (correlation {TOGETHER:g})"
+    )
+    typer.echo(f"Assumed: rates near 50 %, where most is needed; trials of one scenario alike (ICC {icc:g}){both}.")
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.")
 
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    from esc_env.evaluation.report import success_text
+    from esc_env.evaluation.report import percent, success_text
 
     _print_results(source, reports)
     for report in reports:
@@ -196,7 +270,9 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         for line in report.warnings:
             typer.echo(f"{report.agent}: {line}")
         if report.usage.requests:
-            typer.echo(f"{report.agent}: {_cost(report.usage)}")
+            typer.echo(f"{report.agent}: {_cost(report.usage, len(report.trajectories), report.seconds)}")
+        if len(sure := report.course.pass_hat) > 1:
+            typer.echo(f"{report.agent}: solved in all of {len(sure)} trials (pass^{len(sure)}): {percent(sure[-1])}")
         for role, message, count in report.failure_messages:
             typer.echo(f"{report.agent}: {count:,} × {role}: {one_line(message)}")
         missing = report.episodes - report.completed
@@ -210,11 +286,105 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
         typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
 
 
-def _cost(usage: Usage) -> str:
+def _cost(usage: Usage, conversations: int, seconds: float | None) -> str:
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens (prompt + completion)"
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
     answered = f", answered by {one_line(', '.join(usage.models))}" if usage.models else ""
-    return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}"
+    each = f"; a conversation took {usage.requests / conversations:,.1f} requests"
+    each += "" if seconds is None else f" and {seconds:,.1f} s"
+    return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}{each}"
+
+
+def _compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; all others are compared with the first.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare runs that faced different things; everything printed says so.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+) -> None:
+    """Say whether one agent solves more than another, and how sure that is.
+
+    Pairs conversations by scenario and trial. Prints the difference of SR with its 95 % interval, p-values (exact
+    McNemar; permutation of whole scenarios; Holm over several runs), the smallest difference that would have shown, and
+    a sentence in plain words. Runs with different fingerprints are refused, naming what differs.
+    """
+    from esc_env.evaluation.comparison import COLUMNS, compare
+    from esc_env.evaluation.leaderboard import find_runs
+
+    if as_json and as_markdown:
+        raise SpecError("--json and --markdown exclude each other; give one of them")
+    compared = compare(find_runs(runs), anyway=anyway)
+    if as_json:
+        typer.echo(json.dumps(compared.to_json(), ensure_ascii=False))
+    elif as_markdown:
+        typer.echo(compared.to_markdown(), nl=False)
+    else:
+        stamp, *notes = compared.notes if compared.mismatch else ["", *compared.notes]
+        if stamp:
+            typer.echo(one_line(stamp))
+        columns = [(name, place > 0) for place, name in enumerate(COLUMNS)]
+        print_table(f"Differences on {compared.scenarios}", columns, compared.rows())
+        for line in (*(each.sentence for each in compared.differences), *notes):
+            typer.echo(one_line(line))
+
+
+def _wording(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    human: Annotated[
+        str | None,
+        typer.Option(
+            help="Scenarios with the human conversations they were taken from, such as esconv:test: also print how "
+            "much the replies are like the human supporter's (sacreBLEU, ROUGE-L)."
+        ),
+    ] = None,
+    bertscore: Annotated[
+        str | None, typer.Option(help="With --human: also BERTScore by this model, such as roberta-large.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Describe what supporters wrote: length, variety, repetition, questions, and what sentences do.
+
+    Describes replies, not how good they are. Moves are those that the builtin classifier reads.
+    """
+    from esc_env.data.datasets import load_scenarios
+    from esc_env.evaluation.leaderboard import find_runs
+    from esc_env.evaluation.runner import read_run
+    from esc_env.evaluation.wording import TABLE, likeness
+
+    if bertscore and not human:
+        raise SpecError("--bertscore compares with human replies: name scenarios that hold them with --human")
+    reports = [read_run(folder) for folder in find_runs(runs)]
+    known = {person.id: person.dialogue for person in load_scenarios(human)} if human else None
+    alike = [likeness(report.trajectories, known, bertscore) for report in reports] if known is not None else []
+    if as_json:
+        lines = [
+            {
+                "run": str(report.folder), "agent": report.agent,
+                "wording": asdict(report.wording) if report.wording else None,
+                **({"likeness": asdict(alike[place])} if alike else {}),
+            }
+            for place, report in enumerate(reports)
+        ]  # fmt: skip
+        typer.echo(json.dumps({"runs": lines}, ensure_ascii=False))
+        return
+    said = [(report.agent, report.wording) for report in reports if report.wording]
+    columns = [("agent", False), *((name, True) for name in TABLE)]
+    print_table("Wording", columns, [(name, *(show(each) for show in TABLE.values())) for name, each in said])
+    for name, each in said:
+        moves = ", ".join(f"{move.replace('_', ' ')} {100 * share:.0f} %" for move, share in each.moves.items())
+        typer.echo(f"{name}, sentences as the builtin move classifier reads them: {moves}")
+    if alike:
+        columns = [("agent", False), *((name, True) for name in ("replies", "sacreBLEU", "ROUGE-L", "BERTScore"))]
+        rows = [
+            (
+                report.agent, f"{each.replies:,}", f"{each.bleu:.1f}", f"{each.rouge_l:.3f}",
+                "–" if each.bertscore is None else f"{each.bertscore:.3f}",
+            )
+            for report, each in zip(reports, alike, strict=True)
+        ]  # fmt: skip
+        print_table(f"Likeness to the human supporter of {human}", columns, rows)
+        typer.echo(f"sacreBLEU {alike[0].bleu_signature}")
 
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:

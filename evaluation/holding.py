@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
 from esc_env.background import each, run
 from esc_env.conversation import Chairs, converse
-from esc_env.errors import SpecError
-from esc_env.folder import RunFolder
+from esc_env.errors import RecordError, SpecError
+from esc_env.fields import integer, number, read, text
+from esc_env.folder import TIMING, RunFolder
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent
-from esc_env.records import RecordWriter
+from esc_env.records import RecordWriter, read_records
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import episode_seed
 from esc_env.trajectory import Failure, Trajectory
 
-__all__ = ["Episode", "check_models", "ended", "hold", "hold_missing", "reached"]
+__all__ = ["Episode", "check_models", "ended", "hold", "hold_missing", "reached", "seconds_each"]
 
 Episode = tuple[str, int]
 """Scenario id and trial: what is held once."""
@@ -53,6 +57,7 @@ async def hold(
     known: Mapping[Episode, Trajectory | None] = MappingProxyType({}),
     told: Callable[[Trajectory], None] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
+    clock: Callable[[Trajectory, float], None] = lambda *_: None,
 ) -> None:
     """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
 
@@ -67,6 +72,7 @@ async def hold(
         known: what came of earlier attempts; an `error` is gone on with from where it broke off.
         told: gets the conversation so far after every exchange.
         cut: gets every conversation that the time limit or an interruption cuts off, as an `error`.
+        clock: gets every conversation that ends, and the seconds that this attempt took, waiting for models included.
     """
     spent = False
     timeout = asyncio.timeout(time_limit)
@@ -74,10 +80,12 @@ async def hold(
     async def one(item: tuple[Scenario, int]) -> None:
         nonlocal spent
         scenario, trial = item
+        begun = time.monotonic()
         trajectory = await converse(
             scenario, agent, chairs, seed=episode_seed(seed, scenario.id, trial), trial=trial,
             after=known.get((scenario.id, trial)), told=told, cut=broke_off,
         )  # fmt: skip
+        clock(trajectory, time.monotonic() - begun)
         spent = spent or trajectory.spent
         keep(trajectory)
 
@@ -115,6 +123,23 @@ def ended(
     for trajectory in folder.records(name, "trajectory", made, people):
         found[trajectory.scenario.id, trajectory.trial] = trajectory
     return found
+
+
+def seconds_each(folder: RunFolder) -> float | None:
+    """How long a conversation of a run took, on average, all its attempts together; None where it is not known.
+
+    Raises:
+        RecordError: timing.jsonl cannot be read.
+    """
+    path = folder.path / TIMING
+    taken: dict[Episode, float] = defaultdict(float)
+    for line, data in enumerate(read_records(path, "timing"), 1):
+        try:
+            episode = read(data, "scenario", text), read(data, "trial", integer(0))
+            taken[episode] += read(data, "seconds", number(0))
+        except SpecError as error:
+            raise RecordError(f"{path}:{line}: {error}. Was the file edited?") from error
+    return fmean(taken.values()) if taken else None
 
 
 def reached(known: Mapping[Episode, Trajectory | None]) -> Progress:
@@ -156,11 +181,16 @@ def hold_missing(
         write(trajectory)
         tell(done=1, errors=not trajectory.completed)
 
-    run(
-        hold(
-            missing, agent, chairs, seed, concurrency, keep, time_limit, known,
-            told=lambda _: tell(turns=1), cut=write,
-        )
-    )  # fmt: skip
+    with RecordWriter(writer.path.with_name(TIMING), "timing") as times:
+
+        def clock(held: Trajectory, seconds: float) -> None:
+            times.write({"scenario": held.scenario.id, "trial": held.trial, "seconds": round(seconds, 3)})
+
+        run(
+            hold(
+                missing, agent, chairs, seed, concurrency, keep, time_limit, known,
+                told=lambda _: tell(turns=1), cut=write, clock=clock,
+            )
+        )  # fmt: skip
     if not failed and all(item and item.completed for item in known.values()):
         writer.rewrite(item.to_json() for item in known.values() if item)

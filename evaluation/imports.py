@@ -27,7 +27,7 @@ from esc_env.data.cards import sage_profile
 from esc_env.data.files import Record, Unusable, records
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning, did_you_mean
-from esc_env.evaluation.statistics import clustered_mean
+from esc_env.evaluation.statistics import mean_interval
 from esc_env.fields import many, mapping, number, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.records import write_records
@@ -203,10 +203,14 @@ def read_import(folder: str | Path) -> ImportReport:
     for each in held:
         if each.final is not None:
             finals.setdefault(each.trajectory.scenario.id, []).append(each.final)
-    mean, interval = clustered_mean(finals.values()) if finals else (None, None)
     values = [value for those in finals.values() for value in those]
-    turns = fmean(each.trajectory.dialogue.turns for each in held)
     marked = measure or Measure("")
+    mean, interval = (None, None)
+    if values:
+        low, high = marked.low, marked.high  # of a measure without ends, the least and the most that there is
+        within = (min(values) if low is None else low, max(values) if high is None else high)
+        mean, interval = mean_interval(finals.values(), within=within)
+    turns = fmean(each.trajectory.dialogue.turns for each in held)
     return ImportReport(
         agent, kind, scenarios, measure, len(held), turns, mean, interval,
         None if marked.success is None else sum(value >= marked.success for value in values),

@@ -19,6 +19,7 @@ from esc_env.evaluation.report import (
     percent,
     success_text,
 )  # fmt: skip
+from esc_env.evaluation.wording import TABLE
 from esc_env.protocols import Verdict
 from esc_env.trajectory import StopReason, Trajectory
 
@@ -53,15 +54,10 @@ def run_page(report: Report) -> str:
             ],
         ),
         f"<h2>Answers</h2>{replies_table(report)}",
-        *(
-            f"<h2>By {title}</h2>{groups_table(groups)}"
-            for title, groups in (
-                ("emotion", report.by_emotion),
-                ("problem", report.by_problem),
-                ("persona", report.by_persona),
-            )
-            if len(groups) > 1
-        ),
+        *course_tables(report),
+        *wording_tables(report),
+        *(f"<h2>By {title}</h2>{groups_table(groups)}" for title, groups in report.groups.items() if len(groups) > 1),
+        f"<h2>What it cost</h2>{usage_table(report)}",
         f"<h2>Conversations</h2>{transcripts(report.trajectories)}",
         f"<h2>What the agent faced</h2>{facts(report.fingerprint.parts)}",
         f'<p class="soft">Fingerprint {report.fingerprint.digest}, run key {report.run_key}</p>',
@@ -108,8 +104,58 @@ def replies_table(report: Report) -> str:
     return table([(name, "") for name in columns], [cells])
 
 
+def course_tables(report: Report) -> list[str]:
+    """How the conversations went: scores by turn, the first *better*, pass^k."""
+    course = report.course
+    if not course.moments:
+        return []
+    rows = [
+        (
+            str(each.turn),
+            number(each.score, 2, signed=True),
+            " – ".join(number(end, 2, signed=True) for end in each.interval),
+            f"{each.talking:,}",
+        )
+        for each in course.moments
+    ]
+    tries = "; ".join(f"{k}: {percent(rate)}" for k, rate in enumerate(course.pass_hat, 1))
+    return [
+        "<h2>Turn by turn</h2>",
+        table((("turn", ""), ("mean score", ""), ("95 %", ""), ("still talking", "")), rows),
+        f'<p class="soft">A conversation that has ended stays where it ended. {percent(course.better)} came to a score '
+        f"above 0, first in turn {number(course.first_better, 1)} on average. Share of scenarios solved in all of k "
+        f"trials (pass^k), k = {tries}.</p>",
+    ]
+
+
+def wording_tables(report: Report) -> list[str]:
+    """What the supporter's replies look like."""
+    said = report.wording
+    if said is None:
+        return []
+    moves = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in said.moves.items())
+    return [
+        f"<h2>Wording</h2>{table([(name, '') for name in TABLE], [[show(said) for show in TABLE.values()]])}",
+        f'<p class="soft">Sentences by what they do, as the builtin move classifier reads them: {moves}.</p>',
+    ]
+
+
+def usage_table(report: Report) -> str:
+    """Requests, tokens and dollars: of a conversation, and of all."""
+    usage, ended = report.usage, len(report.trajectories)
+    counts = (usage.requests, usage.prompt_tokens, usage.completion_tokens)
+    dollars = "unknown" if usage.cost is None else f"{usage.cost:,.2f}"
+    each = "unknown" if usage.cost is None else f"{usage.cost / max(ended, 1):,.4f}"
+    columns = ("", "requests", "prompt tokens", "completion tokens", "US dollars")
+    rows = [
+        ("a conversation", *(f"{count / max(ended, 1):,.1f}" for count in counts), each),
+        ("all", *(f"{count:,}" for count in counts), dollars),
+    ]
+    return table([(name, "name" if not name else "") for name in columns], rows)
+
+
 def groups_table(groups: Mapping[str, Group]) -> str:
-    """One row per group, by name."""
+    """One row per group, by name; those that are too small to say much are marked."""
     rows = [
         (
             escape(name),
@@ -118,7 +164,7 @@ def groups_table(groups: Mapping[str, Group]) -> str:
             percent(group.success_rate),
             number(group.average_turns, 2),
             number(group.mean_score, 2, signed=True),
-            f"{group.episodes:,}",
+            f"{group.episodes:,}{' (few)' if group.few else ''}",
         )
         for name, group in groups.items()
     ]

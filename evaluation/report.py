@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esc_env.evaluation.course import Course
 from esc_env.evaluation.statistics import success_interval, wilson
+from esc_env.evaluation.wording import Wording
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
 from esc_env.rules import Fingerprint
 from esc_env.scenarios import Scenario
@@ -22,6 +24,8 @@ __all__ = [
     "summarise_run",
 ]  # fmt: skip
 
+_GROUPS = ("emotion", "problem", "persona", "intensity", "risk", "source")
+
 UNREADABLE = 0.05
 """The share of unreadable first answers of a critic above which a reader is warned. Ours."""
 
@@ -32,7 +36,10 @@ warned. Ours: if a quarter of the votes are for one option and a tenth of them a
 STRICT = 3
 """Votes for `solved` that the stricter success rate asks for. Ours: under the published rule one of ten can decide."""
 
-_KEPT_OUT_OF_JSON = ("trajectories", "folder", "fingerprint")
+FEW = 10
+"""Episodes below which the numbers of a group are marked: they say next to nothing. Ours."""
+
+_KEPT_OUT_OF_JSON = ("trajectories", "folder", "fingerprint", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,11 @@ class Group:
     interval: tuple[float, float]
     average_turns: float
     mean_score: float
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few episodes for the numbers to say much."""
+        return self.episodes < FEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,19 +241,22 @@ class Report:
         success_rate_of_all: share of all conversations of the run solved, in [0, 1]: one without an outcome, or never
             begun, is not. What SR cannot fall below when the run is completed.
         success_rate: SR, share of completed conversations solved, in [0, 1]; None when none completed.
-        interval: its 95 % interval (Wilson for one trial, scenario-clustered bootstrap for more); None likewise.
+        interval: its 95 % interval (Wilson, for as many conversations as the trials are worth); None likewise.
         strict_success_rate: SR that counts a conversation only if at least `STRICT` votes of its last verdict are for
             `solved`, so that no lenient rater decides alone. By that rule it would have gone on, and might have been
             solved later: a lower bound. None where fewer votes are cast, or none completed.
         average_turns: AT, mean turns of completed conversations, a failure counting T; None when none completed.
         mean_score: mean final critic score, in [−1, 1]; None when none completed.
-        by_emotion, by_problem, by_persona: the same per group.
+        by_emotion, by_problem, by_persona, by_intensity, by_risk, by_source: the same per group; intensity is 1 to 5,
+            risk yes or no, and the source whatever collection or split a scenario came from.
         replies: how the supporter's replies ended: cut, empty, refused, filtered.
         unreadable_votes: share of the first answers of a critic that is a chat model that could not be read, in [0, 1],
             over completed conversations, whether or not asking again helped; None for other critics.
         first_votes: the same as counts: of which kind they were, and for which option; None likewise.
         failure_messages: what went wrong, most frequent first: (role, message of the first, how often).
         usage: model calls of all chairs in all conversations that count.
+        seconds: wall time of a conversation, on average, waiting for models included; None where it is not known. In
+            no file but the run's timing.jsonl, so that the same run is the same bytes.
         folder: where the run is kept.
         trajectories: one per ended conversation, trial by trial in scenario order.
     """
@@ -265,11 +280,15 @@ class Report:
     by_emotion: Mapping[str, Group]
     by_problem: Mapping[str, Group]
     by_persona: Mapping[str, Group]
+    by_intensity: Mapping[str, Group]
+    by_risk: Mapping[str, Group]
+    by_source: Mapping[str, Group]
     replies: Replies
     unreadable_votes: float | None
     first_votes: FirstVotes | None
     failure_messages: tuple[tuple[str, str, int], ...]
     usage: Usage
+    seconds: float | None = field(compare=False, repr=False)
     folder: Path
     trajectories: tuple[Trajectory, ...] = field(repr=False)
 
@@ -277,6 +296,21 @@ class Report:
     def complete(self) -> bool:
         """Whether every conversation of the run has an outcome."""
         return self.completed == self.episodes
+
+    @cached_property
+    def course(self) -> Course:
+        """How the conversations with an outcome went, turn by turn."""
+        return Course.of([trajectory for trajectory in self.trajectories if trajectory.completed])
+
+    @cached_property
+    def wording(self) -> Wording | None:
+        """What the supporter's replies look like in them; None if nothing was said."""
+        return Wording.of(trajectory for trajectory in self.trajectories if trajectory.completed)
+
+    @property
+    def groups(self) -> dict[str, Mapping[str, Group]]:
+        """All groups, by what divides them."""
+        return {name: getattr(self, f"by_{name}") for name in _GROUPS}
 
     @property
     def warnings(self) -> list[str]:
@@ -296,8 +330,10 @@ class Report:
         data: dict[str, Any] = {
             spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in _KEPT_OUT_OF_JSON
         }
-        for name in ("by_emotion", "by_problem", "by_persona"):
-            data[name] = {value: asdict(group) for value, group in data[name].items()}
+        for name, groups in self.groups.items():
+            data[f"by_{name}"] = {value: {**asdict(group), "few": group.few} for value, group in groups.items()}
+        data["course"] = asdict(self.course)
+        data["wording"] = asdict(self.wording) if self.wording else None
         data["replies"] = asdict(self.replies)
         data["first_votes"] = asdict(self.first_votes) if self.first_votes else None
         data["usage"] = self.usage.to_json()
@@ -311,6 +347,7 @@ def summarise_run(
     known: Mapping[tuple[str, int], Trajectory | None],
     people: Mapping[str, Scenario],
     folder: Path,
+    seconds: float | None = None,
 ) -> Report:
     """Count a run's conversations into a report.
 
@@ -319,6 +356,7 @@ def summarise_run(
         known: what every episode (scenario id, trial) has come to; None where it has not ended.
         people: whom the run is held with, by id.
         folder: of the run.
+        seconds: that a conversation took, on average, where it is known.
     """
     everybody = [people[scenario] for scenario, _ in known]
     ended = tuple(filter(None, known.values()))
@@ -349,11 +387,15 @@ def summarise_run(
         by_emotion=_groups(done, everybody, limit, lambda person: person.emotion or "unknown"),
         by_problem=_groups(done, everybody, limit, lambda person: person.problem or "unknown"),
         by_persona=_groups(done, everybody, limit, lambda person: person.persona),
+        by_intensity=_groups(done, everybody, limit, lambda person: str(person.intensity or "unknown")),
+        by_risk=_groups(done, everybody, limit, lambda person: "yes" if person.risk else "no"),
+        by_source=_groups(done, everybody, limit, lambda person: person.source or "unknown"),
         replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=first_votes.share if first_votes else None,
         first_votes=first_votes,
         failure_messages=_failures(ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),
+        seconds=seconds,
         folder=folder,
         trajectories=ended,
     )

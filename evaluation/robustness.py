@@ -19,7 +19,7 @@ from typing import Any
 from esc_env.evaluation.gaming import PROBES, Probe
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import evaluate
-from esc_env.evaluation.statistics import clustered_mean, success_interval
+from esc_env.evaluation.statistics import mean_interval, success_interval
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 from esc_env.trajectory import Trajectory
@@ -74,7 +74,7 @@ class Grid:
         shared = [key for key in there if key in here]
         if not shared:
             return None
-        return clustered_mean([[fmean(here[key]) - fmean(there[key])] for key in shared])
+        return mean_interval([[fmean(here[key]) - fmean(there[key])] for key in shared], within=(-2.0, 2.0))
 
     def order(self, condition: str) -> tuple[str, ...]:
         """The agents under a condition, by success rate, best first; equal ones in the grid's order."""

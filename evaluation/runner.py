@@ -28,7 +28,7 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.config import run_config
-from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached
+from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
 from esc_env.evaluation.page import run_page
 from esc_env.evaluation.report import Report, summarise_run
 from esc_env.fields import integer, mapping, number, read, text
@@ -163,7 +163,7 @@ def evaluate(
                 CompleteRunWarning,
                 stacklevel=2,
             )
-        report = summarise_run(folder.about(), known, people, folder.path)
+        report = summarise_run(folder.about(), known, people, folder.path, seconds_each(folder))
         write_report(report, folder.path)
     return report
 
@@ -194,7 +194,7 @@ def read_run(folder: str | Path) -> Report:
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
     known = ended(kept, TRAJECTORIES, episodes, people, rules)
-    return summarise_run(about, known, people, kept.path)
+    return summarise_run(about, known, people, kept.path, seconds_each(kept))
 
 
 def run_key(faced: Fingerprint, agent: Mapping[str, Any]) -> str:

@@ -1,12 +1,17 @@
-"""How sure a success rate is, how well scores tell two kinds apart, and how sure that is.
+"""How sure a success rate is, and a difference of two; how well scores tell two kinds apart, and how sure that is.
 
-One rule decides, in `success_interval`: Wilson's interval when every scenario was tried once; otherwise a bootstrap
-that resamples scenarios, since trials of one scenario are alike.
+One rule decides for rates, in `success_interval`: Wilson's interval, for as many conversations as the run is worth.
+Trials of one scenario are alike, so that many of one scenario are worth little more than one; how much, the outcomes
+say (the design effect). The rule and that of differences were chosen by `python benchmarks/interval_coverage.py`, which
+says how often each covers: a bootstrap of scenarios covers too seldom where there are few of them or rates are extreme.
 
 *Sources:* Wilson, JASA 22 (1927) 209–212, recommended by Brown, Cai and DasGupta, Statistical Science 16 (2001)
-101–133; cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8, and Field
-and Welsh, JRSS B 69 (2007) 369–390. AUC: Hanley and McNeil, Radiology 143 (1982) 29–36; its bootstrap resamples either
-side: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 16.
+101–133; for clusters, with an effective sample size: Korn and Graubard, Survey Methodology 24 (1998) 193–201, and
+Franco, Little, Louis and Slud, J. Survey Statistics and Methodology 7 (2019) 334–364; pseudo-observations: Agresti and
+Coull, The American Statistician 52 (1998) 119–126, for paired differences Bonett and Price, J. Educational and
+Behavioral Statistics 37 (2012) 479–488 (half as much, and of whole scenarios, are ours). AUC: Hanley and McNeil,
+Radiology 143 (1982) 29–36; its bootstrap resamples either side: Efron and Tibshirani, An Introduction to the Bootstrap
+(1993), chapter 16.
 """
 
 from __future__ import annotations
@@ -20,16 +25,21 @@ import numpy.typing as npt
 
 from esc_env.errors import SpecError
 
-__all__ = ["RESAMPLES", "auc", "auc_estimate", "clustered_bootstrap", "clustered_mean", "success_interval", "wilson"]
+__all__ = [
+    "POWER", "Z", "auc", "auc_estimate", "clustered_wilson", "detectable", "mean_interval", "success_interval",
+    "wilson",
+]  # fmt: skip
 
-RESAMPLES = 4000
-"""Bootstrap resamples: the ends of a 95 % interval then move by about 0.002 between seeds."""
 AUC_RESAMPLES = 2000
 
 Array = npt.NDArray[Any]
 
-_Z = 1.959963984540054
-_ENTRIES = 1_000_000
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
+POWER = 0.8416212335729143
+"""The normal quantile of a power of 80 %, which the smallest detectable differences are for."""
+_WEIGHT = 0.5
+"""Of a scenario that is always solved, and of one that never is, which are added where spread is estimated. Ours."""
 
 
 def success_interval(outcomes: Iterable[Collection[bool]]) -> tuple[float, float] | None:
@@ -43,7 +53,7 @@ def success_interval(outcomes: Iterable[Collection[bool]]) -> tuple[float, float
         return None
     if all(tried == 1 for _, tried in counts):
         return wilson(sum(solved for solved, _ in counts), len(counts))
-    return clustered_bootstrap(counts)
+    return clustered_wilson(counts)
 
 
 def wilson(solved: int, tried: int) -> tuple[float, float]:
@@ -58,23 +68,26 @@ def wilson(solved: int, tried: int) -> tuple[float, float]:
 
 
 def _wilson(rate: float, tried: float) -> tuple[float, float]:
-    middle = rate + _Z**2 / (2 * tried)
-    spread = _Z * math.sqrt(rate * (1 - rate) / tried + _Z**2 / (4 * tried**2))
-    scale = 1 + _Z**2 / tried
+    middle = rate + Z**2 / (2 * tried)
+    spread = Z * math.sqrt(rate * (1 - rate) / tried + Z**2 / (4 * tried**2))
+    scale = 1 + Z**2 / tried
     return max(0.0, min(rate, (middle - spread) / scale)), min(1.0, max(rate, (middle + spread) / scale))
 
 
-def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of a success rate, resampling whole scenarios with replacement.
+def clustered_wilson(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
+    """The 95 % interval of a success rate over scenarios that were tried several times: Wilson's, of effective size.
 
-    When all scenarios have one and the same rate, resampling cannot see any spread; then the number of scenarios is the
-    sample size. If nothing at all was solved (or everything), the error can lie on one side only, and the interval is
-    the one-sided exact one, [0, 1 - 0.05^(1/n)]: the "rule of three" (Hanley and Lippman-Hand, JAMA 249 (1983)
-    1743-1745), 0 to 7.2 % for 40 scenarios. Else it is Wilson's.
+    Σ tried conversations are worth Σ tried / D independent ones. D, the design effect, is how much larger the variance
+    between scenarios makes that of the rate; it lies between 1 (trials of one scenario are no more alike than others)
+    and Σ tried² / Σ tried (one trial tells all of its scenario). Where nearly nothing was solved, or all, the scenarios
+    show no spread: so D is estimated with two more of half a weight each, one always solved and one never.
+
+    If nothing at all was solved (or everything), the error can lie on one side only, and the interval is the one-sided
+    exact one for as many trials as there are scenarios, [0, 1 − 0.05^(1/n)]: the "rule of three" (Hanley and
+    Lippman-Hand, JAMA 249 (1983) 1743–1745), 0 to 7.2 % for 40 scenarios.
 
     Args:
         counts: (solved, tried) for every scenario, tried >= 1.
-        seed: of the resampling; the same counts and seed give the same interval.
 
     Raises:
         SpecError: without any scenario, or for counts that cannot be.
@@ -83,43 +96,75 @@ def clustered_bootstrap(counts: Iterable[tuple[int, int]], *, seed: int = 0) -> 
     solved, tried = table[:, 0], table[:, 1]
     if not len(table) or (tried < 1).any() or (solved < 0).any() or (solved > tried).any():
         raise SpecError("counts must be (solved, tried) with 0 <= solved <= tried and tried >= 1, at least one")
-    rate = float(solved.sum() / tried.sum())
+    total = float(tried.sum())
+    rate = float(solved.sum()) / total
     if rate in (0.0, 1.0):
         edge = 1 - 0.05 ** (1 / len(table))
         return (0.0, edge) if rate == 0.0 else (1 - edge, 1.0)
-    if np.ptp(solved / tried) == 0:
-        return _wilson(rate, len(table))
-    low, high = _resampled(solved, tried, seed)
-    return min(rate, low), max(rate, high)
+    middle, variance = _spread(solved, tried, 0.0, 1.0)
+    effect = variance * (total + 2 * _WEIGHT * tried.mean()) / (middle * (1 - middle))
+    return _wilson(rate, total / float(np.clip(effect, 1.0, (tried**2).sum() / total)))
 
 
-def clustered_mean(values: Iterable[Sequence[float]], *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """The mean of all values and its 95 % percentile interval, resampling whole scenarios with replacement.
+def mean_interval(
+    values: Iterable[Sequence[float]], *, within: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, tuple[float, float]]:
+    """(the mean of differences or scores, its 95 % interval), where those of one scenario are alike.
+
+    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of all
+    the least that a value can be and one of all the most: without them a few scenarios, or hardly any that differ,
+    claim to be sure.
 
     Args:
         values: for every scenario, its values: differences of paired trials, say.
-        seed: of the resampling.
+        within: the least and the most that a value can be.
 
     Raises:
         SpecError: without any value.
     """
+    totals, tried = _sums(values)
+    mean = float(totals.sum() / tried.sum())
+    low, high = within
+    middle, variance = _spread(totals, tried, low, high)
+    reach = Z * math.sqrt(variance)
+    return mean, (max(low, min(mean, middle - reach)), min(high, max(mean, middle + reach)))
+
+
+def detectable(values: Iterable[Sequence[float]]) -> float:
+    """The smallest true mean that values which spread like these would have told from 0, four times in five.
+
+    With a two-sided test at 5 % and a power of 80 %: 2.80 standard errors, those of `mean_interval`. *Source:* Bloom,
+    Evaluation Review 19 (1995) 547–556.
+
+    Args:
+        values: as in `mean_interval`, each in [−1, 1].
+
+    Raises:
+        SpecError: without any value.
+    """
+    return (Z + POWER) * math.sqrt(_spread(*_sums(values), -1.0, 1.0)[1])
+
+
+def _sums(values: Iterable[Sequence[float]]) -> tuple[Array, Array]:
     clusters = [cluster for cluster in values if cluster]
     if not clusters:
         raise SpecError("there is no value to take a mean of")
     totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
-    tried = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
-    return float(totals.sum() / tried.sum()), _resampled(totals, tried, seed)
+    return totals, np.array([len(cluster) for cluster in clusters], dtype=np.float64)
 
 
-def _resampled(totals: Any, tried: Any, seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of Σ totals / Σ tried when its rows are drawn with replacement."""
-    draw = np.random.default_rng(seed)
-    step = max(1, _ENTRIES // len(totals))
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, step):
-        chosen = draw.integers(0, len(totals), (min(step, RESAMPLES - start), len(totals)))
-        means[start : start + step] = totals[chosen].sum(axis=1) / tried[chosen].sum(axis=1)
-    return _middle(means)
+def _spread(totals: Array, tried: Array, low: float, high: float) -> tuple[float, float]:
+    """(mean of values, the variance of that mean) from sums and numbers per scenario, as scenarios differ.
+
+    With two more scenarios of `_WEIGHT`, with as many trials as the average one: all values `low`, all `high`.
+    """
+    size = float(tried.mean())
+    scenarios = len(tried) + 2 * _WEIGHT
+    total = float(tried.sum()) + 2 * _WEIGHT * size
+    middle = (float(totals.sum()) + _WEIGHT * size * (low + high)) / total
+    squares = float(((totals - middle * tried) ** 2).sum())
+    squares += _WEIGHT * size**2 * ((low - middle) ** 2 + (high - middle) ** 2)
+    return middle, squares * scenarios / (scenarios - 1) / total**2
 
 
 def auc(better: Array, worse: Array, *strata: tuple[Array, Array]) -> tuple[float | None, float]:
@@ -159,10 +204,5 @@ def auc_estimate(
         many, others = (draw.multinomial(n, np.full(n, 1 / n)) for n in (len(better), len(worse)))
         value, _ = auc(better, worse, *((many * one, others * other) for one, other in strata))
         values += [] if value is None else [value]
-    return measured, _middle(values)
-
-
-def _middle(values: Any) -> tuple[float, float]:
-    """The ends between which 95 % of the values lie."""
     low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    return measured, (float(low), float(high))

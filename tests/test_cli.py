@@ -367,7 +367,7 @@ def test_doctor_says_what_a_missing_extra_adds(esc, monkeypatch):
     assert "pip install 'esc-env[llm]'" in out
 
 
-@pytest.mark.parametrize("command", ["eval", "leaderboard", "chat", "scenarios", "doctor"])
+@pytest.mark.parametrize("command", ["eval", "leaderboard", "compare", "wording", "chat", "scenarios", "doctor"])
 def test_every_option_has_help(esc, command):
     code, out, _ = esc(command, "--help")
     assert code == 0
@@ -411,3 +411,19 @@ def test_a_reader_that_leaves_early_is_no_error(here):
     process.stdout.close()
     process.stdout = None
     assert "Traceback" not in process.communicate(timeout=60)[1]
+
+
+# --- wording --------------------------------------------------------------------------------------
+
+
+def test_wording_describes_what_supporters_wrote(esc):
+    esc("eval", "--agent", "python:cli_agents:mine", "--scenarios", "people.jsonl", "--out", "run")
+    code, out, err = esc("wording", "run")
+    assert (code, err) == (0, "")
+    for word in ("python:cli_agents:mine", "distinct-2", "100.0 %", "as the builtin move classifier reads them"):
+        assert word in out
+    _, told, _ = esc("wording", "run", "--json")
+    assert json.loads(told)["runs"][0]["wording"]["questions"] == 1.0
+    code, _, err = esc("wording", "run", "--bertscore", "roberta-large")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--human" in err

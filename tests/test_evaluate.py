@@ -30,7 +30,7 @@ from esc_env.errors import (
     TornLineWarning,
 )
 from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
-from esc_env.evaluation.statistics import clustered_bootstrap, clustered_mean, wilson
+from esc_env.evaluation.statistics import clustered_wilson, mean_interval, wilson
 from esc_env.progress import Progress
 from esc_env.protocols import Reply
 from esc_env.records import FolderLock, RecordWriter, read_records
@@ -692,38 +692,63 @@ def test_trials_of_one_scenario_count_as_alike():
     assert (low, high) == pytest.approx(wilson(20, 40), abs=0.03)
 
 
-def test_the_bootstrap_covers_about_95_percent():
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("scenarios", [10, 40])
+def test_an_interval_covers_the_rate_where_scenarios_are_few_and_rates_extreme(scenarios, rate):
     import numpy as np
 
-    draw = np.random.default_rng(1)
+    draw = np.random.default_rng(scenarios)
     hits = 0
-    for run in range(200):
-        hardness = draw.beta(1, 1, 40)
-        counts = [(int(draw.binomial(3, p)), 3) for p in hardness]
-        low, high = clustered_bootstrap(counts, seed=run)
-        hits += low <= 0.5 <= high
-    assert 0.89 <= hits / 200 <= 0.99
+    for _ in range(400):
+        hardness = draw.beta(rate, 1 - rate, scenarios)  # an intraclass correlation of .5
+        low, high = clustered_wilson((int(draw.binomial(5, p)), 5) for p in hardness)
+        hits += low <= rate <= high
+    assert hits / 400 >= 0.92, "a bootstrap of scenarios fails half of these"
+
+
+@pytest.mark.parametrize("rates", [(0.02, 0.05), (0.1, 0.3), (0.9, 0.98)])
+def test_the_interval_of_a_difference_covers_it_where_hardly_any_scenario_differs(rates):
+    import numpy as np
+
+    draw = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        one, other = (draw.binomial(1, draw.beta(rate, 1 - rate, 20)) for rate in rates)
+        _, (low, high) = mean_interval([[float(gained)] for gained in other - one])
+        hits += low <= rates[1] - rates[0] <= high
+    assert hits / 400 >= 0.92, "a bootstrap of scenarios fails all of these"
+
+
+def test_trials_that_tell_nothing_new_do_not_narrow_an_interval():
+    one = success_interval([[True]] * 12 + [[False]] * 28)
+    many = success_interval([[True] * 50] * 12 + [[False] * 50] * 28)
+    assert many == pytest.approx(one, abs=0.01)
+    assert clustered_wilson([(0, 5)] * 40) == pytest.approx((0, 0.0722), abs=1e-4), "the rule of three"
 
 
 def test_the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean():
     import numpy as np
 
     draw = np.random.default_rng(2)
-    effects = draw.normal(0.1, 0.5, 40)
+    effects = draw.normal(0.1, 0.5, 40).clip(-1, 1)
     alike = [[float(effect)] * 6 for effect in effects]
-    mean, (low, high) = clustered_mean(alike)
+    mean, (low, high) = mean_interval(alike)
     assert mean == pytest.approx(effects.mean())
     assert low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 40**0.5, rel=0.1)  # 40 people, not 240 conversations
-    assert clustered_mean([[0.5], [], [0.5]]) == (0.5, (0.5, 0.5))
+    mean, (low, high) = mean_interval([[0.0], [], [0.0]])
+    assert low < mean == 0 < high, "two pairs that agree settle nothing"
+    points = mean_interval([[100 * effect, 50] for effect in (0.1, 0.4)], within=(0, 100))
+    shares = mean_interval([[effect, 0.5] for effect in (0.1, 0.4)], within=(0, 1))
+    assert points == (pytest.approx(100 * shares[0]), pytest.approx([100 * end for end in shares[1]]))
     with pytest.raises(SpecError, match="no value"):
-        clustered_mean([[], []])
+        mean_interval([[], []])
 
 
 @pytest.mark.parametrize("counts", [[], [(1, 0)], [(3, 2)], [(-1, 2)]])
 def test_counts_that_cannot_be_are_refused(counts):
     with pytest.raises(SpecError, match="counts"):
-        clustered_bootstrap(counts)
+        clustered_wilson(counts)
 
 
 def test_stop_reasons_partition_the_report(tmp_path):

@@ -76,7 +76,7 @@ def test_a_thought_names_what_the_reply_is_about(people: list[Scenario]) -> None
         if message.role == "supporter" and message.thought and ": " in message.thought:
             for phrase in message.thought.partition(": ")[2].split("; "):
                 assert phrase.lower() in message.content.lower()
-    assert agent.identity == {"name": "tiny:1"}
+    assert agent.identity["name"] == "tiny:1"
 
 
 def test_a_population_is_the_same_again_and_another_for_another_seed(people: list[Scenario]) -> None:

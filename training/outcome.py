@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeVar
 
 from esc_env.evaluation import markdown
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
-from esc_env.evaluation.statistics import clustered_mean
+from esc_env.evaluation.statistics import mean_interval
+from esc_env.evaluation.wording import Wording
 from esc_env.fields import mapping, number, optional, read, text
 from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig
@@ -64,7 +62,7 @@ def best_start(runs: Mapping[str, Report]) -> str | None:
 def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
     """How much more the second run of each pair solves than the first: the difference of SR and its 95 % interval.
 
-    Paired by episode; the interval resamples whole scenarios, over all pairs (one for each training seed). None if no
+    Paired by episode, over all pairs (one for each training seed); the interval is that of whole scenarios. None if no
     episode ended in both runs.
     """
     differences: dict[str, list[float]] = {}
@@ -76,7 +74,7 @@ def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
                 differences.setdefault(item.scenario.id, []).append(change)
     if not differences:
         return None
-    mean, interval = clustered_mean(differences.values())
+    mean, interval = mean_interval(differences.values())
     return {"difference": mean, "interval": list(interval), "scenarios": len(differences)}
 
 
@@ -86,20 +84,14 @@ def texture(run: Report) -> dict[str, float | None]:
     `top_reply` is the share of the most frequent reply, `repeated` the share of replies that the same conversation had
     already had. All None if nothing was said.
     """
-    spoken = [
-        [message.content.split() for message in item.dialogue if message.role == "supporter"]
-        for item in run.trajectories
-    ]
-    replies = [words for said in spoken for words in said]
-    if not replies:
-        return {"distinct_2": None, "words": None, "top_reply": None, "repeated": None}
-    pairs = [pair for words in replies for pair in pairwise(words)]
-    new = sum(len(set(map(tuple, said))) for said in spoken)
+    said = Wording.of(run.trajectories)
+    if said is None:
+        return dict.fromkeys(("distinct_2", "words", "top_reply", "repeated"))
     return {
-        "distinct_2": round(len(set(pairs)) / len(pairs), 4) if pairs else 0.0,
-        "words": round(fmean(map(len, replies)), 1),
-        "top_reply": round(Counter(map(tuple, replies)).most_common(1)[0][1] / len(replies), 4),
-        "repeated": round(1 - new / len(replies), 4),
+        "distinct_2": round(said.distinct_2, 4),
+        "words": round(said.words, 1),
+        "top_reply": round(said.top_reply, 4),
+        "repeated": round(said.repeated, 4),
     }
 
 

@@ -29,7 +29,7 @@ from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, ESCError, MissingExtra, RecordError
 from esc_env.escaping import one_line
 from esc_env.fields import integer, many, mapping, named, number, read
-from esc_env.folder import RunFolder
+from esc_env.folder import TIMING, RunFolder
 from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import adapter_facts, load_config, load_model
@@ -67,7 +67,6 @@ check_trl()
 
 __all__ = [
     "FREE",
-    "TIMING",
     "TRL",
     "VALID",
     "arguments",
@@ -121,9 +120,6 @@ VALID = "valid.json"
 
 _LONGEST_LOG = 1 << 28
 """Bytes that a trainer's log may have: 256 MiB. Ours: a line a step, of some 2 KB."""
-
-TIMING = "timing.jsonl"
-"""The file of a run or stage that says how long things took: all that differs when a run is repeated."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
