@@ -1,7 +1,7 @@
 """Options that several commands share: each stands here once, with its default and its help.
 
-`AgentOptions`, `Seeker`, `Critic` and `Models` are groups. A command that is `@grouped` takes a group as one parameter,
-and has the options of the group as its own:
+`AgentOptions`, `Seeker`, `Critic`, `Judging` and `Models` are groups. A command that is `@grouped` takes a group as one
+parameter, and has the options of the group as its own:
 
     @grouped
     def command(*, critic: Critic, models: Models) -> None:
@@ -22,7 +22,8 @@ from esc_env.chairs.critics import CriticMode
 from esc_env.models import ModelSettings, Wire, read_options
 
 __all__ = [
-    "AgentOptions", "Budget", "Critic", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature", "grouped",
+    "AgentOptions", "Budget", "Critic", "Judging", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature",
+    "grouped",
 ]  # fmt: skip
 
 
@@ -133,6 +134,13 @@ def _critic(
     return {"critic": critic, **voting, "critic_options": read_options(critic_option or (), "critic")}
 
 
+def _judging(
+    judge_temperature: Annotated[float, typer.Option(min=0, help="Of a judge that is a chat model.")] = 0.0,
+    judge_option: Annotated[list[str] | None, _asked("a judge", "--judge-option")] = None,
+) -> dict[str, Any]:
+    return {"judge_temperature": judge_temperature, "judge_options": read_options(judge_option or (), "judge")}
+
+
 def _models(
     concurrency: Annotated[
         int,
@@ -184,5 +192,7 @@ Seeker = Annotated[Mapping[str, Any], _seeker]
 """The seeker, as keyword arguments of `evaluate` and `collect`."""
 Critic = Annotated[Mapping[str, Any], _critic]
 """The critic, as keyword arguments of `evaluate`, `collect` and `validate_critic`."""
+Judging = Annotated[Mapping[str, Any], _judging]
+"""How judges that are chat models are asked, as keyword arguments of `judge_runs` and `validate_judge`."""
 Models = Annotated[ModelSettings, _models]
 """How chat models are called."""

@@ -1,4 +1,4 @@
-"""`esc eval` and `esc leaderboard`, and where `esc validate` is added."""
+"""`esc eval` and `esc leaderboard`, and where `esc judge`, `esc rejudge` and `esc validate` are added."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError
 from esc_env.escaping import one_line
+from esc_env.evaluation.cli_judge import judge
 from esc_env.evaluation.cli_validate import app as validate
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("eval")(_eval)
     app.command("leaderboard")(_leaderboard)
+    app.command("judge")(judge)
     app.add_typer(validate, name="validate")
 
 
