@@ -15,7 +15,7 @@ import typer
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError
 from esc_env.escaping import one_line
-from esc_env.evaluation.cli_judge import judge
+from esc_env.evaluation.cli_judge import judge, rejudge
 from esc_env.evaluation.cli_validate import app as validate
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(_eval)
     app.command("leaderboard")(_leaderboard)
     app.command("judge")(judge)
+    app.command("rejudge")(rejudge)
     app.add_typer(validate, name="validate")
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from esc_env.cli_options import Judging, Limit, Models, Progress, grouped
+from esc_env.cli_options import Judging, Limit, Models, Progress, Voting, grouped
 from esc_env.escaping import one_line
 
 if TYPE_CHECKING:
+    from esc_env.evaluation.judges.rejudging import Matrix
     from esc_env.evaluation.judges.report import Judged
 
-__all__ = ["judge", "show"]
+__all__ = ["judge", "rejudge"]
 
 
 @grouped
@@ -81,7 +82,7 @@ def judge(
                 )
             )  # fmt: skip
     for result in results:
-        show(result)
+        _show(result)
     if len(results) > 1 and results[0].mode == "pairwise":
         together = between(results)
         rows = [
@@ -97,7 +98,119 @@ def judge(
         raise typer.Exit(1)
 
 
-def show(judged: Judged) -> None:
+@grouped
+def rejudge(
+    *,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    critic: Annotated[
+        list[str],
+        typer.Option(
+            "--critic",
+            help="Who judges now: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or python:MODULE:NAME. "
+            "Repeat it for several.",
+        ),
+    ],
+    voting: Voting,
+    limit: Limit = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder: one subfolder for each critic, and matrix.json. The same command goes on there."
+        ),
+    ] = Path("runs/rejudged"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; what is there is kept beside it as NAME~1.")
+    ] = False,
+    progress: Progress = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds for each critic; what is not judged by then is dropped. The same command goes on."),
+    ] = None,
+    models: Models,
+) -> None:
+    """Have other critics judge the same conversations, turn by turn, and show how far critics agree.
+
+    A conversation that its own critic ended as solved, and another does not find solved by then, is open for that
+    other: its success rate is shown as the two bounds between which it lies.
+    """
+    from esc_env.errors import SpecError
+    from esc_env.evaluation.judges.counting import check_libraries
+    from esc_env.evaluation.judges.rejudging import Rejudging, matrix
+    from esc_env.evaluation.judges.rejudging import rejudge as judge_again
+    from esc_env.progress import shown
+    from esc_env.records import write_json
+
+    check_libraries()
+    if twice := [name for name in critic if critic.count(name) > 1]:
+        raise SpecError(f"--critic {twice[0]} stands twice; name it once")
+    results: list[Rejudging] = []
+    for name in critic:
+        with shown(name, progress) as told:
+            results.append(
+                judge_again(
+                    runs, name, limit=limit, out=out / _slug(name), fresh=fresh, progress=told, time_limit=time_limit,
+                    **voting, **asdict(models),
+                )
+            )  # fmt: skip
+    compared = matrix(runs, results)
+    _show_matrix(compared)
+    for result in results:
+        for message, count in result.failures:
+            typer.echo(f"{result.critic}: {count:,} × critic: {one_line(message)}")
+        if result.missing:
+            typer.echo(
+                f"{result.critic}: incomplete, {result.missing:,} turns have no verdict, and their conversations are "
+                "left out. The same command tries them again"
+            )
+    write_json(out / "matrix.json", compared.to_json())
+    typer.echo(f"Written: {out / 'matrix.json'}")
+    if any(result.missing for result in results):
+        raise typer.Exit(1)
+
+
+def _show_matrix(compared: Matrix) -> None:
+    from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.report import number, percent
+
+    def bounds(low: float | None, high: float | None) -> str:
+        return percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+
+    print_table(
+        "The same conversations under each critic",
+        [("critic", False), *((name, True) for name in ("SR", "open", "score", "conversations", "solved at turn"))],
+        [
+            (
+                name, bounds(view.lowest, view.highest), f"{view.open:,}", number(view.score, 2, signed=True),
+                f"{view.judged:,}", " ".join(f"{turn}:{count}" for turn, count in view.turns.items()),
+            )
+            for name, view in compared.views.items()
+        ],
+    )  # fmt: skip
+    labels = list(next(iter(compared.views.values())).by_system)
+    if len(labels) > 1:
+        print_table(
+            "SR by system",
+            [("critic", False), *((label, True) for label in labels)],
+            [
+                (name, *(bounds(*view.by_system[label]) if label in view.by_system else "–" for label in labels))
+                for name, view in compared.views.items()
+            ],
+        )
+    print_table(
+        "How far critics agree",
+        [("critics", False), ("solved, turn by turn (κ)", True), ("rank correlation of final scores", True)],
+        [
+            (f"{one} : {other}", _kappa(value), str(compared.ranks[one, other] or "–"))
+            for (one, other), value in compared.kappa.items()
+        ],
+    )
+    typer.echo(f"All critics, scores turn by turn: Krippendorff's α {_kappa(compared.alpha)}")
+    for name, view in compared.views.items():
+        styles = "; ".join(f"{style} {mean}" for style, mean in view.style.items())
+        typer.echo(f"{name}, against the mean of the others: with length {view.length or '–'} (0); {styles}")
+
+
+def _show(judged: Judged) -> None:
     """Print the tables of a judging, what a reader must not overlook, and where it is kept."""
     from esc_env.evaluation.cli import print_table
     from esc_env.evaluation.judges.report import tables

@@ -14,20 +14,18 @@ from esc_env import Dialogue, Message, Scenario
 from esc_env.cli import main
 from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate
-from esc_env.identity import name_of
-from esc_env.models.budget import spent
-from esc_env.testing import FakeServer, Fault
-
-pytest.importorskip("choix", reason="needs the extra 'judge'")
-pytest.importorskip("statsmodels", reason="needs the extra 'judge'")
-pytest.importorskip("krippendorff", reason="needs the extra 'judge'")
-
 from esc_env.evaluation.judges.counting import Pair, record_of, strengths
 from esc_env.evaluation.judges.llm import LLMJudge, parse_marks
 from esc_env.evaluation.judges.protocol import DIMENSIONS
 from esc_env.evaluation.judges.report import Judged, between
 from esc_env.evaluation.judges.seats import resolve_judge
 from esc_env.evaluation.judges.session import judge_runs
+from esc_env.identity import name_of
+from esc_env.models.budget import spent
+from esc_env.testing import FakeServer, Fault
+
+for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
+    pytest.importorskip(_package, reason="needs the extra 'judge'")
 
 pytestmark = pytest.mark.full
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,16 @@ class System:
     report: Report
     agent: Mapping[str, Any]
     held: Mapping[Episode, Trajectory]
+
+    def content(self, episodes: Iterable[Episode]) -> dict[str, str]:
+        """What tells these of its conversations from any others: the run's key, and a digest of what was said."""
+        said = [
+            [*episode, self.held[episode].scenario.to_json(), self.held[episode].dialogue.transcript()]
+            for episode in sorted(episodes)
+        ]
+        text = json.dumps(said, sort_keys=True, ensure_ascii=False)
+        digest = blake2b(text.encode(), digest_size=8).hexdigest()
+        return {"run_key": self.report.run_key, "conversations": f"{len(said)}, content {digest}"}
 
 
 @dataclass(frozen=True, slots=True)

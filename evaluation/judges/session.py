@@ -12,19 +12,17 @@ The same call resumes: what was answered is never asked again, readable or not; 
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from esc_env.background import each, run
+from esc_env.background import run
 from esc_env.dialogue import Dialogue
-from esc_env.errors import BudgetExceeded, ESCError, ScenarioError, SpecError, one_of, whole
+from esc_env.errors import ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models
-from esc_env.evaluation.judges.design import Answer, Mode, Question, System, people_of, questions_of, systems_of
+from esc_env.evaluation.judges.asking import ask_all, failure_of
+from esc_env.evaluation.judges.design import Answer, Mode, Question, people_of, questions_of, systems_of
 from esc_env.evaluation.judges.protocol import Judge, Opinion
 from esc_env.evaluation.judges.report import Judged, summarise
 from esc_env.evaluation.judges.seats import resolve_judge
@@ -103,7 +101,10 @@ def judge_runs(
     identity = Fingerprint(
         {
             "judge": dict(marking.identity), "mode": way, "seed": seed,
-            "judged": {system.label: _said(system, asked) for system in systems},
+            "judged": {
+                system.label: system.content({(q.scenario, q.trial) for q in asked if system.label in q.shown})
+                for system in systems
+            },
         }
     ).parts  # fmt: skip
     key = Fingerprint(identity).digest
@@ -128,6 +129,8 @@ def judge_runs(
             if begun:
                 run(check_models(marking))
 
+            held = {system.label: system.held for system in systems}
+
             def keep(question: Question, answer: Answer) -> None:
                 nonlocal now
                 writer.write(_to_json(question, answer))
@@ -135,7 +138,14 @@ def judge_runs(
                 now = replace(now, done=now.done + (not answer.failure), errors=now.errors + bool(answer.failure))
                 tell(now)
 
-            run(_ask(missing, marking, systems, people, seed, settings.concurrency, keep, time_limit))
+            async def one(question: Question) -> Failure | None:
+                shown = [held[label][question.scenario, question.trial].dialogue for label in question.shown]
+                name = Seed(derive(seed, question.scenario, question.trial, *question.shown), role="judge")
+                answer = await _answer(marking, people[question.scenario], shown, name)
+                keep(question, answer)
+                return answer.failure
+
+            run(ask_all(missing, one, settings.concurrency, time_limit))
             if how := effective(getattr(marking, "model", None)):
                 folder.note(effective={"judge": how})
         judged = summarise(name, marking.identity, way, systems, people, known, folder.path)
@@ -144,54 +154,12 @@ def judge_runs(
     return judged
 
 
-def _said(system: System, asked: Iterable[Question]) -> dict[str, Any]:
-    """What tells the conversations that are judged from any others."""
-    episodes = sorted({(each.scenario, each.trial) for each in asked if system.label in each.shown})
-    said = [[*episode, system.held[episode].scenario.to_json(), system.held[episode].dialogue.transcript()]
-            for episode in episodes]  # fmt: skip
-    text = json.dumps(said, sort_keys=True, ensure_ascii=False)
-    digest = blake2b(text.encode(), digest_size=8).hexdigest()
-    return {"run_key": system.report.run_key, "conversations": f"{len(said)}, content {digest}"}
-
-
-async def _ask(
-    missing: Sequence[Question],
-    judge: Judge,
-    systems: Sequence[System],
-    people: Mapping[str, Scenario],
-    seed: int,
-    concurrency: int,
-    keep: Callable[[Question, Answer], None],
-    time_limit: float | None,
-) -> None:
-    """Ask what is missing; once the budget is spent nothing more is begun, after `time_limit` all is dropped."""
-    held = {system.label: system.held for system in systems}
-    spent = False
-    timeout = asyncio.timeout(time_limit)
-
-    async def one(question: Question) -> None:
-        nonlocal spent
-        shown = [held[label][question.scenario, question.trial].dialogue for label in question.shown]
-        name = Seed(derive(seed, question.scenario, question.trial, *question.shown), role="judge")
-        answer = await _answer(judge, people[question.scenario], shown, name)
-        spent = spent or bool(answer.failure and answer.failure.kind == BudgetExceeded.__name__)
-        keep(question, answer)
-
-    try:
-        async with timeout:
-            await each((item for item in missing if not spent), one, min(concurrency, len(missing)))
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-
-
 async def _answer(judge: Judge, scenario: Scenario, shown: Sequence[Dialogue], seed: Seed) -> Answer:
     try:
         said = await (judge.rate if len(shown) == 1 else judge.compare)(scenario, *shown, seed=seed)
         return Answer(Opinion.from_json(said.to_json(), len(shown)))  # a judge of one's own may say anything
     except Exception as error:  # whatever a judge raises leaves its question without an answer
-        told = str(error) if isinstance(error, ESCError) else f"{type(error).__name__}: {error}"
-        return Answer(Opinion(None), Failure("judge", type(error).__name__, told))
+        return Answer(Opinion(None), failure_of("judge", error))
 
 
 def _answered(
