@@ -19,7 +19,6 @@ from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation, 
 from esc_env.evaluation.judges.rejudging import AS_HELD, matrix, rejudge
 from esc_env.testing import FakeServer, Fault
 
-
 for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
     pytest.importorskip(_package, reason="needs the extra 'judge'")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
@@ -20,8 +20,10 @@ from esc_env.folder import RunFolder
 from esc_env.scenarios import Scenario
 from esc_env.trajectory import Failure, Trajectory
 
-__all__ = ["Answer", "Mode", "Question", "System", "people_of", "questions_of", "systems_of"]
+__all__ = ["Answer", "Conversation", "Mode", "Question", "System", "people_of", "questions_of", "systems_of"]
 
+Conversation = tuple[str, str, int]
+"""System, scenario and trial: what names a conversation among several runs."""
 Mode = Literal["pairwise", "rubric"]
 """`pairwise`: any two systems, in both orders. `rubric`: each conversation by itself."""
 
@@ -120,8 +122,10 @@ def people_of(systems: Sequence[System], limit: int | None) -> dict[str, Scenari
     return dict(list(met.items())[:limit])
 
 
-def questions_of(systems: Sequence[System], people: Mapping[str, Scenario], mode: Mode) -> list[Question]:
-    """All of them, trial by trial, both orders of a pair one after the other."""
+def questions_of(
+    systems: Sequence[System], people: Mapping[str, Scenario], mode: Mode, only: Container[Conversation] | None = None
+) -> list[Question]:
+    """All of them, or those about `only` these conversations; trial by trial, both orders of a pair together."""
     episodes = sorted(
         {episode for system in systems for episode in system.held if episode[0] in people},
         key=lambda episode: (episode[1], list(people).index(episode[0])),
@@ -131,6 +135,6 @@ def questions_of(systems: Sequence[System], people: Mapping[str, Scenario], mode
         Question(*episode, tuple(system.label for system in shown))
         for episode in episodes
         for group in groups
-        if all(episode in system.held for system in group)
+        if all(episode in system.held and (not only or (system.label, *episode) in only) for system in group)
         for shown in ([group] if mode == "rubric" else [group, group[::-1]])
     ]

@@ -27,7 +27,7 @@ from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.counting import mean_mark
-from esc_env.evaluation.judges.design import System, people_of, systems_of
+from esc_env.evaluation.judges.design import Conversation, System, people_of, systems_of
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.validity import Estimate
 from esc_env.fields import integer, optional, read, text
@@ -44,11 +44,10 @@ from esc_env.trajectory import Failure, Trajectory
 __all__ = ["AS_HELD", "CriticView", "Matrix", "Rejudging", "matrix", "rejudge"]
 
 VERDICTS = "verdicts.jsonl"
+View = Mapping[Conversation, Sequence[Verdict]]
+"""The verdicts of one critic, for conversations of which it judged every turn."""
 AS_HELD = "as held"
 """The critic that judged while the conversations were held."""
-
-Held = tuple[str, str, int]
-"""System, scenario, trial: one conversation."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Rejudging:
     """
 
     critic: str
-    verdicts: Mapping[Held, Sequence[Verdict | None]]
+    verdicts: Mapping[Conversation, Sequence[Verdict | None]]
     failures: tuple[tuple[str, int], ...]
     folder: Path
 
@@ -136,7 +135,7 @@ def rejudge(
         folder.claim(identity, scenarios=people.values(), facts={"critic": name, "key": key}, fresh=fresh),
         RecordWriter(folder.path / VERDICTS, "verdict") as writer,
     ):
-        known: dict[Held, list[Verdict | None]] = {each: [None] * held[each].turns for each in held}
+        known: dict[Conversation, list[Verdict | None]] = {each: [None] * held[each].turns for each in held}
         for where, turn, verdict in _kept(folder, people, known):
             known[where][turn - 1] = verdict
         missing = [(each, turn) for each, row in known.items() for turn, at in enumerate(row, 1) if at is None]
@@ -146,7 +145,7 @@ def rejudge(
         tell(now)
         failed: list[Failure] = []
 
-        async def one(item: tuple[Held, int]) -> Failure | None:
+        async def one(item: tuple[Conversation, int]) -> Failure | None:
             nonlocal now
             where, turn = item
             verdict, usage, failure = await _verdict(judge, held[where], turn, rules)
@@ -178,9 +177,9 @@ def _rules(system: System) -> Rules:
 
 
 def _kept(
-    folder: RunFolder, people: Mapping[str, Scenario], known: Mapping[Held, Sequence[Any]]
-) -> list[tuple[Held, int, Verdict | None]]:
-    def made(data: Mapping[str, Any], scenario: Scenario) -> tuple[Held, int, Verdict | None]:
+    folder: RunFolder, people: Mapping[str, Scenario], known: Mapping[Conversation, Sequence[Any]]
+) -> list[tuple[Conversation, int, Verdict | None]]:
+    def made(data: Mapping[str, Any], scenario: Scenario) -> tuple[Conversation, int, Verdict | None]:
         where = (read(data, "system", text), scenario.id, read(data, "trial", integer(0)))
         if where not in known:
             raise SpecError(f"system: {where[0]!r}, trial {where[2]}, is no part of this rejudging")
@@ -275,7 +274,9 @@ def matrix(runs: Iterable[str | Path | Report], rejudged: Sequence[Rejudging]) -
     if rejudged and (stray := next((key for each in rejudged for key in each.verdicts if key not in every), None)):
         raise RecordError(f"{stray[0]}, {stray[1]}: was rejudged, and is no part of these runs")
     held = {key: every[key] for key in (rejudged[0].verdicts if rejudged else every)}
-    seen: dict[str, dict[Held, tuple[Verdict, ...]]] = {AS_HELD: {key: each.verdicts for key, each in held.items()}}
+    seen: dict[str, dict[Conversation, tuple[Verdict, ...]]] = {
+        AS_HELD: {key: each.verdicts for key, each in held.items()}
+    }
     for each in rejudged:
         if each.critic in seen:
             raise RecordError(f"two critics are called {each.critic!r}; name each once")
@@ -294,12 +295,14 @@ def matrix(runs: Iterable[str | Path | Report], rejudged: Sequence[Rejudging]) -
     )
 
 
-def _kappa(one: Mapping[Held, Sequence[Verdict]], other: Mapping[Held, Sequence[Verdict]]) -> float | None:
+def _kappa(
+    one: Mapping[Conversation, Sequence[Verdict]], other: Mapping[Conversation, Sequence[Verdict]]
+) -> float | None:
     both = [(a.solved, b.solved) for key in one if key in other for a, b in zip(one[key], other[key], strict=True)]
     return kappa([a for a, _ in both], [b for _, b in both])
 
 
-def _ranks(one: Mapping[Held, Sequence[Verdict]], other: Mapping[Held, Sequence[Verdict]]) -> Estimate | None:
+def _ranks(one: View, other: View) -> Estimate | None:
     both = [key for key in one if key in other and one[key]]
     return rank_correlation(
         [one[key][-1].score for key in both], [other[key][-1].score for key in both], [key[1] for key in both]
@@ -308,16 +311,16 @@ def _ranks(one: Mapping[Held, Sequence[Verdict]], other: Mapping[Held, Sequence[
 
 def _view(
     name: str,
-    seen: Mapping[str, Mapping[Held, Sequence[Verdict]]],
-    held: Mapping[Held, Trajectory],
-    common: Sequence[Held],
+    seen: Mapping[str, View],
+    held: Mapping[Conversation, Trajectory],
+    common: Sequence[Conversation],
     rules: Rules,
 ) -> CriticView:
     own = seen[name]
     when = {key: next((turn for turn, at in enumerate(row, 1) if at.solved), None) for key, row in own.items()}
     left = {key for key in own if when[key] is None and held[key].solved}
 
-    def rates(keys: Sequence[Held]) -> tuple[float, float]:
+    def rates(keys: Sequence[Conversation]) -> tuple[float, float]:
         solved = sum(when[key] is not None for key in keys)
         return solved / len(keys), (solved + sum(key in left for key in keys)) / len(keys)
 

@@ -25,7 +25,7 @@ from esc_env.evaluation.judges.counting import (
     share,
     strengths,
 )
-from esc_env.evaluation.judges.design import Answer, Mode, Question, System
+from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, System
 from esc_env.evaluation.judges.plain import NOT_TO_PUBLISH, PLAIN
 from esc_env.evaluation.judges.protocol import DIMENSIONS
 from esc_env.evaluation.validity import Estimate
@@ -69,6 +69,7 @@ class Judged:
         failure_messages: what went wrong, most frequent first: (message of the first, how often).
         folder: where it is kept.
         counted: the pairs themselves.
+        marked: rubric: the marks of each conversation.
     """
 
     judge: str
@@ -95,6 +96,7 @@ class Judged:
     failure_messages: tuple[tuple[str, int], ...]
     folder: Path
     counted: tuple[Pair, ...] = field(repr=False)
+    marked: Mapping[Conversation, Mapping[str, float]] = field(repr=False)
 
     @property
     def complete(self) -> bool:
@@ -256,6 +258,7 @@ def summarise(
         failure_messages=_failures(ended),
         folder=folder,
         counted=tuple(pairs),
+        marked={(asking.shown[0], asking.scenario, asking.trial): marks for asking, marks in marked},
     )
 
 

@@ -12,7 +12,7 @@ The same call resumes: what was answered is never asked again, readable or not; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack, get_args
@@ -22,7 +22,7 @@ from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.asking import ask_all, failure_of
-from esc_env.evaluation.judges.design import Answer, Mode, Question, people_of, questions_of, systems_of
+from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, people_of, questions_of, systems_of
 from esc_env.evaluation.judges.protocol import Judge, Opinion
 from esc_env.evaluation.judges.report import Judged, summarise
 from esc_env.evaluation.judges.seats import resolve_judge
@@ -48,6 +48,7 @@ def judge_runs(
     *,
     mode: Mode | None = None,
     limit: int | None = None,
+    only: Collection[Conversation] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     fresh: bool = False,
@@ -64,6 +65,7 @@ def judge_runs(
         judge: as a string, an object or a callable; see `resolve_judge`.
         mode: by default `pairwise` for several runs, `rubric` for one.
         limit: only the first so many scenarios, at least 1.
+        only: only these conversations; None for all.
         seed: of the judge's calls.
         out: the folder; by default `runs/judged-<key>`.
         fresh: start over; a judging already in the folder is kept beside it.
@@ -89,7 +91,7 @@ def judge_runs(
     way: Mode = mode or ("pairwise" if len(systems) > 1 else "rubric")
     one_of("mode", way, get_args(Mode))
     people = people_of(systems, limit)
-    asked = questions_of(systems, people, way)
+    asked = questions_of(systems, people, way, only)
     if not asked:
         raise ScenarioError(
             "no conversation that both runs have finished"
