@@ -174,6 +174,7 @@ def _scenarios(
 
 _ADDS = {
     "data": "scenarios from Parquet and zstd files",
+    "judge": "esc judge, esc rejudge, and judges and seekers beside people",
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",
     "train": "training: supervised, reward model, GRPO",

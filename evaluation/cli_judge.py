@@ -62,13 +62,11 @@ def judge(
     """
     from esc_env.errors import SpecError
     from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.judges.counting import check_libraries
     from esc_env.evaluation.judges.report import between
     from esc_env.evaluation.judges.session import judge_runs
     from esc_env.progress import shown
     from esc_env.records import write_json
 
-    check_libraries()
     if twice := [name for name in judge if judge.count(name) > 1]:
         raise SpecError(f"--judge {twice[0]} stands twice; name it once")
     results: list[Judged] = []
@@ -134,13 +132,11 @@ def rejudge(
     other: its success rate is shown as the two bounds between which it lies.
     """
     from esc_env.errors import SpecError
-    from esc_env.evaluation.judges.counting import check_libraries
     from esc_env.evaluation.judges.rejudging import Rejudging, matrix
     from esc_env.evaluation.judges.rejudging import rejudge as judge_again
     from esc_env.progress import shown
     from esc_env.records import write_json
 
-    check_libraries()
     if twice := [name for name in critic if critic.count(name) > 1]:
         raise SpecError(f"--critic {twice[0]} stands twice; name it once")
     results: list[Rejudging] = []

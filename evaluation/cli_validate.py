@@ -141,12 +141,10 @@ def _judge(
     """
     from esc_env.escaping import one_line
     from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.judges.counting import check_libraries
     from esc_env.evaluation.judges.people import validate_judge
     from esc_env.evaluation.report import number
     from esc_env.progress import shown
 
-    check_libraries()
     with shown(judge, progress) as told:
         validity = validate_judge(ratings, runs, judge, seed=seed, out=out, progress=told, **judging, **asdict(models))
     columns = (
@@ -189,11 +187,9 @@ def _seeker(
     """
     from esc_env.data.readers import read_file
     from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.judges.counting import check_libraries
     from esc_env.evaluation.realism import compare_seekers
     from esc_env.records import write_json
 
-    check_libraries()
     found = compare_seekers(run, read_file(human).scenarios, seed=seed)
     columns = ("simulated", "human", "distance", "human to human")
     print_table(

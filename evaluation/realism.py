@@ -27,6 +27,7 @@ from esc_env.builtin.language import stem, tokens, understood
 from esc_env.builtin.moves import weight
 from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, SpecError
+from esc_env.evaluation.judges.agreement import check_libraries
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import read_run
 from esc_env.scenarios import Scenario
@@ -197,6 +198,7 @@ def compare_seekers(run: str | Path | Report, human: Iterable[Scenario], *, seed
         ScenarioError: too few conversations on either side.
         RecordError: the run cannot be read.
     """
+    check_libraries()
     report = run if isinstance(run, Report) else read_run(run)
     seeker, turns = report.fingerprint.parts["seeker"], int(report.fingerprint.parts["max_turns"])
     ours = _messages([held.dialogue for held in report.trajectories if held.completed and not held.trial], turns)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.cli import main
-from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
+from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate
-from esc_env.evaluation.judges.counting import Pair, record_of, strengths
+from esc_env.evaluation.judges.counting import Pair, mean_mark, position, record_of, strengths
 from esc_env.evaluation.judges.llm import LLMJudge, parse_marks
-from esc_env.evaluation.judges.protocol import DIMENSIONS
+from esc_env.evaluation.judges.plain import PlainJudge
+from esc_env.evaluation.judges.protocol import DIMENSIONS, Opinion
 from esc_env.evaluation.judges.report import Judged, between
 from esc_env.evaluation.judges.seats import resolve_judge
 from esc_env.evaluation.judges.session import judge_runs
 from esc_env.identity import name_of
 from esc_env.models.budget import spent
+from esc_env.seeds import Seed
 from esc_env.testing import FakeServer, Fault
 
 for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
@@ -300,8 +306,51 @@ def test_an_edited_opinion_is_refused_naming_the_line(runs: list[Report], tmp_pa
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[2]["marks"]["overall"] = 7
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(RecordError, match=r"opinions\.jsonl:3: not a opinion \(marks"):
+    with pytest.raises(RecordError, match=r"opinions\.jsonl:3: not a judgement \(marks"):
         judge_runs(runs, "builtin:plain", out=tmp_path)
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(runs: list[Report], tmp_path: Path):
+    kinds = {2: Fault("drop"), 4: Fault("html"), 6: Fault("truncated"), 8: Fault("status", status=503)}
+    with FakeServer(TIE, faults=kinds) as server:
+        judged = judged_by(server, runs, tmp_path, concurrency=1)
+    assert (judged.complete, judged.answered, judged.failed, judged.pairs) == (True, 12, 0, 6)
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("length", "cut"), ("refusal", "refused"), ("filtered", "filtered")])
+def test_what_a_server_holds_back_is_no_mark(fault: Any, kind: str, runs: list[Report], tmp_path: Path):
+    with FakeServer(TIE, faults=lambda number: Fault(fault)) as server:
+        judged = judged_by(server, runs, tmp_path, limit=1, concurrency=1)
+    assert (judged.complete, judged.answered, judged.unreadable) == (True, 0, 2)
+    assert dict(judged.unreadable_answers) == {kind: 6}
+
+
+def test_after_the_time_limit_what_is_under_way_is_dropped_and_asked_by_the_next_call(
+    runs: list[Report], tmp_path: Path
+):
+    class Slow(PlainJudge):
+        hangs = True
+
+        async def compare(self, scenario: Scenario, first: Dialogue, second: Dialogue, *, seed: Seed) -> Opinion:
+            if self.hangs and scenario.id == runs[0].trajectories[0].scenario.id:
+                await asyncio.Event().wait()
+            return Opinion(marks(0))
+
+    judge = Slow()
+    judged = judge_runs(runs, judge, out=tmp_path, time_limit=1.0)
+    assert (judged.complete, judged.answered, judged.failed) == (False, 10, 0)
+    judge.hangs = False
+    assert judge_runs(runs, judge, out=tmp_path).complete
+
+
+def test_without_the_extra_one_line_names_it_before_anything_is_asked(
+    runs: list[Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "choix", None)
+    with FakeServer(TIE) as server:
+        with pytest.raises(MissingExtra, match=r"choix is not installed\. Type: pip install 'esc-env\[judge\]'"):
+            judged_by(server, runs, tmp_path)
+        assert not server.requests
 
 
 # --- which runs -----------------------------------------------------------------------------------
@@ -374,6 +423,37 @@ def test_strengths_are_those_of_a_logistic_regression(seed: int):
     found = strengths(pairs, names, "overall")
     assert [found[name].value for name in names] == pytest.approx(theirs - theirs.mean(), abs=1e-4)
     assert all(each.interval[0] <= each.value <= each.interval[1] for each in found.values())
+
+
+SIGNS = st.sampled_from([-1.0, 0.0, 1.0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 5), SIGNS, SIGNS), min_size=1, max_size=30))
+def test_both_sides_of_a_pair_share_what_there_is(answers: list[tuple[int, float, float]]):
+    """Seen from the other side, wins are losses, and position bias is the same."""
+    pairs = [Pair(f"p{who}", n, ("x", "y"), marks(a), marks(b)) for n, (who, a, b) in enumerate(answers)]
+    turned = [Pair(each.scenario, each.trial, ("y", "x"), each.backward, each.forward) for each in pairs]
+    one, other = record_of(pairs, "overall"), record_of(turned, "overall")
+    assert (one.wins, one.ties, one.losses, one.inconsistent) == (
+        other.losses, other.ties, other.wins, other.inconsistent,
+    )  # fmt: skip
+    assert one.rate is not None
+    assert other.rate is not None
+    assert one.rate.value + other.rate.value == pytest.approx(1)
+    assert 0 <= one.rate.interval[0] <= one.rate.value <= one.rate.interval[1] <= 1
+    assert position(pairs, "overall") == position(turned, "overall")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=30).filter(lambda values: len(set(values)) > 1))
+def test_the_interval_of_a_mean_mark_is_statsmodels(values: list[int]):
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    found = mean_mark((f"p{place}", float(value)) for place, value in enumerate(values))
+    low, high = DescrStatsW(np.array(values, dtype=float)).tconfint_mean()
+    assert found is not None
+    assert found.interval == pytest.approx((max(1, low), min(5, high)))
 
 
 def test_two_judges_are_compared_and_self_preference_is_measured_beside_the_other(tmp_path: Path):
@@ -452,10 +532,6 @@ def test_a_judge_has_to_be_named(runs: list[Report], capsys: pytest.CaptureFixtu
 
 
 def test_a_dialogue_of_nobody_can_be_judged():
-    import asyncio
-
-    from esc_env.seeds import Seed
-
     empty = Dialogue((Message("seeker", "Help."),))
     opinion = asyncio.run(resolve_judge("builtin:plain").rate(Scenario("p", "Help."), empty, seed=Seed(0)))
     assert opinion.marks == marks(1)

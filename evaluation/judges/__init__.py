@@ -10,8 +10,14 @@ The commands are `esc judge`, `esc rejudge` and `esc validate judge`.
 """
 
 from esc_env.evaluation.judges.llm import LLMJudge
+from esc_env.evaluation.judges.people import validate_judge
 from esc_env.evaluation.judges.plain import PlainJudge
 from esc_env.evaluation.judges.protocol import DIMENSIONS, Judge, Opinion
+from esc_env.evaluation.judges.rejudging import matrix, rejudge
 from esc_env.evaluation.judges.seats import resolve_judge
+from esc_env.evaluation.judges.session import judge_runs
 
-__all__ = ["DIMENSIONS", "Judge", "LLMJudge", "Opinion", "PlainJudge", "resolve_judge"]
+__all__ = [
+    "DIMENSIONS", "Judge", "LLMJudge", "Opinion", "PlainJudge", "judge_runs", "matrix", "rejudge", "resolve_judge",
+    "validate_judge",
+]  # fmt: skip

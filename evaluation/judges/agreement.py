@@ -12,12 +12,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from esc_env.errors import MissingExtra
 from esc_env.evaluation.validity import Estimate
 
-__all__ = ["Array", "alpha", "kappa", "rank_correlation", "resampled", "spearman"]
+__all__ = ["Array", "alpha", "check_libraries", "kappa", "rank_correlation", "resampled", "spearman"]
 
 Array = npt.NDArray[Any]
 RESAMPLES = 1000
+
+
+def check_libraries() -> None:
+    """See before anything is asked that what counts the answers is installed. Raises MissingExtra otherwise."""
+    try:
+        import choix  # noqa: F401
+        import krippendorff  # noqa: F401
+        import scipy  # noqa: F401
+        import statsmodels  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(str(error.name).partition(".")[0], "judge") from error
 
 
 def spearman(one: Sequence[float] | Array, other: Sequence[float] | Array) -> float | None:

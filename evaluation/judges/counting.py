@@ -20,31 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esc_env.errors import MissingExtra
 from esc_env.evaluation.judges.design import Answer, Question
 from esc_env.evaluation.judges.protocol import BEST, WORST
 from esc_env.evaluation.statistics import success_interval
 from esc_env.evaluation.validity import Estimate
 
 __all__ = [
-    "Pair", "Record", "check_libraries", "consistency", "length_excess", "longer", "mean_mark", "paired", "position",
+    "Pair", "Record", "consistency", "length_excess", "longer", "mean_mark", "paired", "position",
     "record_of", "share", "strengths",
 ]  # fmt: skip
 
 RESAMPLES = 300
 Valued = Iterable[tuple[str, float]]
 """Scenario, and a value."""
-
-
-def check_libraries() -> None:
-    """Raises MissingExtra where one of those used here and in `agreement` is not installed."""
-    try:
-        import choix  # noqa: F401
-        import krippendorff  # noqa: F401
-        import scipy  # noqa: F401
-        import statsmodels  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(str(error.name).partition(".")[0], "judge") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ ATTEMPTS = 3
 _PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 _ENDED: Mapping[str | None, Unreadable] = {"length": "cut", "refusal": "refused", "content_filter": "filtered"}
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*?)\n\s*```\Z", re.DOTALL | re.IGNORECASE)
+_FORM = "{" + ", ".join(f'"{name}": MARK' for name in DIMENSIONS) + "}"
+"""The form of an answer, without a mark in it: small models give whichever mark an example shows."""
 _CHOICES: Mapping[Any, float] = {"a": 1.0, "b": -1.0, "tie": 0.0}
 _STEPS: Mapping[Any, float] = {step: float(step) for step in range(WORST, BEST + 1)}
 
@@ -74,15 +76,13 @@ class LLMJudge:
 
     async def rate(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Opinion:
         """Marks from 1 to 5. Raises a `ModelError` when the model could not be reached."""
-        form = json.dumps(dict.fromkeys(DIMENSIONS, 3))
-        question = _PROMPTS.fill("rate", conversation=sealed_transcript(dialogue), form=form, dimensions=_listed())
+        question = _PROMPTS.fill("rate", conversation=sealed_transcript(dialogue), form=_FORM, dimensions=_listed())
         return await self._ask(_chat(scenario, question), _STEPS, seed)
 
     async def compare(self, scenario: Scenario, first: Dialogue, second: Dialogue, *, seed: Seed) -> Opinion:
         """Which is better. Raises a `ModelError` when the model could not be reached."""
-        form = json.dumps(dict.fromkeys(DIMENSIONS, "tie"))
         question = _PROMPTS.fill(
-            "compare", first=sealed_transcript(first), second=sealed_transcript(second), form=form,
+            "compare", first=sealed_transcript(first), second=sealed_transcript(second), form=_FORM,
             dimensions=_listed(),
         )  # fmt: skip
         return await self._ask(_chat(scenario, question), _CHOICES, seed)

@@ -24,7 +24,7 @@ from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.dialogue import Dialogue
 from esc_env.errors import RecordError, ScenarioError, SpecError, whole
 from esc_env.evaluation.holding import check_models
-from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation
+from esc_env.evaluation.judges.agreement import alpha, check_libraries, kappa, rank_correlation
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.counting import mean_mark
 from esc_env.evaluation.judges.design import Conversation, System, people_of, systems_of
@@ -102,6 +102,7 @@ def rejudge(
     Raises:
         SpecError, ScenarioError, ModelError, ProtocolMismatch, RecordError: as `judge_runs` does.
     """
+    check_libraries()
     whole(limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from esc_env.errors import SpecError
 from esc_env.evaluation import markdown
 from esc_env.evaluation.judges.agreement import kappa, rank_correlation
 from esc_env.evaluation.judges.counting import (
@@ -325,7 +326,10 @@ class Between:
 
 
 def between(judged: Sequence[Judged]) -> Between:
-    """Compare judges by the pairs that they have in common."""
+    """Compare judges by the pairs that they have in common. Raises SpecError where two have one name."""
+    names = [each.judge for each in judged]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SpecError(f"two of the judges are called {twice[0]!r}; name each once")
     sides = {each.judge: {(pair.scenario, pair.trial, pair.systems): pair for pair in each.counted} for each in judged}
 
     def agreed(one: str, other: str, name: str) -> float | None:

@@ -21,6 +21,7 @@ from esc_env.background import run
 from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models
+from esc_env.evaluation.judges.agreement import check_libraries
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, people_of, questions_of, systems_of
 from esc_env.evaluation.judges.protocol import Judge, Opinion
@@ -77,11 +78,13 @@ def judge_runs(
 
     Raises:
         SpecError: a string names nothing, or a number makes no sense.
+        MissingExtra: the packages that count, or those that a model needs, are not installed.
         ScenarioError: there is nothing to judge.
         ModelError: a model does not answer at all; nothing was asked.
         ProtocolMismatch: the runs faced different things, or the folder holds another judging.
         RecordError: a run or the folder cannot be used.
     """
+    check_libraries()
     whole(limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
@@ -120,7 +123,7 @@ def judge_runs(
         run(check_models(marking))
     with (
         folder.claim(identity, scenarios=people.values(), facts={"judge": name, "key": key}, fresh=fresh),
-        RecordWriter(folder.path / OPINIONS, "opinion") as writer,
+        RecordWriter(folder.path / OPINIONS, "judgement") as writer,
     ):
         known = _answered(folder, asked, people)
         missing = [question for question, answer in known.items() if answer is None or answer.failure]
@@ -181,7 +184,7 @@ def _answered(
             raise SpecError("marks: a call that failed gives none")
         return question, Answer(opinion, failure)
 
-    found.update(folder.records(OPINIONS, "opinion", made, people))
+    found.update(folder.records(OPINIONS, "judgement", made, people))
     return found
 
 
