@@ -253,7 +253,7 @@ def _measured(group: Sequence[Said]) -> dict[str, Any]:
 
 def _group(measured: Mapping[str, Any], said: Sequence[Said], rows: Any) -> dict[str, Any]:
     """Every part of some conversations of a group; how alike they are depends on who else is there."""
-    grams = [_grams(said[row]) for row in rows]
+    grams = [_grams(said[int(row)]) for row in rows]
     everywhere = Counter(gram for each in grams for gram in each)
     alike = [fmean(everywhere[gram] > 1 for gram in each) if each else 0.0 for each in grams]
     return {**{name: values[rows] for name, values in measured.items()}, _ALIKE: np.array(alike)}
@@ -267,7 +267,8 @@ def _grams(said: Said) -> set[tuple[str, ...]]:
 def _distance(one: Any, other: Any) -> float:
     from scipy import stats
 
-    return float(stats.ks_2samp(one, other, method="asymp").statistic)
+    found: Any = stats.ks_2samp(one, other, method="asymp")
+    return float(found.statistic)
 
 
 def _index(draws: Sequence[Mapping[str, float]]) -> tuple[float, tuple[float, float]]:

@@ -38,7 +38,8 @@ def spearman(one: Sequence[float] | Array, other: Sequence[float] | Array) -> fl
 
     if len(one) < 3 or len(set(one)) < 2 or len(set(other)) < 2:
         return None
-    return float(stats.spearmanr(one, other).statistic)
+    found: Any = stats.spearmanr(one, other)
+    return float(found.statistic)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float], clusters: Sequence[Hashable]) -> Estimate | None:
@@ -58,7 +59,8 @@ def kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float | None:
     table = np.zeros((len(labels), len(labels)))
     for first, second in zip(one, other, strict=True):
         table[place[first], place[second]] += 1
-    return float(cohens_kappa(table, return_results=False))
+    found: Any = cohens_kappa(table, return_results=False)
+    return float(found)
 
 
 def alpha(table: Sequence[Sequence[float]] | Array, level: Literal["ordinal", "interval", "nominal"]) -> float | None:
