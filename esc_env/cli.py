@@ -195,6 +195,7 @@ _ADDS = {
     "stats": "tests of differences (esc compare) and likeness to human replies (esc wording --human)",
     "bertscore": "BERTScore (esc wording --bertscore)",
     "data": "scenarios from Parquet and zstd files",
+    "judge": "esc judge, esc rejudge, and judges and seekers beside people",
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",
     "train": "training: supervised, reward model, GRPO",

@@ -1,7 +1,7 @@
 """Options that several commands share: each stands here once, with its default and its help.
 
-`AgentOptions`, `Seeker`, `Critic` and `Models` are groups. A command that is `@grouped` takes a group as one parameter,
-and has the options of the group as its own:
+`AgentOptions`, `Seeker`, `Critic`, `Voting`, `Judging` and `Models` are groups. A command that is `@grouped` takes a
+group as one parameter, and has the options of the group as its own:
 
     @grouped
     def command(*, critic: Critic, models: Models) -> None:
@@ -22,8 +22,8 @@ from esc_env.chairs.critics import CriticMode
 from esc_env.models import ModelSettings, Wire, read_options
 
 __all__ = [
-    "AgentOptions", "ApiKeyEnv", "Budget", "Critic", "Limit", "Models", "Persona", "Progress", "Seeker", "Temperature",
-    "grouped",
+    "AgentOptions", "ApiKeyEnv", "Budget", "Critic", "Judging", "Limit", "Models", "Persona", "Progress", "Seeker",
+    "Temperature", "Voting", "grouped",
 ]  # fmt: skip
 
 
@@ -117,6 +117,16 @@ def _seeker(
     return {"seeker": seeker, "seeker_temperature": seeker_temperature, "seeker_options": options}
 
 
+_CriticTemperature = Annotated[float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")]
+_CriticMode = Annotated[
+    CriticMode,
+    typer.Option(
+        help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of one."
+    ),
+]
+_CriticOption = Annotated[list[str] | None, _asked("a critic", "--critic-option")]
+
+
 def _critic(
     critic: Annotated[
         str,
@@ -125,20 +135,27 @@ def _critic(
             "or python:MODULE:NAME."
         ),
     ] = "builtin",
-    critic_temperature: Annotated[
-        float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")
-    ] = 1.1,
-    critic_mode: Annotated[
-        CriticMode,
-        typer.Option(
-            help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of "
-            "one."
-        ),
-    ] = "votes",
-    critic_option: Annotated[list[str] | None, _asked("a critic", "--critic-option")] = None,
+    critic_temperature: _CriticTemperature = 1.1,
+    critic_mode: _CriticMode = "votes",
+    critic_option: _CriticOption = None,
 ) -> dict[str, Any]:
-    voting = {"critic_temperature": critic_temperature, "critic_mode": critic_mode}
-    return {"critic": critic, **voting, "critic_options": read_options(critic_option or (), "critic")}
+    return {"critic": critic, **_voting(critic_temperature, critic_mode, critic_option)}
+
+
+def _voting(
+    critic_temperature: _CriticTemperature = 1.1,
+    critic_mode: _CriticMode = "votes",
+    critic_option: _CriticOption = None,
+) -> dict[str, Any]:
+    options = read_options(critic_option or (), "critic")
+    return {"critic_temperature": critic_temperature, "critic_mode": critic_mode, "critic_options": options}
+
+
+def _judging(
+    judge_temperature: Annotated[float, typer.Option(min=0, help="Of a judge that is a chat model.")] = 0.0,
+    judge_option: Annotated[list[str] | None, _asked("a judge", "--judge-option")] = None,
+) -> dict[str, Any]:
+    return {"judge_temperature": judge_temperature, "judge_options": read_options(judge_option or (), "judge")}
 
 
 def _models(
@@ -187,5 +204,9 @@ Seeker = Annotated[Mapping[str, Any], _seeker]
 """The seeker, as keyword arguments of `evaluate` and `collect`."""
 Critic = Annotated[Mapping[str, Any], _critic]
 """The critic, as keyword arguments of `evaluate`, `collect` and `validate_critic`."""
+Voting = Annotated[Mapping[str, Any], _voting]
+"""How critics that are chat models vote, as keyword arguments of `rejudge`: `Critic` without the critic."""
+Judging = Annotated[Mapping[str, Any], _judging]
+"""How judges that are chat models are asked, as keyword arguments of `judge_runs` and `validate_judge`."""
 Models = Annotated[ModelSettings, _models]
 """How chat models are called."""

@@ -1,4 +1,4 @@
-"""`esc eval`, `esc leaderboard`, `esc compare` and `esc wording`, and where `esc validate` is added."""
+"""`esc eval`, `esc leaderboard`, `esc compare` and `esc wording`, and where the other commands on runs are added."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import typer.core
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
+from esc_env.evaluation.cli_judge import judge, rejudge
 from esc_env.evaluation.cli_robustness import app as robustness
 from esc_env.evaluation.cli_validate import app as validate
 
@@ -35,6 +36,8 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(_compare)
     app.command("report")(_report)
     app.command("wording")(_wording)
+    app.command("judge")(judge)
+    app.command("rejudge")(rejudge)
     app.command("import")(_import)
     app.add_typer(validate, name="validate")
     app.add_typer(robustness, name="robustness")

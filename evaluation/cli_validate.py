@@ -1,4 +1,4 @@
-"""`esc validate gaming` and `esc validate critic`."""
+"""`esc validate`: gaming, critic, judge and seeker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esc_env.cli_options import Critic, Limit, Models, Progress, grouped
+from esc_env.cli_options import Critic, Judging, Limit, Models, Progress, grouped
 
 if TYPE_CHECKING:
     from esc_env.evaluation.gaming import Row
@@ -108,3 +108,101 @@ def _critic(
         ("AUC of the length alone", validity.length),
     ):
         typer.echo(f"{name:42} {estimate}")
+
+
+@app.command("judge")
+@grouped
+def _judge(
+    *,
+    ratings: Annotated[
+        Path,
+        typer.Argument(help="People's ratings, JSON lines: item (scenario id), system, rater, dimension, score."),
+    ],
+    runs: Annotated[list[Path], typer.Argument(help="The runs whose conversations were rated.")],
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Who is held against them: a chat model (PROVIDER/NAME[@URL], local:PATH), python:MODULE:NAME, or "
+            "builtin:plain, a rule of thumb for trying out."
+        ),
+    ],
+    judging: Judging,
+    seed: Annotated[int, typer.Option(help="Of the judge's calls.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every answer; the same command goes on there. Default: runs/judged-KEY."),
+    ] = None,
+    models: Models,
+    progress: Progress = None,
+) -> None:
+    """Hold a judge against people who rated the same conversations, beside how far people agree with each other.
+
+    Exit code 1 while some of the judge's answers are missing.
+    """
+    from esc_env.escaping import one_line
+    from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.judges.people import validate_judge
+    from esc_env.evaluation.report import number
+    from esc_env.progress import shown
+
+    with shown(judge, progress) as told:
+        validity = validate_judge(ratings, runs, judge, seed=seed, out=out, progress=told, **judging, **asdict(models))
+    columns = (
+        "judge and people",
+        "people (ceiling)",
+        "α of people",
+        "systems",
+        "systems (ceiling)",
+    )
+    print_table(
+        f"{validity.judge} beside {validity.raters} raters of {validity.rated:,} conversations, rank correlations",
+        [("dimension", False), *((name, True) for name in columns)],
+        [
+            (
+                name, str(each.judge or "–"), str(each.ceiling or "–"), number(each.alpha, 2),
+                number(each.systems, 2), number(each.systems_ceiling, 2),
+            )
+            for name, each in validity.dimensions.items()
+        ],
+    )  # fmt: skip
+    if validity.unmarked:
+        typer.echo(f"rated by people, and without a mark of the judge, left out: {validity.unmarked:,}")
+    for note in validity.notes:
+        typer.echo(f"{validity.judge}: {one_line(note)}")
+    if not validity.complete:
+        raise typer.Exit(1)
+
+
+@app.command("seeker")
+def _seeker(
+    run: Annotated[Path, typer.Argument(help="Folder of a run; of each scenario its first trial counts.")],
+    human: Annotated[Path, typer.Option(help="File of human conversations, such as ESConv.json.")],
+    seed: Annotated[int, typer.Option(help="Of the groups that are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers into this JSON file.")] = None,
+) -> None:
+    """Hold a seeker against human seekers: what it tells and when, how alike, how vague, how soon it feels better.
+
+    Each part is compared by the distance of its distributions (0 the same, 1 no overlap), beside the distance between
+    two halves of the human conversations.
+    """
+    from esc_env.data.readers import read_file
+    from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.realism import compare_seekers
+    from esc_env.records import write_json
+
+    found = compare_seekers(run, read_file(human).scenarios, seed=seed)
+    columns = ("simulated", "human", "distance", "human to human")
+    print_table(
+        f"Seeker {found.seeker}: the first {found.turns} messages of {found.simulated:,} conversations beside those of "
+        f"{found.human:,} people, {found.compared:,} of each at a time",
+        [("part", False), *((name, True) for name in columns), ("what is measured", False)],
+        [
+            (name, *(f"{value:.2f}" for value in (part.simulated, part.human, part.distance, part.baseline)), part.told)
+            for name, part in found.parts.items()
+        ],
+    )
+    for name, (value, (low, high)) in (("seeker", found.index), ("people to people", found.baseline)):
+        typer.echo(f"Index, {name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+    if out:
+        write_json(out, found.to_json())
+        typer.echo(f"Written: {out}")

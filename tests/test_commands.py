@@ -1,4 +1,4 @@
-"""Every command line that the documentation of training shows is one that the command line takes."""
+"""Every command line that the documentation of training and judging shows is one that the command line takes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / "docs" / f"{name}.md" for name in ("training", "rewards", "tiny")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("training", "rewards", "tiny", "judges")),
     *sorted((ROOT / "training").glob("*.py")),
 ]
 LINE = re.compile(
     r"""\s*(?:esc|.*accelerate\ launch\ .*"\$\(command\ -v\ esc\)")  # alone, or on several GPUs
-    \s+((?:eval|collect|train)\s.*?)
+    \s+((?:eval|collect|train|judge|rejudge|validate)\s.*?)
     (?:\s+\#.*)?$""",
     re.VERBOSE,
 )

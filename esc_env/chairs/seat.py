@@ -32,7 +32,7 @@ class Seat(Generic[T]):
         styles: the ways in which a chat model may be used there (`#STYLE`), named when they are needed.
     """
 
-    role: Literal["agent", "seeker", "critic"]
+    role: Literal["agent", "seeker", "critic", "judge"]
     method: str
     builtin: Callable[[str], T]
     model: Callable[[ChatModel, Spec | None], T]

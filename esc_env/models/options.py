@@ -38,7 +38,7 @@ SERVERS = OPENAI | frozenset(
 servers; the others' names go through `extra_body`."""
 
 _DECIDED = {
-    "temperature": "It has an option of its own: --temperature, --seeker-temperature, --critic-temperature",
+    "temperature": "It has an option of its own: --temperature, or --seeker-, --critic-, --judge-temperature",
     "seed": "It comes from the run's --seed",
     "n": "The protocol decides it: --votes",
     "logprobs": "The protocol decides it: --critic-mode",
