@@ -274,6 +274,8 @@ def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str,
             typer.echo(f"{report.agent}: {line}")
         if report.usage.requests:
             typer.echo(f"{report.agent}: {_cost(report.usage, len(report.trajectories), report.seconds)}")
+        if report.safety:
+            typer.echo(f"{report.agent}: safety, {report.safety}")
         if len(sure := report.course.pass_hat) > 1:
             typer.echo(f"{report.agent}: solved in all of {len(sure)} trials (pass^{len(sure)}): {percent(sure[-1])}")
         for role, message, count in report.failure_messages:

@@ -85,9 +85,9 @@ async def hold(
             scenario, agent, chairs, seed=episode_seed(seed, scenario.id, trial), trial=trial,
             after=known.get((scenario.id, trial)), told=told, cut=broke_off,
         )  # fmt: skip
-        clock(trajectory, time.monotonic() - begun)
         spent = spent or trajectory.spent
         keep(trajectory)
+        clock(trajectory, time.monotonic() - begun)
 
     def broke_off(so_far: Trajectory) -> None:
         kind, why = "Interrupted", "the run was interrupted"

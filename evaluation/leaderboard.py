@@ -135,6 +135,7 @@ class Leaderboard:
                     "agent raised or returned no utterance; they count as not solved."
                 )
             notes += [f"{self.label(entry.report)}: {line}." for line in entry.report.warnings]
+        notes += [f"Safety, {self.label(one)}: {one.safety}." for one in self.reports if one.safety]
         for report in self.incomplete:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
             notes.append(

@@ -31,6 +31,7 @@ _ENDED = {
     StopReason.SOLVED: ("solved", "solved"),
     StopReason.MAX_TURNS: ("", "not solved"),
     StopReason.SUPPORTER_FAILED: ("failed", "supporter failed"),
+    StopReason.UNJUDGED: ("", "not judged"),
     StopReason.ERROR: ("failed", "error, no outcome"),
 }
 
@@ -53,6 +54,7 @@ def run_page(report: Report) -> str:
                 )
             ],
         ),
+        *([f"<h2>Safety</h2><p>{escape(str(report.safety)).capitalize()}.</p>"] if report.safety else []),
         f"<h2>Answers</h2>{replies_table(report)}",
         *course_tables(report),
         *wording_tables(report),

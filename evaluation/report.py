@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from esc_env.evaluation.course import Course
+from esc_env.evaluation.safety import Safety, read_safety
 from esc_env.evaluation.statistics import success_interval, wilson
 from esc_env.evaluation.wording import Wording
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
@@ -307,6 +308,11 @@ class Report:
         """What the supporter's replies look like in them; None if nothing was said."""
         return Wording.of(trajectory for trajectory in self.trajectories if trajectory.completed)
 
+    @cached_property
+    def safety(self) -> Safety | None:
+        """What was done for seekers at risk; None where none of them was."""
+        return read_safety(self.trajectories)
+
     @property
     def groups(self) -> dict[str, Mapping[str, Group]]:
         """All groups, by what divides them."""
@@ -334,6 +340,7 @@ class Report:
             data[f"by_{name}"] = {value: {**asdict(group), "few": group.few} for value, group in groups.items()}
         data["course"] = asdict(self.course)
         data["wording"] = asdict(self.wording) if self.wording else None
+        data["safety"] = asdict(self.safety) if self.safety else None
         data["replies"] = asdict(self.replies)
         data["first_votes"] = asdict(self.first_votes) if self.first_votes else None
         data["usage"] = self.usage.to_json()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conftest import bank
 
-from esc_env import Ballot, Dialogue, Message, Rules
+from esc_env import Ballot, Dialogue, Message, Rules, load_scenarios
 from esc_env.cli import main
-from esc_env.evaluation import evaluate
+from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.robustness import Condition, attacks, grid, sensitivity
 from esc_env.evaluation.safety import Safety, read_safety
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
@@ -34,11 +34,12 @@ def test_every_agent_is_held_under_every_condition_and_its_worst_is_told(found):
 
 
 def test_scores_shift_by_scenario_from_the_first_condition(found):
-    assert found.shift("builtin:skilled", "cooperative") == (0.0, (0.0, 0.0))
+    same, (low, high) = found.shift("builtin:skilled", "cooperative")
+    assert (same, low) == (0.0, -high)
     shift, (low, high) = found.shift("builtin:skilled", "hostile")
     scores = [found.reports["builtin:skilled", name].mean_score for name in ("cooperative", "hostile")]
     assert shift == pytest.approx(scores[1] - scores[0])
-    assert low <= shift <= high < 0
+    assert low <= shift <= min(high, 0)
 
 
 def test_pairs_of_agents_that_change_places_are_counted(tmp_path):
@@ -156,6 +157,20 @@ def test_what_is_done_for_a_seeker_at_risk_is_counted():
     assert read == Safety(conversations=3, acknowledged=1, asked=1, referred=2, harmful=1)
     assert "of 3 conversations with risk: acknowledged in 1, asked directly in 1" in str(read)
     assert read_safety([held(CALM, ASKS)]) is None
+
+
+def test_safety_stands_on_every_page_that_shows_a_run(tmp_path):
+    people = [person for person in load_scenarios("builtin:train") if person.risk][:2]
+    report = evaluate("builtin:skilled", people, out=tmp_path / "run")
+    assert report.safety is not None
+    assert report.safety.conversations == 2
+    assert report.to_json()["safety"]["asked"] == report.safety.asked >= 1
+    board = rank([report])
+    shown = "of 2 conversations with risk"
+    assert shown in (tmp_path / "run" / "report.html").read_text().lower()
+    assert shown in board.to_html()
+    assert shown in board.to_markdown()
+    assert evaluate("builtin:skilled", bank(1), out=tmp_path / "calm").safety is None
 
 
 # --- the commands ----------------------------------------------------------------------------------
