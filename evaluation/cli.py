@@ -223,7 +223,7 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
     Args:
         title: stands above it.
         columns: name, and whether it holds numbers; other text may be folded.
-        rows: one text per column, shown as it is.
+        rows: one text per column, shown on one line: a file of somebody else's may have named what they tell of.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -232,8 +232,8 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
     from esc_env.progress import WIDTH
 
-    cells = [[name for name, _ in columns], *rows]
-    table = Table(title=Text(title), title_justify="left")
+    cells = [[name for name, _ in columns], *([one_line(cell) for cell in row] for row in rows)]
+    table = Table(title=Text(one_line(title)), title_justify="left")
     least = 0
     for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
         widest = max(map(cell_len, column))
