@@ -351,6 +351,7 @@ def _verify(
     critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
     """
     from esc_env.chairs.critics import resolve_critic
+    from esc_env.evaluation.report import success_text
     from esc_env.evaluation.verify import STANDINGS, verify
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -369,6 +370,10 @@ def _verify(
         typer.echo(f"{run}: {one_line(line)}")
     if found.spot_check:
         typer.echo(f"{run}: {found.spot_check}")
+    one = found.report
+    typer.echo(
+        f"{run}: solved {success_text(one)}; {one.completed:,} of {one.episodes:,} conversations have an outcome"
+    )
     counts = ", ".join(f"{count:,} of the {role}" for role, count in found.replayed.items())
     if counts:
         typer.echo(f"{run}: asked again, lines or verdicts: {counts}")

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
 from esc_env.evaluation.imports import is_import
@@ -175,16 +176,20 @@ class Leaderboard:
         body.append("<h2>Agent by agent</h2>")
         standings = {id(entry.report): f"{entry.standing}, " for entry in self.entries}
         standings |= {id(one.report): "refused, not ranked, " for one in self.refused}  # there to be looked at
-        body += [_agent(self.label(report), report, standings.get(id(report), "")) for report in self.reports]
+        body += [
+            _agent(self.label(report), report, standings.get(id(report), "not ranked, ")) for report in self.reports
+        ]
         body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
         return page.document(title, body)
 
 
 def _name(chair: Mapping[str, Any]) -> str:
-    """Who sits there, and the model that speaks."""
-    model = chair.get("model")
+    """Who sits there, and the model that speaks; whoever calls itself embedded and is not of this release."""
+    model, name = chair.get("model"), chair.get("name")
     told = model.get("name") if isinstance(model, Mapping) else None
-    return f"{chair.get('name')}{f' ({told})' if told else ''}"
+    if name == "builtin" and chair.get("digest") != digest():
+        told = "not this release's"
+    return f"{name}{f' ({told})' if told else ''}"
 
 
 def _unusual(parts: Mapping[str, Any]) -> str:

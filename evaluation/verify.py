@@ -25,7 +25,7 @@ from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import SpecError
+from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.evaluation.submission import opened
@@ -47,8 +47,8 @@ __all__ = ["STANDINGS", "SpotCheck", "Standing", "Verification", "verify"]
 Standing = Literal["verified", "replayed", "spot-checked", "as claimed", "refused"]
 
 STANDINGS: Mapping[Standing, str] = {
-    "verified": "agent, seeker and critic gave every line and vote again",
-    "replayed": "seeker and critic gave every line and vote again; the agent's lines are as claimed",
+    "verified": "agent, seeker and critic gave every line and vote again, chat models from the record that was given",
+    "replayed": "seeker and critic did, or answered so in the record that was given; the agent's lines are as claimed",
     "spot-checked": "the critic was asked again about a random sample; the rest is as claimed",
     "as claimed": "nothing contradicts itself, and nothing more is known",
 }
@@ -141,7 +141,7 @@ def verify(
 
     Raises:
         RecordError: no run, or one that cannot be read or contradicts itself within a record; the message names file,
-            line and field.
+            line and field. Or there is no file to replay.
         SpecError: `rejudge` without a critic, or with another one than the run's.
     """
     with opened(source) as folder:
@@ -298,6 +298,8 @@ def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened,
     identity = about["identity"]
     config = about["config"] if isinstance(about.get("config"), Mapping) else {}
     settings = ModelSettings(replay=Path(replay)) if replay is not None else None
+    if replay is not None and not Path(replay).is_file():
+        raise RecordError(f"{replay}: no such file. Give the one that --record named when the run was held")
     notes: list[str] = []
     made: dict[str, Any] = {}
     if identity.get("protocol") != PROTOCOL_VERSION:

@@ -202,6 +202,8 @@ def test_every_agent_on_the_page_has_its_standing_and_every_unusual_rule_is_name
     signed(run, lambda data: data["identity"].update(votes=3, max_chars=100))
     told = rank([run]).notes()[0]
     assert "seeker builtin, critic builtin, T 8, votes 3, max_chars 100, persona cooperative" in told
+    signed(run, lambda data: data["identity"]["critic"].update(digest="ours"))
+    assert "critic builtin (not this release's)" in rank([run]).notes()[0]
 
 
 def test_the_best_of_many_seeds_is_told_by_its_seeds_and_then_by_its_words(honest, run, tmp_path):
@@ -515,6 +517,8 @@ def test_chat_models_are_as_claimed_and_verified_with_the_file_that_recorded_the
     found = verify(modelled, replay=tmp_path / "kept.db")
     assert (found.standing, found.contradictions) == ("verified", ())
     assert "kept.db, which is as true as whoever recorded it" in found.notes[0]
+    with pytest.raises(RecordError, match=r"typo\.db: no such file"):
+        rank([modelled], replay=tmp_path / "typo.db")
 
 
 def test_what_is_not_in_the_record_did_not_happen(modelled, tmp_path):
@@ -578,6 +582,7 @@ def esc(capsys):
 def test_the_command_says_what_it_found_and_ends_with_1_where_something_contradicts(esc, run, tmp_path):
     code, told = esc("leaderboard", "verify", run)
     assert (code, "verified (agent, seeker and critic" in told) == (0, True)
+    assert "solved 25.0 %; 12 of 12 conversations have an outcome" in told
     code, told = esc("leaderboard", "submit", run, "--out", tmp_path)
     assert (code, told.endswith(".jsonl: verified\n")) == (0, True)
     rewrite(run, FORGED["changed votes"][0])
