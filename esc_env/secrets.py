@@ -1,7 +1,8 @@
 """Keys stay in the environment: where one is read, and text without any.
 
-Every key is read by `credential`. What models say goes through `struck` as it comes in (`models/opening.py`), and again
-whatever is written (`records.py`, `models/cassette.py`) or shown (`escaping.py`, `cli.py`).
+Every key is read by `credential`. What models say goes through `struck` as it comes in (`models/opening.py`), what
+anybody says before the others hear it (`conversation.py`), and again whatever is written (`records.py`,
+`models/cassette.py`) or shown (`escaping.py`, `cli.py`).
 """
 
 from __future__ import annotations
