@@ -190,7 +190,8 @@ def _standing(report: Report, found: Sequence[str], parts: _Opened, check: SpotC
         return "refused"
     if report.completed and parts.seeker and parts.critic:
         return "verified" if parts.agent else "replayed"
-    return "spot-checked" if check and (check.solved[1] or check.unsolved[1]) else "as claimed"
+    telling = check and _tail(0, check.solved[1]) < CHANCE  # a smaller sample could not have refused it
+    return "spot-checked" if telling else "as claimed"
 
 
 def _named(found: Sequence[str]) -> tuple[str, ...]:

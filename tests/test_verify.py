@@ -551,6 +551,8 @@ def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
     found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
     assert found.spot_check is not None
     assert found.spot_check.difference > 0.2
+    few = verify(tmp_path / "a", rejudge=10, critic=Strict(), seed=0)
+    assert (few.standing, few.spot_check and few.spot_check.solved[1]) == ("as claimed", 5)
     (tmp_path / "a" / "trajectories.jsonl").unlink()
     assert verify(tmp_path / "a", rejudge=20, critic=Strict()).standing == "as claimed"
     with pytest.raises(SpecError, match="name the critic"):
