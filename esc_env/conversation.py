@@ -24,6 +24,7 @@ from esc_env.errors import ChairError, ESCError, ModelError, ScenarioError, Spec
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage, Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario
+from esc_env.secrets import struck
 from esc_env.seeds import Seed
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
@@ -155,7 +156,8 @@ async def _go_on(talk: Trajectory, agent: Agent, chairs: Chairs, name: Seed, gat
     scenario, dialogue, seed = talk.scenario, talk.dialogue, name.at(turn=talk.turns + 1)
     if not dialogue.messages:
         dialogue, usage = await begin(scenario, chairs, seed=name, gate=gate)
-        return replace(talk, dialogue=dialogue, usage=talk.usage + usage, history=len(dialogue))
+        opened = Dialogue(tuple(map(_kept, dialogue.messages)))
+        return replace(talk, dialogue=opened, usage=talk.usage + usage, history=len(dialogue))
     if talk.due == "critic":
         verdict, usage = await _critic_judges(scenario, dialogue, chairs, seed, gate)
         stop = _stop(verdict, seed.turn, chairs.rules) or talk.stop_reason
@@ -166,7 +168,12 @@ async def _go_on(talk: Trajectory, agent: Agent, chairs: Chairs, name: Seed, gat
     else:
         reply = await _seeker_speaks(scenario, dialogue, chairs, seed, gate)
         said = Message("seeker", reply.content)
-    return replace(talk, dialogue=dialogue.then(said), usage=talk.usage + reply.usage)
+    return replace(talk, dialogue=dialogue.then(_kept(said)), usage=talk.usage + reply.usage)
+
+
+def _kept(message: Message) -> Message:
+    """A message without keys, as it will be kept: what the others hear is what can be read later."""
+    return replace(message, content=struck(message.content), thought=struck(message.thought))
 
 
 def _stop(verdict: Verdict, turn: int, rules: Rules) -> StopReason | None:

@@ -1,7 +1,8 @@
 """Keys stay in the environment: where one is read, and text without any.
 
-Every key is read by `credential`. What models say goes through `struck` as it comes in (`models/opening.py`), and again
-whatever is written (`records.py`, `models/cassette.py`) or shown (`escaping.py`, `cli.py`).
+Every key is read by `credential`. What models say goes through `struck` as it comes in (`models/opening.py`), what
+anybody says before the others hear it (`conversation.py`), and again whatever is written (`records.py`,
+`models/cassette.py`) or shown (`escaping.py`, `cli.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache, lru_cache
 from html import escape
 from typing import Any, TypeVar
 
-__all__ = ["credential", "known_secrets", "redacted", "struck"]
+__all__ = ["MARK", "credential", "known_secrets", "redacted", "struck"]
 
 T = TypeVar("T")
 
@@ -42,7 +43,8 @@ _SHAPES = re.compile(
 """Keys by their shape. *Source:* the providers' own pages, and the patterns of GitHub's secret scanning. What has no
 digit or no letter is a word, and stays."""
 _KEYLIKE = re.compile(r"\b(?:sk|gsk|xai|hf|key|pk)[-_][\w\-*.]{8,}|(?<=Bearer )\S+|\bAIza[\w\-]{20,}", re.ASCII)
-_MARK = "[key]"
+MARK = "[key]"
+"""What stands where a key was."""
 
 _read: set[str] = set()
 
@@ -94,7 +96,7 @@ def _forms(secrets: tuple[str, ...]) -> tuple[str, ...]:
 def _struck(data: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(data, str):
         for secret in secrets:
-            data = data.replace(secret, _MARK)
+            data = data.replace(secret, MARK)
         long = max(map(len, data.split()), default=0) >= SHORTEST_SHAPE  # few texts have such words, which is soon seen
         return _SHAPES.sub(_judged, data) if long else data
     if isinstance(data, dict):
@@ -106,9 +108,9 @@ def _struck(data: Any, secrets: tuple[str, ...]) -> Any:
 
 def _judged(found: re.Match[str]) -> str:
     text = found[0]
-    return _MARK if re.search(r"\d", text) and re.search(r"[A-Za-z]", text) else text
+    return MARK if re.search(r"\d", text) and re.search(r"[A-Za-z]", text) else text
 
 
 def redacted(text: str) -> str:
     """A server's message without keys, and without anything that only looks like one: it may quote a part of one."""
-    return _KEYLIKE.sub(_MARK, struck(text))
+    return _KEYLIKE.sub(MARK, struck(text))

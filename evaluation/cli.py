@@ -398,7 +398,7 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
     Args:
         title: stands above it.
         columns: name, and whether it holds numbers; other text may be folded.
-        rows: one text per column, shown as it is.
+        rows: one text per column, shown on one line: a file of somebody else's may have named what they tell of.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -407,8 +407,8 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
     from esc_env.progress import WIDTH
 
-    cells = [[name for name, _ in columns], *rows]
-    table = Table(title=Text(title), title_justify="left")
+    cells = [[name for name, _ in columns], *([one_line(cell) for cell in row] for row in rows)]
+    table = Table(title=Text(one_line(title)), title_justify="left")
     least = 0
     for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
         widest = max(map(cell_len, column))
@@ -526,6 +526,7 @@ def _verify(
     critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
     """
     from esc_env.chairs.critics import resolve_critic
+    from esc_env.evaluation.report import success_text
     from esc_env.evaluation.verify import STANDINGS, verify
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -544,6 +545,10 @@ def _verify(
         typer.echo(f"{run}: {one_line(line)}")
     if found.spot_check:
         typer.echo(f"{run}: {found.spot_check}")
+    one = found.report
+    typer.echo(
+        f"{run}: solved {success_text(one)}; {one.completed:,} of {one.episodes:,} conversations have an outcome"
+    )
     counts = ", ".join(f"{count:,} of the {role}" for role, count in found.replayed.items())
     if counts:
         typer.echo(f"{run}: asked again, lines or verdicts: {counts}")

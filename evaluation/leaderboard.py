@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import markdown, page
 from esc_env.evaluation.imports import is_import
@@ -17,6 +18,7 @@ from esc_env.evaluation.report import FIGURES, Report, figures, success_text
 from esc_env.evaluation.runner import is_run
 from esc_env.evaluation.verify import STANDINGS, Standing, Verification, verify
 from esc_env.progress import Progress, Told
+from esc_env.rules import Rules
 
 __all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
 
@@ -117,7 +119,8 @@ class Leaderboard:
         parts = first.fingerprint.parts
         notes = [
             f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, {first.episodes:,} conversations of "
-            f"each agent; T {parts['max_turns']}, persona {parts['persona']}, seed {parts['seed']}; fingerprint "
+            f"each agent; seeker {_name(parts['seeker'])}, critic {_name(parts['critic'])}, T {parts['max_turns']}, "
+            f"{_unusual(parts)}persona {parts['persona']}, seed {parts['seed']}; fingerprint "
             f"{first.fingerprint.digest}."
         ]
         here = {entry.standing for entry in self.entries}
@@ -172,18 +175,37 @@ class Leaderboard:
             *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
         ]
         body.append("<h2>Agent by agent</h2>")
-        body += [_agent(self.label(report), report) for report in self.reports]  # refused ones too, to be looked at
+        standings = {id(entry.report): f"{entry.standing}, " for entry in self.entries}
+        standings |= {id(one.report): "refused, not ranked, " for one in self.refused}  # there to be looked at
+        body += [
+            _agent(self.label(report), report, standings.get(id(report), "not ranked, ")) for report in self.reports
+        ]
         body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
         return page.document(title, body)
 
 
-def _agent(name: str, report: Report) -> str:
+def _name(chair: Mapping[str, Any]) -> str:
+    """Who sits there, and the model that speaks; whoever calls itself embedded and is not of this release."""
+    model, name = chair.get("model"), chair.get("name")
+    told = model.get("name") if isinstance(model, Mapping) else None
+    if name == "builtin" and chair.get("digest") != digest():
+        told = "not this release's"
+    return f"{name}{f' ({told})' if told else ''}"
+
+
+def _unusual(parts: Mapping[str, Any]) -> str:
+    """The rules that are not as they usually are."""
+    usual = {name: value for name, value in asdict(Rules()).items() if name != "max_turns"}
+    return "".join(f"{name} {parts[name]}, " for name, value in usual.items() if parts[name] != value)
+
+
+def _agent(name: str, report: Report, standing: str) -> str:
     shown = report.trajectories[:_SHOWN]
     rest = len(report.trajectories) - len(shown)
     more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
     return (
         f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{success_text(report)}, {report.completed:,} of {report.episodes:,} '
+        f'<span class="soft">{standing}{success_text(report)}, {report.completed:,} of {report.episodes:,} '
         "conversations</span>"
         f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
         f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"

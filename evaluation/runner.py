@@ -27,6 +27,7 @@ from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
+from esc_env.escaping import one_line
 from esc_env.evaluation.config import run_config
 from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
 from esc_env.evaluation.page import run_page
@@ -39,6 +40,7 @@ from esc_env.protocols import Agent, Critic, Seeker
 from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.secrets import struck
 
 __all__ = ["evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
 
@@ -127,12 +129,13 @@ def evaluate(
         critic_options=Options.of(critic_options, "critic").plain, rules=rules, persona=persona, limit=limit,
         trials=trials, seed=seed, settings=settings,
     )  # fmt: skip
-    faced = rules.fingerprint(
+    facing = rules.fingerprint(
         seeker=chairs.seeker.identity, critic=chairs.critic.identity,
         scenarios=_content(chosen),
-        persona=", ".join(sorted({scenario.persona for scenario in chosen})), trials=trials, seed=seed,
+        persona=_personas(chosen), trials=trials, seed=seed,
     )  # fmt: skip
-    identity = Fingerprint({"agent": identity_of(supporter), **faced.parts}).parts
+    identity = struck(Fingerprint({"agent": identity_of(supporter), **facing.parts}).parts)  # as the folder keeps it
+    faced = Fingerprint({part: what for part, what in identity.items() if part != "agent"})
     name = agent if isinstance(agent, str) else str(identity["agent"].get("name", type(supporter).__name__))
     key = run_key(faced, identity["agent"])
     facts = {"agent": name, "scenarios": chosen.name, "fingerprint": faced.digest, "run_key": key, "config": config}
@@ -190,7 +193,7 @@ def read_run(folder: str | Path) -> Report:
     try:
         rules, episodes = read(about, "identity", lambda identity: _faced(identity, people))
         for name in ("agent", "scenarios", "run_key"):
-            read(about, name, text)
+            about[name] = one_line(read(about, name, text))  # which may be a stranger's
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
     known = ended(kept, TRAJECTORIES, episodes, people, rules)
@@ -220,7 +223,8 @@ def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple
         read(identity, chair, mapping)
     if read(identity, "scenarios", text) != (there := _content(people.values())):
         raise SpecError(f"scenarios: the run was held with {identity['scenarios']}; scenarios.jsonl has {there}")
-    read(identity, "persona", text)
+    if read(identity, "persona", text) != (there := _personas(people.values())):
+        raise SpecError(f"persona: the run was held with {identity['persona']}; scenarios.jsonl has {there}")
     read(identity, "seed", integer())
     return run_rules(identity), _episodes(people, read(identity, "trials", integer(1)))
 
@@ -237,6 +241,8 @@ def _choose(scenarios: str | Path | Iterable[Scenario], limit: int | None, perso
     chosen: ScenarioSet = load_scenarios(scenarios)[:limit]
     if not len(chosen):
         raise ScenarioError(f"{chosen.name}: there is no scenario in it")
+    kept = [Scenario.from_json(struck(scenario.to_json())) for scenario in chosen]  # they meet whom the folder keeps
+    chosen = ScenarioSet.of(chosen.name, kept)
     return chosen.with_persona(persona) if persona is not None else chosen
 
 
@@ -244,6 +250,10 @@ def _content(people: Iterable[Scenario]) -> str:
     """Whom a run is held with, as its identity has it."""
     chosen = ScenarioSet.of("", people)
     return f"{len(chosen)}, content {chosen.digest}"
+
+
+def _personas(people: Iterable[Scenario]) -> str:
+    return ", ".join(sorted({scenario.persona for scenario in people}))
 
 
 def _episodes(people: Iterable[str], trials: int) -> list[Episode]:

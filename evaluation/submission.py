@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esc_env.errors import RecordError, SpecError
-from esc_env.evaluation.runner import TRAJECTORIES, run_folder
+from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key
 from esc_env.fields import mapping, read, text
 from esc_env.records import (
     MAX_BYTES,
@@ -44,8 +44,8 @@ def submit(folder: str | Path, out: str | Path) -> Path:
     kept = run_folder(folder)
     about = kept.about()
     path = Path(out)
-    if path.is_dir():
-        path /= f"{read(about, 'run_key', text)}.jsonl"
+    if path.is_dir():  # under a key of our own counting: the one in run.json may be any path
+        path /= f"{run_key(read_run(folder).fingerprint, about['identity']['agent'])}.jsonl"
     lines = [record_line("run", about)]
     for kind, name in list(_FILES.items())[1:]:
         lines += [record_line(kind, data) for data in read_records(kept.path / name, kind)]

@@ -6,11 +6,12 @@ models answer again from the file that recorded them. Nothing else that a run na
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as changed
-from itertools import pairwise
+from fnmatch import fnmatchcase
+from glob import escape
 from math import comb, isclose
 from os.path import lexists
 from pathlib import Path
@@ -19,32 +20,35 @@ from typing import Any, Literal
 
 from esc_env.agents import identity_of, resolve_agent
 from esc_env.background import each, run
+from esc_env.builtin.bank import bank
 from esc_env.chairs.critics import resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ESCError, ModelError, SpecError
+from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.evaluation.submission import opened
-from esc_env.fields import mapping, optional, read, text
+from esc_env.fields import mapping, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
 from esc_env.progress import Progress, Told
 from esc_env.protocols import VOTES, Agent, Critic, Seeker, Verdict
 from esc_env.records import read_json
-from esc_env.rules import Fingerprint, Rules
+from esc_env.rules import PROTOCOL_VERSION, Fingerprint, Rules
+from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.secrets import MARK
 from esc_env.seeds import Seed, episode_seed
 from esc_env.specs import parse_spec
-from esc_env.trajectory import Trajectory
+from esc_env.trajectory import StopReason, Trajectory
 
 __all__ = ["STANDINGS", "SpotCheck", "Standing", "Verification", "verify"]
 
 Standing = Literal["verified", "replayed", "spot-checked", "as claimed", "refused"]
 
 STANDINGS: Mapping[Standing, str] = {
-    "verified": "agent, seeker and critic gave every line and vote again",
-    "replayed": "seeker and critic gave every line and vote again; the agent's lines are as claimed",
+    "verified": "agent, seeker and critic gave every line and vote again, chat models from the record that was given",
+    "replayed": "seeker and critic did, or answered so in the record that was given; the agent's lines are as claimed",
     "spot-checked": "the critic was asked again about a random sample; the rest is as claimed",
     "as claimed": "nothing contradicts itself, and nothing more is known",
 }
@@ -53,8 +57,8 @@ STANDINGS: Mapping[Standing, str] = {
 CHANCE = 0.01
 """A spot check refuses a run whose critic, asked again about what it is said to have found solved, finds so little of
 it solved that one which agrees with itself half of the time would do so in fewer than this share of checks. Ours."""
-_TOLD = 20
-"""Contradictions that are named; the rest are counted."""
+_TOLD, _LONGEST = 20, 400
+"""Contradictions that are named, the rest are counted; and the characters of one, which may quote what was forged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ def verify(
 
     Raises:
         RecordError: no run, or one that cannot be read or contradicts itself within a record; the message names file,
-            line and field.
+            line and field. Or there is no file to replay.
         SpecError: `rejudge` without a critic, or with another one than the run's.
     """
     with opened(source) as folder:
@@ -153,9 +157,10 @@ def _verify(
     seed: int | None,
     told: Told,
 ) -> Verification:
-    report = changed(read_run(folder), folder=source)
     kept = run_folder(folder)
     about = kept.about()
+    report = read_run(folder)
+    report = changed(report, folder=source, scenarios=_whom(report.scenarios, kept.scenarios().values()))
     rules = run_rules(about["identity"])
     if rejudge and critic is None:
         raise SpecError("name the critic that is asked again: --critic, with the options that the run had")
@@ -163,17 +168,21 @@ def _verify(
         Fingerprint({"critic": critic.identity})
     )):  # fmt: skip
         raise SpecError(f"this is not the critic of the run. What differs (there / here): {'; '.join(differs)}")
-    found = list(_lines(kept, report))
+    found = list(_lines(kept))
+    sound: list[Trajectory] = []  # what contradicts itself is not asked about: it may ask for a billion votes
     for trajectory in report.trajectories:
-        found += [f"{_place(trajectory)}: {line}" for line in _within(trajectory, rules, about["identity"])]
+        wrong = [f"{_place(trajectory)}: {line}" for line in _within(trajectory, rules, about["identity"])]
+        found += wrong
+        sound += [] if wrong else [trajectory]
     parts, notes = _open(about, replay)
     replayed: Counter[str] = Counter()
-    found += _replay(report.trajectories, rules, parts, replayed, told)
+    found += _replay(sound, rules, parts, replayed, told)
     found += _said_of_itself(about, report, kept.path)
     check = _spot_check(report.trajectories, rules, critic, rejudge, Random(seed)) if critic and rejudge else None
     if check and check.solved[1] and _tail(*check.solved) < CHANCE:
         found.append(f"{check}: the verdicts are not this critic's")
-    return Verification(report, _standing(report, found, parts, check), _named(found), dict(replayed), notes, check)
+    standing = _standing(report, found, parts, check)
+    return Verification(report, standing, _named(found), dict(replayed), tuple(map(_shortened, notes)), check)
 
 
 def _standing(report: Report, found: Sequence[str], parts: _Opened, check: SpotCheck | None) -> Standing:
@@ -181,16 +190,31 @@ def _standing(report: Report, found: Sequence[str], parts: _Opened, check: SpotC
         return "refused"
     if report.completed and parts.seeker and parts.critic:
         return "verified" if parts.agent else "replayed"
-    return "spot-checked" if check else "as claimed"
+    telling = check and _tail(0, check.solved[1]) < CHANCE  # a smaller sample could not have refused it
+    return "spot-checked" if telling else "as claimed"
 
 
 def _named(found: Sequence[str]) -> tuple[str, ...]:
     more = len(found) - _TOLD
-    return (*found[:_TOLD], *([f"and {more:,} more contradictions"] if more > 0 else []))
+    return (*map(_shortened, found[:_TOLD]), *([f"and {more:,} more contradictions"] if more > 0 else []))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def _place(trajectory: Trajectory) -> str:
     return f"{trajectory.scenario.id}, trial {trajectory.trial}"
+
+
+def _whom(name: str, people: Iterable[Scenario]) -> str:
+    """The name of a set, unless it is that of an embedded one whose first scenarios these are not."""
+    if name not in ("builtin", "builtin:train", "builtin:valid", "builtin:test"):
+        return name
+    here = ScenarioSet.of(name, people)
+    there = bank(name.partition(":")[2])[: len(here)]
+    same = {there.digest, *(there.with_persona(persona).digest for persona in {each_.persona for each_ in here})}
+    return name if here.digest in same else f"a choice of somebody's own, called {name}"
 
 
 # --- what a run says of itself ---------------------------------------------------------------------
@@ -219,18 +243,19 @@ def _said_of_itself(about: Mapping[str, Any], report: Report, folder: Path) -> I
             yield f"report.json: {name} is {there}; counted from the conversations, it is {now}"
 
 
-def _lines(kept: RunFolder, report: Report) -> Iterator[str]:
-    """The record file line by line: an episode ends once, and goes on from where it broke."""
-    lines: dict[tuple[str, int], list[tuple[int, Trajectory]]] = defaultdict(list)
-    for number, trajectory in enumerate(kept.records(TRAJECTORIES, "trajectory", Trajectory.from_json), 1):
-        lines[trajectory.scenario.id, trajectory.trial].append((number, trajectory))
-    for held in lines.values():
-        for (_, before), (number, after) in pairwise(held):
-            where = f"{TRAJECTORIES}:{number}: {_place(after)}"
-            if before.completed:
-                yield f"{where} had ended ({before.stop_reason.value}) in an earlier line, and is held once more"
-            elif not _goes_on(before, after):
-                yield f"{where} does not go on from where it broke, but was held again"
+def _lines(kept: RunFolder) -> Iterator[str]:
+    """The record file line by line: an episode ends once, goes on from where it broke, and counts its attempts."""
+    last: dict[tuple[str, int], tuple[int, Trajectory]] = {}
+    for number, now in enumerate(kept.records(TRAJECTORIES, "trajectory", Trajectory.from_json), 1):
+        where = f"{TRAJECTORIES}:{number}: {_place(now)}"
+        attempt, before = last.get((now.scenario.id, now.trial), (0, None))
+        if before and before.completed:
+            yield f"{where} had ended ({before.stop_reason.value}) in an earlier line, and is held once more"
+        elif before and not _goes_on(before, now):
+            yield f"{where} does not go on from where it broke, but was held again"
+        elif now.attempts != attempt + 1:
+            yield f"{where} says that it is attempt {now.attempts:,}, and is line {attempt + 1:,} of this conversation"
+        last[now.scenario.id, now.trial] = attempt + 1, now
 
 
 def _goes_on(before: Trajectory, after: Trajectory) -> bool:
@@ -245,17 +270,21 @@ def _within(trajectory: Trajectory, rules: Rules, identity: Mapping[str, Any]) -
     seed = episode_seed(identity["seed"], scenario.id, trajectory.trial)
     if trajectory.seed != seed:
         yield f"its seed is {trajectory.seed}; in a run of seed {identity['seed']} it is {seed}"
-    if len(messages) < trajectory.history or trajectory.history > 1 or (messages and messages[0].role != "seeker"):
+    begun = messages and messages[0].role == "seeker" and trajectory.history == 1
+    if not begun and (messages or trajectory.completed):
         yield "it does not begin with one message of the seeker"
     elif rules.opening == "situation" and messages and messages[0].content != scenario.situation:
         yield "it does not begin with the situation of its scenario"
     for turn, message in enumerate(_said(trajectory, "supporter"), 1):
         if len(message.content) > rules.max_chars:
             yield f"turn {turn}: the supporter says {len(message.content):,} characters, more than {rules.max_chars:,}"
-    if identity["critic"].get("name") == "llm":
-        for turn, verdict in enumerate(trajectory.verdicts, 1):
-            if not rules.votes / 2 <= len(verdict.votes) <= rules.votes or not {*verdict.votes} <= {*VOTES.values()}:
-                yield f"turn {turn}: {list(verdict.votes)} cannot be {rules.votes} votes of a chat model"
+    if any(verdict.solved for verdict in trajectory.verdicts[:-1]):
+        yield "it goes on after it was solved"
+    least = {"llm": rules.votes / 2, "builtin": rules.votes}.get(str(identity["critic"].get("name")))
+    for turn, verdict in enumerate(trajectory.verdicts, 1):
+        if least and (not least <= len(verdict.votes) <= rules.votes or not {*verdict.votes} <= {*VOTES.values()}):
+            given = ", ".join(f"{vote:+g}" for vote in verdict.votes[:20])
+            yield f"turn {turn}: the votes {given} cannot be {rules.votes:,} of the critic {identity['critic']['name']}"
 
 
 def _said(trajectory: Trajectory, role: str) -> list[Message]:
@@ -265,17 +294,23 @@ def _said(trajectory: Trajectory, role: str) -> list[Message]:
 # --- asking again ----------------------------------------------------------------------------------
 
 
-def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened, tuple[str, ...]]:
+def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened, list[str]]:
     """The parts of a run that can be asked again, and why the others cannot."""
     identity = about["identity"]
-    config = read(about, "config", optional(mapping), None) or {}
+    config = about["config"] if isinstance(about.get("config"), Mapping) else {}
     settings = ModelSettings(replay=Path(replay)) if replay is not None else None
+    if replay is not None and not Path(replay).is_file():
+        raise RecordError(f"{replay}: no such file. Give the one that --record named when the run was held")
     notes: list[str] = []
     made: dict[str, Any] = {}
+    if identity.get("protocol") != PROTOCOL_VERSION:
+        told = f"held by protocol {identity.get('protocol')}, and this release has {PROTOCOL_VERSION}"
+        return _Opened(None, None, None), [f"{told}: nobody is asked again"]
     for role, opening in (("agent", _agent), ("seeker", _seeker), ("critic", _critic)):
+        embedded = role != "agent" and identity[role].get("name") == "builtin"  # which nothing else can take back
         try:
-            part = opening(about, config, settings)
-        except ESCError as error:
+            part = opening(about, {} if embedded else config, settings)
+        except Exception as error:  # whatever comes of what a stranger's run.json says
             part = f"{role}: cannot be asked again ({error})"
         if isinstance(part, str):
             notes.append(part)
@@ -283,15 +318,20 @@ def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened,
             notes.append(f"{role}: not the one of this release, so it is not asked again ({'; '.join(differs)})")
         else:
             made[role] = part
-    return _Opened(made.get("agent"), made.get("seeker"), made.get("critic")), tuple(notes)
+    if models := [role for role, part in made.items() if hasattr(part, "model")]:
+        notes.append(f"{', '.join(models)}: answered from {replay}, which is as true as whoever recorded it is honest")
+    return _Opened(made.get("agent"), made.get("seeker"), made.get("critic")), notes
 
 
 def _agent(about: Mapping[str, Any], config: Mapping[str, Any], settings: ModelSettings | None) -> Any:
     listed = config.get("agents")
     said = listed[0] if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], Mapping) else {}
     name = read(about, "agent", text)
+    options = said.get("options")
+    if isinstance(options, Mapping) and str(options.get("system", "")).startswith("@"):
+        raise SpecError("its system prompt names a file of this machine, which is not read")
     return _part("agent", name, settings, lambda: resolve_agent(
-        name, settings, temperature=said.get("temperature", 0.0), options=said.get("options"),
+        name, settings, temperature=said.get("temperature", 0.0), options=options,
     ))  # fmt: skip
 
 
@@ -362,23 +402,42 @@ async def _differs(trajectory: Trajectory, rules: Rules, parts: _Opened, replaye
                     if message.role == "supporter" and parts.agent
                     else parts.seeker.reply(scenario, before, seed=seed)  # type: ignore[union-attr]
                 )
-            except ModelError as error:
+            except Exception as error:  # whatever it raises, it does not say this
                 return f"turn {turn}: the {message.role} does not say this when asked again ({error})"
             again = as_message(reply) if message.role == "supporter" else Message("seeker", reply.content)
-            if again != message:
+            if not _agree(again, message):
                 return f"turn {turn}: the {message.role} says something else when asked again"
             replayed[message.role] += 1
         if parts.critic and message.role == "seeker" and 0 < turn <= trajectory.turns:
             try:
                 verdict = await _judged(parts.critic, trajectory, turn, rules, name)
-            except ModelError as error:
+            except Exception as error:
                 return f"turn {turn}: the critic does not vote so when asked again ({error})"
             claimed = trajectory.verdicts[turn - 1]
             if not _same(claimed, verdict):
                 scores = f"a score of {claimed.score:+.2f} is claimed, {verdict.score:+.2f} comes out"
                 return f"turn {turn}: the critic votes otherwise when asked again ({scores})"
             replayed["critic"] += 1
+    if parts.agent and trajectory.stop_reason is StopReason.SUPPORTER_FAILED:
+        turn += 1
+        try:
+            reply = await parts.agent.respond(trajectory.dialogue, seed=name.at(turn=turn, role="supporter"))
+            failed = len(as_message(reply).content) > rules.max_chars
+        except Exception:  # as it is said to have done
+            failed = True
+        if not failed:
+            return f"turn {turn}: the supporter is said to have failed, and answers when asked again"
     return None
+
+
+def _agree(again: Message, kept: Message) -> bool:
+    """Whether two messages agree; of one that a key was struck out of, whatever stands around it."""
+    if MARK not in f"{kept.content}{kept.thought}":
+        return again == kept
+    return all(
+        fnmatchcase(said or "", "*".join(map(escape, (as_kept or "").split(MARK))))
+        for said, as_kept in ((again.content, kept.content), (again.thought, kept.thought))
+    )
 
 
 def _same(one: Verdict, other: Verdict) -> bool:

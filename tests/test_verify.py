@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import pytest
 from conftest import bank
 
 from esc_env.cli import main
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ModelError, RecordError, SpecError
 from esc_env.evaluation import evaluate, rank
+from esc_env.evaluation.runner import read_run, run_key
 from esc_env.evaluation.submission import submit
 from esc_env.evaluation.verify import verify
+from esc_env.rules import Fingerprint, Rules
+from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import episode_seed
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedSeeker
 
@@ -51,6 +56,15 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], object]) -> N
     change(held)
     (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
     (folder / "report.json").unlink()
+
+
+def signed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change run.json, and sign it as if it had been so from the beginning."""
+    data = json.loads((folder / "run.json").read_text())
+    change(data)
+    faced = Fingerprint({name: part for name, part in data["identity"].items() if name != "agent"})
+    data.update(fingerprint=faced.digest, run_key=run_key(faced, data["identity"]["agent"]))
+    (folder / "run.json").write_text(json.dumps(data))
 
 
 def won(line: dict[str, Any]) -> None:
@@ -99,6 +113,25 @@ def too_long(held: list[dict[str, Any]]) -> None:
     held[0]["dialogue"][1]["content"] = "Go on. " * 2000
 
 
+def failed_by_itself(held: list[dict[str, Any]]) -> None:
+    line = lost(held)
+    line.update(dialogue=line["dialogue"][:3], verdicts=line["verdicts"][:1], stop_reason="supporter_failed")
+    line["failure"] = {"role": "supporter", "kind": "ValueError", "message": "it was down"}
+
+
+def solved_on_the_way(held: list[dict[str, Any]]) -> None:
+    lost(held)["verdicts"][2].update(votes=[1.0] * 10, score=1.0, solved=True)
+
+
+def failed_before_it_began(held: list[dict[str, Any]]) -> None:
+    failed_by_itself(held)
+    next(line for line in held if line["failure"]).update(dialogue=[], verdicts=[], history=0)
+
+
+def attempt_left_out(held: list[dict[str, Any]]) -> None:
+    lost(held)["attempts"] = 3
+
+
 FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "changed votes": (lambda held: won(lost(held)), r"turn 8: the critic votes otherwise .* \+1.00 is claimed"),
     "an earlier win": (lambda held: shorter(lost(held)), r"turn 6: the critic votes otherwise"),
@@ -106,6 +139,10 @@ FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "swapped scenarios": (swapped, r"its seed is \d+; in a run of seed 0 it is \d+"),
     "other words of the agent": (other_words, r"turn 1: the supporter says something else"),
     "other words of the seeker": (seeker_says, r"turn 8: the seeker says something else"),
+    "a failure that was none": (failed_by_itself, r"turn 2: the supporter is said to have failed, and answers"),
+    "solved on the way": (solved_on_the_way, r"it goes on after it was solved"),
+    "no beginning": (failed_before_it_began, r"it does not begin with one message of the seeker"),
+    "attempts left out": (attempt_left_out, r"says that it is attempt 3, and is line 1 of this conversation"),
     "a reply that is too long": (too_long, r"turn 1: the supporter says 14,000 characters, more than 8,000"),
 }
 
@@ -135,6 +172,38 @@ def test_a_forged_run_is_not_ranked_and_the_honest_one_is(honest, run):
         assert "the critic votes otherwise" in page
         assert "verified" in page
     assert "the critic votes otherwise" in board.to_json()["refused"][0]["contradictions"][0]
+
+
+def twice(line: dict[str, Any]) -> None:
+    """Two supporters in a row, so that no seeker's message is there to be judged."""
+    line.update(dialogue=[*line["dialogue"][:2], line["dialogue"][1]], verdicts=line["verdicts"][:1])
+    won(line)
+
+
+def no_history(line: dict[str, Any]) -> None:
+    line.update(dialogue=line["dialogue"][:2], verdicts=line["verdicts"][:1], history=0)
+    won(line)
+
+
+@pytest.mark.parametrize("change", [twice, no_history])
+def test_a_win_that_no_critic_can_be_asked_about_is_refused_when_it_is_read(tmp_path, change):
+    evaluate("builtin:template", PEOPLE, limit=2, rules=Rules(opening="seeker"), out=tmp_path / "run")
+    assert verify(tmp_path / "run").standing == "verified"
+    rewrite(tmp_path / "run", lambda held: [change(line) for line in held])
+    with pytest.raises(RecordError, match=r"trajectories.jsonl:1: not a trajectory \((dialogue|history)"):
+        verify(tmp_path / "run")
+
+
+def test_every_agent_on_the_page_has_its_standing_and_every_unusual_rule_is_named(honest, run):
+    rewrite(run, all_won)
+    page = rank([honest, run]).to_html()
+    for told in ("verified, ", "refused, not ranked, "):
+        assert f'<span class="soft">{told}' in page
+    signed(run, lambda data: data["identity"].update(votes=3, max_chars=100))
+    told = rank([run]).notes()[0]
+    assert "seeker builtin, critic builtin, T 8, votes 3, max_chars 100, persona cooperative" in told
+    signed(run, lambda data: data["identity"]["critic"].update(digest="ours"))
+    assert "critic builtin (not this release's)" in rank([run]).notes()[0]
 
 
 def test_the_best_of_many_seeds_is_told_by_its_seeds_and_then_by_its_words(honest, run, tmp_path):
@@ -211,9 +280,122 @@ def test_what_a_run_names_is_never_imported(run, tmp_path, monkeypatch):
     data = json.loads((run / "run.json").read_text())
     data["agent"] = "python:trap:agent"
     data["config"].update(seeker="python:trap:seeker", critic="local:/etc")
+    data["identity"].update(seeker={"name": "trap"}, critic={"name": "trap"})
     (run / "run.json").write_text(json.dumps(data))
+    signed(run, lambda _: None)
     found = verify(run)
     assert (found.standing, len(found.notes), found.replayed) == ("as claimed", 3, {})
+
+
+def test_embedded_chairs_are_asked_again_whatever_else_the_run_says_of_them(run):
+    """Else a forged run of the same fingerprint would stand above honest ones, as claimed."""
+
+    def elsewhere(data: dict[str, Any]) -> None:
+        data["agent"] = "python:my:agent"
+        data["identity"]["agent"] = {"name": "mine"}
+        data["config"].update(seeker="python:my:seeker", critic_temperature=None)
+
+    signed(run, elsewhere)
+    assert verify(run).standing == "replayed"
+    rewrite(run, all_won)
+    assert "the critic votes otherwise" in verify(run).contradictions[0]
+
+
+def test_a_choice_of_scenarios_does_not_pass_under_the_name_of_the_set(run, tmp_path):
+    """Those that were solved, signed anew: all of it happened, but not on builtin:test."""
+    rewrite(run, only_won)
+    ids = {line["scenario"] for line in lines(run)}
+    kept = [line for line in (run / "scenarios.jsonl").read_text().splitlines() if json.loads(line)["id"] in ids]
+    (run / "scenarios.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    people = [person for person in load_scenarios(PEOPLE) if person.id in ids]
+    content = f"{len(people)}, content {ScenarioSet.of('', people).digest}"
+    signed(run, lambda data: data["identity"].update(scenarios=content))
+    board = rank([run])
+    assert board.entries[0].report.success_rate == 1.0
+    for page in (board.to_markdown(), board.to_html()):
+        assert "a choice of somebody" in page
+    evaluate("builtin:template", PEOPLE, limit=3, persona="guarded", out=tmp_path / "guarded")
+    assert verify(tmp_path / "guarded").report.scenarios == PEOPLE
+
+
+def test_a_persona_that_nobody_has_is_refused(run):
+    signed(run, lambda data: data["identity"].update(persona="hostile"))
+    with pytest.raises(RecordError, match=r"run\.json: .*persona: the run was held with hostile"):
+        verify(run)
+
+
+def test_a_run_of_another_protocol_is_not_held_against_this_one(run):
+    signed(run, lambda data: data["identity"].update(protocol=2))
+    found = verify(run)
+    assert (found.standing, found.contradictions) == ("as claimed", ())
+    assert "held by protocol 2" in found.notes[0]
+
+
+def test_no_run_makes_its_critic_cast_a_billion_votes(run):
+    signed(run, lambda data: data["identity"].update(votes=10**9))
+    found = verify(run)
+    assert "cannot be 1,000,000,000 of the critic builtin" in found.contradictions[0]
+    assert found.replayed == {}
+
+
+@pytest.mark.parametrize("config", [[], "x", {"critic": "builtin", "critic_temperature": None}])
+def test_settings_that_make_no_sense_only_leave_a_run_unasked(run, config):
+    def change(data: dict[str, Any]) -> None:
+        data.update(config=config)
+        data["identity"]["critic"] = {"name": "llm", "model": {}}
+
+    signed(run, change)
+    assert verify(run).standing == "as claimed"
+
+
+def test_no_file_is_read_that_the_settings_of_a_run_name(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("my own words")
+    signed(run, lambda data: data["config"]["agents"][0].update(options={"system": f"@{tmp_path / 'mine.txt'}"}))
+    opened: list[Path] = []
+    read = Path.read_text
+
+    def noted(path: Path, *arguments: Any, **named: Any) -> str:
+        opened.append(path)
+        return read(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    assert "names a file of this machine, which is not read" in verify(run).notes[0]
+    assert tmp_path / "mine.txt" not in opened
+
+
+def test_what_a_stranger_wrote_is_quoted_in_part_and_does_nothing_in_a_terminal(run, esc):
+    def change(data: dict[str, Any]) -> None:
+        data.update(agent="me\x1b[2J\n| 1 | me | 99.9 % |", scenarios="all\x1b[31m")
+
+    signed(run, change)
+    for command in ("rank", "verify"):
+        assert "\x1b" not in esc("leaderboard", command, run)[1]
+    assert "\x1b" not in esc("report", run)[1]
+    data = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**data, "fingerprint": "f" * 100_000}))
+    assert len(verify(run).contradictions[0]) <= 400
+
+
+def test_a_run_in_which_keys_were_struck_out_is_not_taken_for_a_forged_one(tmp_path, monkeypatch):
+    """What stands in the folder is what everybody heard, whatever the environment holds as a key."""
+    key = "sk-abcdefghij0123456789XYZ"
+    people = [replace(person, situation=f"{person.situation} I wrote {key} down.") for person in bank(2)]
+    evaluate(ScriptedAgent([f"Is {key} yours?"]), people, out=tmp_path / "a")
+    assert verify(tmp_path / "a").standing == "replayed"
+    with monkeypatch.context() as patched:
+        patched.setenv("DB_PASSWORD", "yourself")
+        patched.setenv("WEB_PASSWORD", "straight")
+        evaluate("builtin:skilled", PEOPLE, limit=4, rules=Rules(opening="seeker"), out=tmp_path / "b")
+    said = [message for line in lines(tmp_path / "b") for message in line["dialogue"]]
+    assert {message["role"] for message in said if "[key]" in message["content"]} == {"seeker", "supporter"}
+    assert verify(tmp_path / "b").standing == "verified"
+
+    def other(held: list[dict[str, Any]]) -> None:
+        message = next(message for line in held for message in line["dialogue"] if "[key]" in message["content"])
+        message["content"] += " Or so."
+
+    rewrite(tmp_path / "b", other)
+    assert "says something else" in verify(tmp_path / "b").contradictions[0]
 
 
 def test_a_seeker_of_ones_own_leaves_a_run_as_claimed(tmp_path):
@@ -246,6 +428,22 @@ def test_a_submitted_run_is_one_file_that_is_verified_and_ranked_as_its_folder_i
     shutil.rmtree(run)
     assert verify(file).standing == "verified"
     assert [(entry.report.folder, entry.standing) for entry in rank([file]).entries] == [(file, "verified")]
+
+
+def test_a_submitted_run_is_named_by_its_own_key_and_not_by_a_path_in_it(run, tmp_path):
+    key = read_run(run).run_key
+    data = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**data, "run_key": "../elsewhere"}))
+    (tmp_path / "out").mkdir()
+    assert submit(run, tmp_path / "out") == tmp_path / "out" / f"{key}.jsonl"
+    assert not (tmp_path / "elsewhere.jsonl").exists()
+
+
+@pytest.mark.parametrize("form", [lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text])
+def test_a_submitted_run_survives_an_editor_of_windows(run, tmp_path, form):
+    file = submit(run, tmp_path)
+    file.write_bytes(form(file.read_bytes()))
+    assert verify(file).standing == "verified"
 
 
 def test_a_submitted_file_that_was_edited_is_refused_naming_file_and_line(run, tmp_path):
@@ -318,6 +516,9 @@ def test_chat_models_are_as_claimed_and_verified_with_the_file_that_recorded_the
     assert all("--replay" in line for line in found.notes), found.notes
     found = verify(modelled, replay=tmp_path / "kept.db")
     assert (found.standing, found.contradictions) == ("verified", ())
+    assert "kept.db, which is as true as whoever recorded it" in found.notes[0]
+    with pytest.raises(RecordError, match=r"typo\.db: no such file"):
+        rank([modelled], replay=tmp_path / "typo.db")
 
 
 def test_what_is_not_in_the_record_did_not_happen(modelled, tmp_path):
@@ -350,6 +551,10 @@ def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
     found = verify(tmp_path / "a", rejudge=20, critic=Strict(), seed=0)
     assert found.spot_check is not None
     assert found.spot_check.difference > 0.2
+    few = verify(tmp_path / "a", rejudge=10, critic=Strict(), seed=0)
+    assert (few.standing, few.spot_check and few.spot_check.solved[1]) == ("as claimed", 5)
+    (tmp_path / "a" / "trajectories.jsonl").unlink()
+    assert verify(tmp_path / "a", rejudge=20, critic=Strict()).standing == "as claimed"
     with pytest.raises(SpecError, match="name the critic"):
         verify(tmp_path / "a", rejudge=20)
 
@@ -379,6 +584,7 @@ def esc(capsys):
 def test_the_command_says_what_it_found_and_ends_with_1_where_something_contradicts(esc, run, tmp_path):
     code, told = esc("leaderboard", "verify", run)
     assert (code, "verified (agent, seeker and critic" in told) == (0, True)
+    assert "solved 25.0 %; 12 of 12 conversations have an outcome" in told
     code, told = esc("leaderboard", "submit", run, "--out", tmp_path)
     assert (code, told.endswith(".jsonl: verified\n")) == (0, True)
     rewrite(run, FORGED["changed votes"][0])
