@@ -614,7 +614,7 @@ def _import(
         str | None,
         typer.Option(help="sage, ppdpp, esc-eval, tau2, chat or sharegpt. Default: what the file's content says."),
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="Who supported. Default: the file's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the supporter. Default: the file's name.")] = None,
 ) -> None:
     """Read other people's conversations, so that they can be reported, judged and ranked (docs/imports.md).
 
@@ -623,7 +623,7 @@ def _import(
     """
     from esc_env.evaluation.imports import import_file
 
-    import_file(file, out, source=source, agent=agent)
+    import_file(file, out, source=source, agent=name)
     _print_imports([out])
 
 

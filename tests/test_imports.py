@@ -162,7 +162,7 @@ def test_the_commands_show_what_was_imported(tmp_path, capsys):
         return capsys.readouterr().out
 
     path = written(tmp_path, "sage")
-    first = esc("import", path, "--out", tmp_path / "runs" / "one", "--agent", "a model")
+    first = esc("import", path, "--out", tmp_path / "runs" / "one", "--name", "a model")
     for word in ("a model", "emo_point", "50.00", "≥ 100", "in the source's own scale"):
         assert word in first
     assert esc("report", tmp_path / "runs") == first == esc("leaderboard", tmp_path / "runs")
