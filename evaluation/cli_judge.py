@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,7 +22,9 @@ __all__ = ["judge", "rejudge"]
 @grouped
 def judge(
     *,
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+    ],
     judge: Annotated[
         list[str],
         typer.Option(
@@ -32,10 +34,11 @@ def judge(
         ),
     ],
     mode: Annotated[
-        Literal["pairwise", "rubric"] | None,
+        Literal["pairwise", "rubric", "safety"] | None,
         typer.Option(
             help="pairwise: which of two conversations with one seeker is better, asked in both orders. rubric: marks "
-            "from 1 to 5 for each. Default: pairwise for several runs, rubric for one."
+            "from 1 to 5 for each. safety: such marks on how a seeker at risk is met, where a scenario is marked risk. "
+            "Default: pairwise for several runs, rubric for one."
         ),
     ] = None,
     judging: Judging,
@@ -55,7 +58,7 @@ def judge(
     ] = None,
     models: Models,
 ) -> None:
-    """Have a judge mark conversations: fluency, empathy, identification, suggestion, overall.
+    """Have a judge mark conversations: fluency, empathy, identification, suggestion, overall; or safety.
 
     Prints who is preferred and how sure that is, and how the judge leans: to what is shown first, to what is longer, to
     its own model. The same command continues a judging that was stopped, and asks again what failed.
@@ -99,7 +102,9 @@ def judge(
 @grouped
 def rejudge(
     *,
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs, such as runs/.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+    ],
     critic: Annotated[
         list[str],
         typer.Option(
@@ -109,6 +114,14 @@ def rejudge(
         ),
     ],
     voting: Voting,
+    max_turns: Annotated[int | None, typer.Option(min=1, help="T, of imported conversations. Default: 8.")] = None,
+    votes: Annotated[
+        int | None, typer.Option(min=1, help="How often the critic is asked, of imported conversations. Default: 10.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=-1, help="Solved when the mean vote is greater, of imported conversations. Default: 0.5."),
+    ] = None,
     limit: Limit = None,
     out: Annotated[
         Path,
@@ -129,14 +142,19 @@ def rejudge(
     """Have other critics judge the same conversations, turn by turn, and show how far critics agree.
 
     A conversation that its own critic ended as solved, and another does not find solved by then, is open for that
-    other: its success rate is shown as the two bounds between which it lies.
+    other: its success rate is shown as the two bounds between which it lies. Runs are judged by their own rules,
+    imported conversations by --max-turns, --votes and --threshold; one of these that ends unsolved before T is open.
     """
     from esc_env.errors import SpecError
     from esc_env.evaluation.judges.rejudging import Rejudging, matrix
     from esc_env.evaluation.judges.rejudging import rejudge as judge_again
     from esc_env.progress import shown
     from esc_env.records import write_json
+    from esc_env.rules import Rules
 
+    given: dict[str, Any] = {"max_turns": max_turns, "votes": votes, "threshold": threshold}
+    said = {name: value for name, value in given.items() if value is not None}
+    rules = Rules(**said) if said else None
     if twice := [name for name in critic if critic.count(name) > 1]:
         raise SpecError(f"--critic {twice[0]} stands twice; name it once")
     results: list[Rejudging] = []
@@ -144,8 +162,8 @@ def rejudge(
         with shown(name, progress) as told:
             results.append(
                 judge_again(
-                    runs, name, limit=limit, out=out / _slug(name), fresh=fresh, progress=told, time_limit=time_limit,
-                    **voting, **asdict(models),
+                    runs, name, rules=rules, limit=limit, out=out / _slug(name), fresh=fresh, progress=told,
+                    time_limit=time_limit, **voting, **asdict(models),
                 )
             )  # fmt: skip
     compared = matrix(runs, results)
@@ -158,6 +176,8 @@ def rejudge(
                 f"{result.critic}: incomplete, {result.missing:,} turns have no verdict, and their conversations are "
                 "left out. The same command tries them again"
             )
+    if results[0].left_out:
+        typer.echo(f"conversations without a turn that the seeker answers, left out: {results[0].left_out:,}")
     write_json(out / "matrix.json", compared.to_json())
     typer.echo(f"Written: {out / 'matrix.json'}")
     if any(result.missing for result in results):
@@ -166,6 +186,7 @@ def rejudge(
 
 def _show_matrix(compared: Matrix) -> None:
     from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.judges.rejudging import AS_HELD
     from esc_env.evaluation.report import number, percent
 
     def bounds(low: float | None, high: float | None) -> str:
@@ -192,6 +213,14 @@ def _show_matrix(compared: Matrix) -> None:
                 for name, view in compared.views.items()
             ],
         )
+    if AS_HELD not in compared.views:
+        rules = compared.rules
+        typer.echo(
+            f"Held elsewhere, and judged turn by turn: T {rules.max_turns}, {rules.votes} votes, solved above "
+            f"{rules.threshold:g}. SR and score are what these critics would say; they ended no conversation"
+        )
+    if len(compared.views) == 1:
+        return
     print_table(
         "How far critics agree",
         [("critics", False), ("solved, turn by turn (κ)", True), ("rank correlation of final scores", True)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from esc_env import Dialogue, Message, Scenario
 from esc_env.cli import main
 from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate
+from esc_env.evaluation.imports import import_file
 from esc_env.evaluation.judges.counting import Pair, mean_mark, position, record_of, strengths
 from esc_env.evaluation.judges.llm import LLMJudge, parse_marks
 from esc_env.evaluation.judges.plain import PlainJudge
-from esc_env.evaluation.judges.protocol import DIMENSIONS, Opinion
+from esc_env.evaluation.judges.protocol import DIMENSIONS, SAFETY, Opinion
 from esc_env.evaluation.judges.report import Judged, between
 from esc_env.evaluation.judges.seats import resolve_judge
 from esc_env.evaluation.judges.session import judge_runs
@@ -56,7 +57,7 @@ def said(body: Mapping[str, Any]) -> str:
     return "\n".join(message["content"] for message in body["messages"])
 
 
-def judged_by(server: FakeServer, runs: list[Report], out: Path, **options: Any) -> Judged:
+def judged_by(server: FakeServer, runs: Sequence[Report | Path], out: Path, **options: Any) -> Judged:
     return judge_runs(runs, f"openai/fake@{server.url}", out=out, **options)
 
 
@@ -393,6 +394,126 @@ def test_a_string_that_names_no_judge_is_refused():
     with pytest.raises(SpecError, match=r"judge openai/o3 takes only .* Add --judge-temperature 1 "):
         resolve_judge("openai/o3")
     assert isinstance(resolve_judge("openai/gpt-4o"), LLMJudge)
+
+
+# --- imported conversations -----------------------------------------------------------------------
+
+
+def imported(folder: Path, name: str, *conversations: list[str], first: str = "user") -> Path:
+    """Conversations in which the two sides take turns, as the folder of `esc import`."""
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    path = folder / f"{name}.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(each)]}) + "\n"
+            for each in conversations
+        )
+    )
+    import_file(path, folder / name)
+    return folder / name
+
+
+SLEEP, JOB = "I cannot sleep.", "I lost my job."
+
+
+def test_imported_conversations_with_the_same_people_are_judged_against_each_other(tmp_path: Path):
+    one = imported(tmp_path, "one", [SLEEP, "Tell me more."], [JOB, "What happened then?", "They fired me."])
+    two = imported(tmp_path, "two", [JOB, "Oh."], [SLEEP, "Oh."])
+    judged = judge_runs(
+        [one, two],
+        lambda scenario, dialogues: marks(1 if "Oh." in dialogues[1].transcript() else -1),
+        out=tmp_path / "j",
+    )
+    assert (judged.systems, judged.pairs, judged.left_out) == (("one", "two"), 2, 0)
+    assert judged.records["overall"]["one", "two"].wins == 2
+    assert judged.longer["overall"] is not None
+    alone = judge_runs([one], lambda scenario, dialogues: marks(4), out=tmp_path / "alone")
+    assert (alone.mode, alone.answered) == ("rubric", 2)
+
+
+def test_an_import_is_not_judged_beside_a_run_or_other_people(runs: list[Report], tmp_path: Path):
+    one = imported(tmp_path, "one", [SLEEP, "Tell me more."])
+    with pytest.raises(
+        ProtocolMismatch, match=r"one holds imported conversations and .*skilled a run: .* Judge them apart"
+    ):
+        judge_runs([one, runs[0]], "builtin:plain", out=tmp_path / "j")
+    other = imported(tmp_path, "other", [JOB, "Tell me more."])
+    with pytest.raises(ProtocolMismatch, match=r"not compared\. What differs: scenarios"):
+        judge_runs([one, other], "builtin:plain", out=tmp_path / "j")
+    with pytest.raises(RecordError, match="the same run twice"):
+        judge_runs([one, imported(tmp_path, "copy", [SLEEP, "Tell me more."])], "builtin:plain", out=tmp_path / "j")
+
+
+def test_the_plain_judge_reads_no_chinese_and_says_so(tmp_path: Path):
+    chinese = imported(tmp_path, "chinese", ["我睡不着。", "发生了什么？"], [SLEEP, "Tell me more."])
+    with pytest.raises(ScenarioError, match=r"builtin:plain reads English only, and 1 of 2 conversations .* --judge"):
+        judge_runs([chinese], "builtin:plain", out=tmp_path / "j")
+    assert not (tmp_path / "j").exists()
+
+
+def test_what_is_longer_is_known_in_a_script_without_spaces_too(tmp_path: Path):
+    one = imported(tmp_path, "one", ["我睡不着。", "发生了什么？我在听，请慢慢说。"])
+    two = imported(tmp_path, "two", ["我睡不着。", "嗯。"])
+    judged = judge_runs(
+        [one, two],
+        lambda scenario, dialogues: marks(1 if "嗯" in dialogues[1].transcript() else -1),
+        out=tmp_path / "j",
+    )
+    assert judged.longer["overall"] is not None
+    assert judged.longer["overall"].value == 1
+
+
+# --- safety ---------------------------------------------------------------------------------------
+
+
+def test_safety_is_marked_only_where_a_seeker_is_at_risk_and_apart_from_quality(tmp_path: Path):
+    run = imported(tmp_path, "one", ["I want to kill myself.", "Are you safe right now?"], [SLEEP, "Tell me more."])
+    with FakeServer(json.dumps(dict.fromkeys(SAFETY, 2))) as server:
+        judged = judged_by(server, [run], tmp_path / "safety", mode="safety")
+        _, asked = (said(request.body) for request in server.requests)
+    assert (judged.questions, judged.answered, judged.left_out) == (1, 1, 0)
+    assert set(judged.marks) == set(SAFETY)
+    assert not set(SAFETY) & set(DIMENSIONS)
+    estimate = judged.marks["asks"]["one"]
+    assert estimate is not None
+    assert estimate.value == 2
+    assert "Are you safe" in asked
+    assert SLEEP not in asked
+    assert all(f'"{name}": MARK' in asked for name in SAFETY)
+    assert not any(f'"{name}": MARK' in asked for name in DIMENSIONS)
+    page = (tmp_path / "safety" / "report.md").read_text()
+    assert "Safety where the seeker is at risk" in page
+    assert "no certificate" in page
+    with FakeServer(json.dumps(dict.fromkeys(DIMENSIONS, 4))) as server:
+        quality = judged_by(server, [run], tmp_path / "quality")
+    assert (quality.questions, set(quality.marks)) == (2, set(DIMENSIONS))
+
+
+def test_a_judge_of_ones_own_marks_safety_if_it_can(tmp_path: Path):
+    class Guard(PlainJudge):
+        async def rate_safety(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Opinion:
+            return Opinion(dict.fromkeys(SAFETY, 5.0))
+
+    run = imported(tmp_path, "one", ["I want to kill myself.", "Are you safe right now?"])
+    judged = judge_runs([run], Guard(), mode="safety", out=tmp_path / "j")
+    assert dict(judged.marked["one", *next(iter(judged.marked))[1:]]) == dict.fromkeys(SAFETY, 5)
+
+
+def test_an_answer_about_quality_is_no_mark_for_safety(tmp_path: Path):
+    run = imported(tmp_path, "one", ["I want to kill myself.", "Are you safe right now?"])
+    with FakeServer(json.dumps(dict.fromkeys(DIMENSIONS, 4))) as server:
+        judged = judged_by(server, [run], tmp_path / "j", mode="safety")
+    assert (judged.answered, dict(judged.unreadable_answers)) == (0, {"dimensions": 3})
+
+
+def test_safety_that_cannot_be_judged_is_refused_before_anything_is_asked(tmp_path: Path):
+    run = imported(tmp_path, "one", [SLEEP, "Tell me more."])
+    with pytest.raises(SpecError, match=r"does not mark safety\. Name a chat model, or an object with rate_safety\(\)"):
+        judge_runs([run], "builtin:plain", mode="safety", out=tmp_path / "j")
+    with FakeServer(TIE) as server:
+        with pytest.raises(ScenarioError, match="none of the scenarios is marked risk"):
+            judged_by(server, [run], tmp_path / "j", mode="safety")
+        assert not server.requests
 
 
 # --- strengths ------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esc_env import Dialogue, Scenario
+from esc_env import Dialogue, Rules, Scenario
 from esc_env.cli import main
-from esc_env.errors import ProtocolMismatch, RecordError
+from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate
+from esc_env.evaluation.imports import import_file
 from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation, spearman
 from esc_env.evaluation.judges.rejudging import AS_HELD, matrix, rejudge
 from esc_env.testing import FakeServer, Fault
@@ -132,6 +133,89 @@ def test_the_command_shows_the_matrix_and_keeps_it(
     assert "Krippendorff's α" in shown
     data: dict[str, Any] = json.loads((tmp_path / "matrix.json").read_text())
     assert list(data["critics"]) == ["as held", "builtin", f"python:{__name__}:never"]
+
+
+# --- imported conversations -----------------------------------------------------------------------
+
+TALK = [
+    ("assistant", "Hello, I am here for you."), ("user", "I lost my job."), ("user", "It was two weeks ago."),
+    ("assistant", "That sounds hard."), ("assistant", "What happened?"), ("user", "They closed the office."),
+    ("assistant", "Losing it that way hurts."), ("user", "Yes. I feel better now."), ("assistant", "I am glad."),
+]  # fmt: skip
+UNANSWERED = [("user", "I cannot sleep."), ("assistant", "What keeps you awake?")]
+
+
+def imported(folder: Path, *conversations: list[tuple[str, str]]) -> Path:
+    path = folder / "talks.jsonl"
+    lines = [{"messages": [{"role": role, "content": text} for role, text in each]} for each in conversations]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    import_file(path, folder / "talks")
+    return folder / "talks"
+
+
+def test_an_import_is_judged_after_every_turn_that_the_seeker_answers(tmp_path: Path):
+    seen: list[list[str]] = []
+
+    def critic(scenario: Scenario, dialogue: Dialogue) -> float:
+        seen.append([message.content for message in dialogue])
+        return 1.0 if "better" in dialogue.messages[-1].content else -0.5
+
+    talks = imported(tmp_path, TALK, UNANSWERED)
+    again = rejudge([talks], critic, out=tmp_path / "out", rules=Rules(max_turns=2, votes=1), concurrency=1)
+    opening = ["Hello, I am here for you.", "I lost my job.\nIt was two weeks ago."]
+    first = ["That sounds hard.\nWhat happened?", "They closed the office."]
+    assert seen == [[*opening, *first], [*opening, *first, "Losing it that way hurts.", "Yes. I feel better now."]]
+    assert again.left_out == 1, "nobody answered, so there is nothing to judge"
+    compared = matrix([talks], [again])
+    (view,) = compared.views.values()
+    assert AS_HELD not in compared.views
+    assert (view.judged, view.solved, view.open, dict(view.turns), view.score) == (1, 1, 0, {2: 1}, 1)
+    assert compared.to_json()["rules"] == {"max_turns": 2, "votes": 1, "threshold": 0.5}
+
+
+def test_an_import_that_ends_unsolved_before_t_is_open_and_one_with_t_turns_is_not(tmp_path: Path):
+    talks = imported(tmp_path, TALK)
+    bounds = {}
+    for turns in (1, 2, 3):
+        again = rejudge([talks], never, out=tmp_path / str(turns), rules=Rules(max_turns=turns))
+        (view,) = matrix([talks], [again]).views.values()
+        bounds[turns] = (view.open, view.lowest, view.highest)
+    assert bounds == {1: (0, 0, 0), 2: (0, 0, 0), 3: (1, 0, 1)}
+
+
+def test_the_embedded_critic_judges_an_import_the_same_way_twice(tmp_path: Path):
+    talks = imported(tmp_path, TALK, [*UNANSWERED, ("user", "My thoughts.")])
+    one, two = (rejudge([talks], "builtin", out=tmp_path / name) for name in "ab")
+    assert one.verdicts == two.verdicts
+    assert [len(row) for row in one.verdicts.values()] == [2, 1]
+    assert all(verdict and len(verdict.votes) == 10 for row in one.verdicts.values() for verdict in row)
+
+
+def test_other_rules_are_another_rejudging_and_runs_take_none(runs: list[Report], tmp_path: Path):
+    talks = imported(tmp_path, TALK)
+    rejudge([talks], never, out=tmp_path / "out")
+    with pytest.raises(ProtocolMismatch, match="max_turns: 8 / 2"):
+        rejudge([talks], never, out=tmp_path / "out", rules=Rules(max_turns=2))
+    with pytest.raises(SpecError, match="runs are judged by the rules that they were held by"):
+        rejudge(runs, never, out=tmp_path / "run", rules=Rules(max_turns=2))
+
+
+def test_the_embedded_critic_scores_no_chinese_and_says_so_in_a_line(tmp_path: Path):
+    talks = imported(tmp_path, [("user", "我睡不着。"), ("assistant", "怎么了？"), ("user", "工作。")])
+    with pytest.raises(ScenarioError, match="the embedded critic reads English only, and 1 of 1 conversations"):
+        rejudge([talks], "builtin", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    two = [rejudge([talks], critic, out=tmp_path / critic.__name__) for critic in (never, at_once)]
+    assert all(not view.style for view in matrix([talks], two).views.values()), "the moves are read in English only"
+
+
+def test_the_command_states_the_rules_by_which_it_judged_an_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    talks = imported(tmp_path, TALK)
+    words = ["--critic", "builtin", "--max-turns", 2, "--out", tmp_path / "out", "--no-progress"]
+    assert command("rejudge", talks, *words) == 0
+    shown = capsys.readouterr().out
+    assert "T 2, 10 votes, solved above 0.5" in shown
+    assert "as held" not in shown
 
 
 # --- the libraries' numbers -----------------------------------------------------------------------

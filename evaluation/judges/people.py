@@ -156,6 +156,7 @@ def validate_judge(
         SpecError: the ratings cannot be used, or rate a conversation that none of the runs has.
         RecordError, ProtocolMismatch, ScenarioError, ModelError: as `judge_runs` does.
     """
+    runs = list(runs)
     given = list(ratings) if isinstance(ratings, Sequence) and not isinstance(ratings, str) else read_ratings(ratings)
     systems = systems_of(runs)
     there = {(system.label, *episode) for system in systems for episode in system.held}
@@ -165,7 +166,7 @@ def validate_judge(
             hint = "" if rating.system in labels else f" {did_you_mean(rating.system, labels)}"
             raise SpecError(f"ratings: none of the runs has {rating.item!r} of {rating.system!r}, finished.{hint}")
     rated = {rating.conversation for rating in given}
-    judged = judge_runs([system.report for system in systems], judge, mode="rubric", only=rated, **options)
+    judged = judge_runs(runs, judge, mode="rubric", only=rated, **options)
     marked = judged.marked
     return JudgeValidity(
         judge=judged.judge,

@@ -4,6 +4,9 @@ A rejudging is a folder (see `esc_env.folder`) with `run.json`, `scenarios.jsonl
 turn that another critic has judged. Every turn is judged, with the seed that the run's own critic had: the same critic
 says the same again. A conversation that its own critic ended as solved cannot go on; where another critic does not find
 it solved by then it stays *open*, and the other's success rate is known only between two bounds.
+
+Imported conversations had no critic, and rules are given for them. As in ours a verdict follows each turn that the
+seeker answers, up to T; one with fewer turns than T that a critic never finds solved is open for it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from statistics import fmean
 from typing import Any, Unpack
 
 from esc_env.background import run
+from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.language import sentences
 from esc_env.builtin.moves import MOVES
 from esc_env.builtin.moves import read as moves_in
@@ -27,7 +31,7 @@ from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.agreement import alpha, check_libraries, kappa, rank_correlation
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.counting import mean_mark
-from esc_env.evaluation.judges.design import Conversation, System, people_of, systems_of
+from esc_env.evaluation.judges.design import Conversation, check_english, in_english, people_of, systems_of, words_of
 from esc_env.evaluation.report import Report
 from esc_env.evaluation.validity import Estimate
 from esc_env.fields import integer, optional, read, text
@@ -39,7 +43,7 @@ from esc_env.records import RecordWriter
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
-from esc_env.trajectory import Failure, Trajectory
+from esc_env.trajectory import Failure, StopReason, Trajectory
 
 __all__ = ["AS_HELD", "CriticView", "Matrix", "Rejudging", "matrix", "rejudge"]
 
@@ -47,7 +51,7 @@ VERDICTS = "verdicts.jsonl"
 View = Mapping[Conversation, Sequence[Verdict]]
 """The verdicts of one critic, for conversations of which it judged every turn."""
 AS_HELD = "as held"
-"""The critic that judged while the conversations were held."""
+"""The critic that judged while the conversations were held; imported ones had none."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,16 @@ class Rejudging:
         verdicts: of every turn of a conversation, None for those that were not judged.
         failures: what went wrong, most frequent first: (message of the first, how often).
         folder: where it is kept.
+        rules: by which it judged.
+        left_out: imported conversations without a turn that the seeker answers: there is nothing to judge.
     """
 
     critic: str
     verdicts: Mapping[Conversation, Sequence[Verdict | None]]
     failures: tuple[tuple[str, int], ...]
     folder: Path
+    rules: Rules
+    left_out: int = 0
 
     @property
     def missing(self) -> int:
@@ -76,6 +84,7 @@ def rejudge(
     runs: Iterable[str | Path | Report],
     critic: str | Critic | Callable[..., Any],
     *,
+    rules: Rules | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
@@ -86,11 +95,13 @@ def rejudge(
     time_limit: float | None = None,
     **models: Unpack[ModelOptions],
 ) -> Rejudging:
-    """Have another critic judge every turn of the conversations of runs, by the rules of those runs.
+    """Have another critic judge every turn of the conversations of runs, by the rules of those runs; or of imports.
 
     Args:
-        runs: run folders, folders that hold runs, or reports; all of one fingerprint.
+        runs: run folders, folders that hold runs, or reports, all of one fingerprint; or imports of one source with the
+            same people.
         critic: as a string, an object or a callable.
+        rules: for imports: T, votes and threshold; by default those of `Rules()`. Runs have their own.
         limit: only the first so many scenarios, at least 1.
         out: the folder; by default `runs/rejudged-<key>`.
         fresh: start over; what is in the folder is kept beside it.
@@ -109,19 +120,28 @@ def rejudge(
     settings = ModelSettings.of(models, rejudge)
     judge = resolve_critic(critic, settings, mode=critic_mode, temperature=critic_temperature, options=critic_options)
     systems = systems_of(runs)
+    own = systems[0].rules
+    if own and rules:
+        raise SpecError("runs are judged by the rules that they were held by; only imported conversations take others")
+    rules = own or rules or Rules()
     people = people_of(systems, limit)
-    held = {
+    there = {
         (system.label, *episode): trajectory
         for system in systems
         for episode, trajectory in system.held.items()
         if episode[0] in people
     }
+    held = {key: each for key, each in there.items() if own or _turns(each, rules)}
     if not held:
-        raise ScenarioError("the runs have no finished conversation")
-    rules = _rules(systems[0])
+        raise ScenarioError(
+            "the runs have no finished conversation" if own else "the seekers never answer: there is no turn to judge"
+        )
+    if isinstance(judge, BuiltinCritic):
+        check_english("the embedded critic", "--critic", held.values())
     identity = {
         "critic": dict(judge.identity), "votes": rules.votes, "threshold": rules.threshold,
         "judged": {each.label: each.content(key for key in each.held if key[0] in people) for each in systems},
+        **({} if own else {"max_turns": rules.max_turns}),
     }  # fmt: skip
     key = Fingerprint(identity).digest
     folder = RunFolder(
@@ -136,7 +156,9 @@ def rejudge(
         folder.claim(identity, scenarios=people.values(), facts={"critic": name, "key": key}, fresh=fresh),
         RecordWriter(folder.path / VERDICTS, "verdict") as writer,
     ):
-        known: dict[Conversation, list[Verdict | None]] = {each: [None] * held[each].turns for each in held}
+        known: dict[Conversation, list[Verdict | None]] = {
+            key: [None] * _turns(each, rules) for key, each in held.items()
+        }
         for where, turn, verdict in _kept(folder, people, known):
             known[where][turn - 1] = verdict
         missing = [(each, turn) for each, row in known.items() for turn, at in enumerate(row, 1) if at is None]
@@ -169,12 +191,13 @@ def rejudge(
             run(ask_all(missing, one, settings.concurrency, time_limit))
     kinds = Counter(failure.kind for failure in failed)
     first = {failure.kind: failure.message for failure in reversed(failed)}
-    return Rejudging(name, known, tuple((first[kind], count) for kind, count in kinds.most_common()), folder.path)
+    failures = tuple((first[kind], count) for kind, count in kinds.most_common())
+    return Rejudging(name, known, failures, folder.path, rules, len(there) - len(held))
 
 
-def _rules(system: System) -> Rules:
-    parts = system.report.fingerprint.parts
-    return Rules(int(parts["max_turns"]), float(parts["threshold"]), int(parts["votes"]))
+def _turns(held: Trajectory, rules: Rules) -> int:
+    """How many of its turns are judged: those that the seeker answers, up to T."""
+    return min(rules.max_turns, (len(held.dialogue) - held.history) // 2)
 
 
 def _kept(
@@ -212,7 +235,8 @@ class CriticView:
     Attributes:
         judged: conversations of which it judged every turn.
         solved: those that it finds solved at some turn.
-        open: those that ended early, and are not solved for it: what would have come of them is not known.
+        open: those that ended early (an import before T), and are not solved for it: what would have come of them is
+            not known.
         lowest, highest: its success rate if all of those failed, and if all were solved; None without a conversation.
         score: mean final score, from −1 to 1.
         turns: at which turn it first finds conversations solved: (turn, how many).
@@ -220,7 +244,7 @@ class CriticView:
         length: rank correlation of the supporter's words with how much higher its final scores are than the mean of
             all other critics'; 0 without length bias.
         style: how much higher its final scores are than that mean, from −2 to 2, by the move that the supporter makes
-            most, as the embedded classifier reads it.
+            most, as the embedded classifier reads it, in conversations in English.
     """
 
     judged: int
@@ -240,12 +264,14 @@ class Matrix:
     """How critics of the same conversations agree.
 
     Attributes:
-        views: by critic, the one of the runs first.
+        rules: by which they judged.
+        views: by critic, the one of the runs first (imports have none).
         kappa: by two critics, Cohen's κ of "solved or not", turn by turn; None where it is undefined.
         ranks: by two critics, rank correlation of final scores, with its interval.
         alpha: Krippendorff's α of all critics' scores, turn by turn; None where it is undefined.
     """
 
+    rules: Rules
     views: Mapping[str, CriticView]
     kappa: Mapping[tuple[str, str], float | None]
     ranks: Mapping[tuple[str, str], Estimate | None]
@@ -254,6 +280,7 @@ class Matrix:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return {
+            "rules": {name: getattr(self.rules, name) for name in ("max_turns", "votes", "threshold")},
             "critics": {name: asdict(view) for name, view in self.views.items()},
             "agreement": [
                 {"critics": list(two), "kappa": value, "ranks": asdict(ranks) if (ranks := self.ranks[two]) else None}
@@ -267,17 +294,20 @@ def matrix(runs: Iterable[str | Path | Report], rejudged: Sequence[Rejudging]) -
     """Compare critics with each other, and with the one of the runs.
 
     Raises:
-        RecordError: two of the critics have one name, or judged other conversations.
+        RecordError: two of the critics have one name, or judged other conversations or by other rules.
     """
     systems = systems_of(runs)
-    rules = _rules(systems[0])
+    own = systems[0].rules
+    rules = own or (rejudged[0].rules if rejudged else Rules())
+    if other := next((each for each in rejudged if each.rules != rules), None):
+        raise RecordError(f"{other.critic} judged by other rules than {rejudged[0].critic}; rejudge with the same")
     every = {(system.label, *episode): held for system in systems for episode, held in system.held.items()}
     if rejudged and (stray := next((key for each in rejudged for key in each.verdicts if key not in every), None)):
         raise RecordError(f"{stray[0]}, {stray[1]}: was rejudged, and is no part of these runs")
     held = {key: every[key] for key in (rejudged[0].verdicts if rejudged else every)}
-    seen: dict[str, dict[Conversation, tuple[Verdict, ...]]] = {
-        AS_HELD: {key: each.verdicts for key, each in held.items()}
-    }
+    seen: dict[str, dict[Conversation, tuple[Verdict, ...]]] = (
+        {AS_HELD: {key: each.verdicts for key, each in held.items()}} if own else {}
+    )
     for each in rejudged:
         if each.critic in seen:
             raise RecordError(f"two critics are called {each.critic!r}; name each once")
@@ -286,9 +316,10 @@ def matrix(runs: Iterable[str | Path | Report], rejudged: Sequence[Rejudging]) -
             for key, row in each.verdicts.items()
             if None not in row and key in held
         }
-    common = [key for key in held if all(key in row for row in seen.values()) and held[key].turns]
+    common = [key for key in held if all(row.get(key) for row in seen.values())]
     table = [[verdict.score for key in common for verdict in row[key]] for row in seen.values()]
     return Matrix(
+        rules,
         {name: _view(name, seen, held, common, rules) for name in seen},
         {(one, other): _kappa(seen[one], seen[other]) for one, other in combinations(seen, 2)},
         {(one, other): _ranks(seen[one], seen[other]) for one, other in combinations(seen, 2)},
@@ -319,7 +350,7 @@ def _view(
 ) -> CriticView:
     own = seen[name]
     when = {key: next((turn for turn, at in enumerate(row, 1) if at.solved), None) for key, row in own.items()}
-    left = {key for key in own if when[key] is None and held[key].solved}
+    left = {key for key in own if when[key] is None and _ended_early(held[key], rules)}
 
     def rates(keys: Sequence[Conversation]) -> tuple[float, float]:
         solved = sum(when[key] is not None for key in keys)
@@ -333,8 +364,9 @@ def _view(
     gaps = {key: own[key][-1].score - fmean(row[key][-1].score for row in others) for key in common} if others else {}
     styles: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for key, gap in gaps.items():
-        styles[_style(held[key])].append((key[1], gap))
-    words = [float(_words(held[key])) for key in gaps]
+        if in_english(held[key]):
+            styles[_style(held[key])].append((key[1], gap))
+    words = [float(words_of(held[key])) for key in gaps]
     return CriticView(
         judged=len(own),
         solved=sum(turn is not None for turn in when.values()),
@@ -349,12 +381,13 @@ def _view(
     )
 
 
+def _ended_early(held: Trajectory, rules: Rules) -> bool:
+    """Whether it might have gone on: its own critic ended it, or whoever held it elsewhere did before T."""
+    return held.solved or (held.stop_reason is StopReason.UNJUDGED and _turns(held, rules) < rules.max_turns)
+
+
 def _said(held: Trajectory) -> list[str]:
     return [each.content for each in held.dialogue.messages[held.history :] if each.role == "supporter"]
-
-
-def _words(held: Trajectory) -> int:
-    return sum(len(message.split()) for message in _said(held))
 
 
 def _style(held: Trajectory) -> str:

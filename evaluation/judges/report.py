@@ -26,12 +26,11 @@ from esc_env.evaluation.judges.counting import (
     share,
     strengths,
 )
-from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, System
+from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, System, dimensions_of, words_of
 from esc_env.evaluation.judges.plain import NOT_TO_PUBLISH, PLAIN
 from esc_env.evaluation.judges.protocol import DIMENSIONS
 from esc_env.evaluation.validity import Estimate
 from esc_env.protocols import Usage
-from esc_env.trajectory import Trajectory
 
 __all__ = ["Between", "Judged", "between", "summarise", "tables"]
 
@@ -46,8 +45,9 @@ class Judged:
     Attributes:
         judge: as it was given, or its name.
         identity: what tells it from other judges.
-        mode: `pairwise` or `rubric`.
-        systems: labels of the runs.
+        mode: `pairwise`, `rubric`, or `safety`: a rubric of its own, for scenarios marked `risk`; the dimensions of
+            all that follows are those of the mode.
+        systems: labels of the runs or imports.
         questions: of the whole judging; a pair is two, one for each order.
         answered: those with marks.
         unreadable: those that were answered, but never readably; they are no marks, and their pairs no pairs.
@@ -55,7 +55,7 @@ class Judged:
         unreadable_answers: answers that could not be read, by kind, whether or not asking again helped.
         left_out: conversations of the runs without an outcome, or without one to be paired with.
         pairs: pairs that count.
-        marks: rubric: mean mark by dimension and system, from 1 to 5.
+        marks: rubric and safety: mean mark by dimension and system, from 1 to 5.
         rates: pairwise: share of a system's pairs with any other that it wins, a tie counting half, by dimension.
         records: pairwise: by dimension, of any two systems, from the side of the first.
         strengths: pairwise: Bradley–Terry log-strengths by dimension, mean 0.
@@ -63,14 +63,14 @@ class Judged:
         consistency: pairwise: share of pairs of which both orders said the same.
         longer: pairwise: how often the longer conversation wins; ½ where length does not matter, and where it is not
             that better systems are longer.
-        length: pairwise: how much more often than its system does anyway; rubric: rank correlation of mark and words
+        length: pairwise: how much more often than its system does anyway; otherwise: rank correlation of mark and words
             within systems. 0 without length bias.
         own: systems whose chat model is the judge's own.
         usage: model calls of the judge.
         failure_messages: what went wrong, most frequent first: (message of the first, how often).
         folder: where it is kept.
         counted: the pairs themselves.
-        marked: rubric: the marks of each conversation.
+        marked: rubric and safety: the marks of each conversation.
     """
 
     judge: str
@@ -108,6 +108,12 @@ class Judged:
     def notes(self) -> list[str]:
         """What a reader must not overlook, a line each."""
         lines = [NOT_TO_PUBLISH] if self.judge == PLAIN else []
+        if self.mode == "safety":
+            people = len({scenario for _, scenario, _ in self.marked})
+            lines.append(
+                f"safety, on {people:,} scenarios marked risk, is a reading by a judge, no certificate; it says "
+                "nothing of how good the support is otherwise, and no mark for that contains it"
+            )
         if not self.complete:
             open_ = self.questions - self.answered - self.unreadable
             lines.append(
@@ -196,18 +202,18 @@ def summarise(
     ended = [answer for answer in known.values() if answer is not None]
     whole = [answer for answer in ended if answer.failure is None]
     pairs = paired(known)
-    words = {(system.label, *episode): _words(held) for system in systems for episode, held in system.held.items()}
+    words = {(system.label, *episode): words_of(held) for system in systems for episode, held in system.held.items()}
     marked = [
         (question, answer.opinion.marks)
         for question, answer in known.items()
         if len(question.shown) == 1 and answer and answer.opinion.marks is not None
     ]
     asked = {(label, question.scenario, question.trial) for question in known for label in question.shown}
-    there = sum(t.scenario.id in people for system in systems for t in system.report.trajectories)
+    there = sum(t.scenario.id in people for system in systems for t in system.trajectories)
     pairwise = mode == "pairwise"
 
     def each(make: Callable[[str], Any]) -> dict[str, Any]:
-        return {name: make(name) for name in DIMENSIONS}
+        return {name: make(name) for name in dimensions_of(mode)}
 
     def mean(name: str, label: str) -> Estimate | None:
         return mean_mark((asking.scenario, marks[name]) for asking, marks in marked if asking.shown == (label,))
@@ -269,11 +275,6 @@ def _rate(pairs: Iterable[Pair], label: str, dimension: str) -> Estimate | None:
         for pair in pairs
         if label in pair.systems
     )
-
-
-def _words(held: Trajectory) -> int:
-    said = held.dialogue.messages[held.history :]
-    return sum(len(message.content.split()) for message in said if message.role == "supporter")
 
 
 def _same_model(system: System, identity: Mapping[str, Any]) -> bool:
@@ -359,11 +360,12 @@ Table = tuple[str, list[str], list[list[str]]]
 
 def tables(judged: Judged) -> list[Table]:
     """(title, columns, rows) of what is shown in the terminal and on the page."""
-    names = list(DIMENSIONS)
-    if judged.mode == "rubric":
+    names = list(dimensions_of(judged.mode))
+    if judged.mode != "pairwise":
+        where = "Safety where the seeker is at risk: mean mark" if judged.mode == "safety" else "Mean mark"
         marks = [[label, *(_mark(judged.marks[name][label]) for name in names)] for label in judged.systems]
         return [
-            ("Mean mark, 1 to 5, with its 95 % interval", ["system", *names], marks),
+            (f"{where}, 1 to 5, with its 95 % interval", ["system", *names], marks),
             (
                 "How the judge leans",
                 ["", *names],

@@ -23,8 +23,19 @@ from esc_env.errors import ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.agreement import check_libraries
 from esc_env.evaluation.judges.asking import ask_all, failure_of
-from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, people_of, questions_of, systems_of
-from esc_env.evaluation.judges.protocol import Judge, Opinion
+from esc_env.evaluation.judges.design import (
+    Answer,
+    Conversation,
+    Mode,
+    Question,
+    check_english,
+    dimensions_of,
+    people_of,
+    questions_of,
+    systems_of,
+)
+from esc_env.evaluation.judges.plain import PLAIN, PlainJudge
+from esc_env.evaluation.judges.protocol import Judge, Opinion, SafetyJudge
 from esc_env.evaluation.judges.report import Judged, summarise
 from esc_env.evaluation.judges.seats import resolve_judge
 from esc_env.evaluation.report import Report
@@ -62,9 +73,11 @@ def judge_runs(
     """Have a judge mark the conversations of runs, and report what it says and how it leans.
 
     Args:
-        runs: run folders, folders that hold runs, or reports; all of one fingerprint.
+        runs: run folders, folders that hold runs, or reports, all of one fingerprint; or folders of imported
+            conversations, all of one source with the same people.
         judge: as a string, an object or a callable; see `resolve_judge`.
-        mode: by default `pairwise` for several runs, `rubric` for one.
+        mode: by default `pairwise` for several runs, `rubric` for one. `safety` marks how seekers at risk are met: a
+            rubric of its own, for scenarios marked `risk`, by a chat model or a `SafetyJudge`.
         limit: only the first so many scenarios, at least 1.
         only: only these conversations; None for all.
         seed: of the judge's calls.
@@ -93,7 +106,11 @@ def judge_runs(
     systems = systems_of(runs)
     way: Mode = mode or ("pairwise" if len(systems) > 1 else "rubric")
     one_of("mode", way, get_args(Mode))
-    people = people_of(systems, limit)
+    if way == "safety" and not isinstance(marking, SafetyJudge):
+        raise SpecError("this judge does not mark safety. Name a chat model, or an object with rate_safety()")
+    people = people_of(systems, limit, at_risk=way == "safety")
+    if not people:
+        raise ScenarioError("none of the scenarios is marked risk, so there is no safety to judge")
     asked = questions_of(systems, people, way, only)
     if not asked:
         raise ScenarioError(
@@ -103,6 +120,9 @@ def judge_runs(
             if way == "pairwise"
             else "the run has no finished conversation"
         )
+    held = {system.label: system.held for system in systems}
+    if isinstance(marking, PlainJudge):
+        check_english(PLAIN, "--judge", (held[label][q.scenario, q.trial] for q in asked for label in q.shown[:1]))
     identity = Fingerprint(
         {
             "judge": dict(marking.identity), "mode": way, "seed": seed,
@@ -125,7 +145,7 @@ def judge_runs(
         folder.claim(identity, scenarios=people.values(), facts={"judge": name, "key": key}, fresh=fresh),
         RecordWriter(folder.path / OPINIONS, "judgement") as writer,
     ):
-        known = _answered(folder, asked, people)
+        known = _answered(folder, asked, people, way)
         missing = [question for question, answer in known.items() if answer is None or answer.failure]
         now = Progress(len(known) - len(missing), len(known), "questions")
         tell = progress or (lambda _: None)
@@ -133,8 +153,6 @@ def judge_runs(
         if missing:
             if begun:
                 run(check_models(marking))
-
-            held = {system.label: system.held for system in systems}
 
             def keep(question: Question, answer: Answer) -> None:
                 nonlocal now
@@ -146,7 +164,7 @@ def judge_runs(
             async def one(question: Question) -> Failure | None:
                 shown = [held[label][question.scenario, question.trial].dialogue for label in question.shown]
                 name = Seed(derive(seed, question.scenario, question.trial, *question.shown), role="judge")
-                answer = await _answer(marking, people[question.scenario], shown, name)
+                answer = await _answer(marking, way, people[question.scenario], shown, name)
                 keep(question, answer)
                 return answer.failure
 
@@ -159,16 +177,17 @@ def judge_runs(
     return judged
 
 
-async def _answer(judge: Judge, scenario: Scenario, shown: Sequence[Dialogue], seed: Seed) -> Answer:
+async def _answer(judge: Judge, mode: Mode, scenario: Scenario, shown: Sequence[Dialogue], seed: Seed) -> Answer:
     try:
-        said = await (judge.rate if len(shown) == 1 else judge.compare)(scenario, *shown, seed=seed)
-        return Answer(Opinion.from_json(said.to_json(), len(shown)))  # a judge of one's own may say anything
+        ask = getattr(judge, {"pairwise": "compare", "rubric": "rate", "safety": "rate_safety"}[mode])
+        said = (await ask(scenario, *shown, seed=seed)).to_json()  # a judge of one's own may say anything
+        return Answer(Opinion.from_json(said, len(shown), dimensions_of(mode)))
     except Exception as error:  # whatever a judge raises leaves its question without an answer
         return Answer(Opinion(None), failure_of("judge", error))
 
 
 def _answered(
-    folder: RunFolder, asked: Iterable[Question], people: Mapping[str, Scenario]
+    folder: RunFolder, asked: Iterable[Question], people: Mapping[str, Scenario], mode: Mode
 ) -> dict[Question, Answer | None]:
     """What each question has come to: its last line, or None."""
     found: dict[Question, Answer | None] = dict.fromkeys(asked)
@@ -179,7 +198,7 @@ def _answered(
         if question not in found:
             raise SpecError(f"shown: {', '.join(shown)}, trial {question.trial}, is no part of this judging")
         failure = read(data, "failure", optional(Failure.from_json))
-        opinion = Opinion.from_json(data, len(shown))
+        opinion = Opinion.from_json(data, len(shown), dimensions_of(mode))
         if failure and opinion.marks is not None:
             raise SpecError("marks: a call that failed gives none")
         return question, Answer(opinion, failure)
