@@ -301,7 +301,7 @@ def test_every_command_that_opens_a_model_can_be_told_its_key():
         if name.startswith("esc train ") and isinstance(command, _Fields):
             stage = name.rpartition(" ")[2]
             options |= {option for option, _ in described(stage if stage in STAGES else None)}
-        opening |= {name} if options & {"--agent", "--seeker", "--critic"} else set()
+        opening |= {name} if options & {"--agent", "--seeker", "--critic", "--judge"} else set()
         told |= {name} if "--api-key-env" in options else set()
     assert opening == told
     assert opening >= {
