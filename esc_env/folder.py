@@ -4,10 +4,11 @@
     scenarios.jsonl  whom it is about, each once; records name them by id
     NAME.jsonl       the records, a line each
     .lock            locked by who writes here
+    .place           where it was begun: the folder's number in its file system, and the user's
 
 It can be read anywhere: nothing in it refers to what stands outside, and no link in it is followed. It is written to
-only where it was begun: run.json keeps the folder's number in its file system (which a name does not change, and no
-archive or copy takes along) and the user's. `take_over` makes it one's own.
+only where it was begun: the folder's number is one that no name changes, and no archive or copy takes along.
+`take_over` makes it one's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from shlex import quote
 from typing import Any, TypeVar
 
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError
-from esc_env.fields import integer, mapping, read, text
+from esc_env.fields import integer, many, mapping, read, text
 from esc_env.records import (
     RECORD_VERSION,
     FolderLock,
@@ -38,12 +39,14 @@ from esc_env.rules import Fingerprint, __version__
 from esc_env.scenarios import Scenario
 from esc_env.secrets import struck
 
-__all__ = ["TIMING", "RunFolder", "take_over"]
+__all__ = ["PLACE", "TIMING", "RunFolder", "take_over"]
 
 T = TypeVar("T")
 
 TIMING = "timing.jsonl"
 """The file that says how long things took: all that differs when a run is repeated."""
+PLACE = ".place"
+"""The file that says where a run was begun, which is another place whenever it is repeated."""
 _ABOUT = "run.json"
 _SCENARIOS = "scenarios.jsonl"
 _ELSEWHERE = "Give another folder with --out"
@@ -170,7 +173,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made a folder ({error.strerror}). {_ELSEWHERE}") from error
-        if not fresh and self._taken() and self.about().get("place") != _place(self.path):
+        if not fresh and self._taken() and not _begun_in(self.path):
             raise RecordError(
                 f"{self.path}: was begun elsewhere (another folder, user or machine), so it is only read. To go on "
                 f"with it all the same, type: esc take-over {quote(str(self.path))}. {self.instead}"
@@ -203,8 +206,8 @@ class RunFolder:
         if people := [scenario.to_json() for scenario in scenarios]:
             write_records(self.path / _SCENARIOS, "scenario", people)
         versions = {"esc-env": __version__, "python": platform.python_version()}
-        place = _place(self.path)
-        return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions, "place": place}
+        write_json(self.path / PLACE, _place(self.path))
+        return {"kind": self.kind, "version": RECORD_VERSION, "versions": versions}
 
     def _set_aside(self) -> None:
         """Move what is here into a folder beside this one; run.json last: until then the rest can still follow."""
@@ -217,7 +220,7 @@ class RunFolder:
             raise RecordError(f"{self.path}: cannot be moved to {aside} ({error.strerror}). {_ELSEWHERE}") from error
 
     def _entries(self) -> list[Path]:
-        return [path for path in self.path.glob("*") if path.name != ".lock"]
+        return [path for path in self.path.glob("*") if path.name not in (".lock", PLACE)]
 
 
 def take_over(path: str | Path) -> list[Path]:
@@ -233,16 +236,21 @@ def take_over(path: str | Path) -> list[Path]:
     found = [RunFolder(Path(place), "run") for place, _, files in os.walk(path) if _ABOUT in files]
     if not found:
         raise RecordError(f"{path}: no run here. Give the folder of one, or one that holds some")
-    foreign = [folder for folder in found if folder._read().get("place") != _place(folder.path)]
+    foreign = [folder for folder in found if folder._read() and not _begun_in(folder.path)]
     for folder in foreign:
         with FolderLock(folder.path):
-            write_json(folder.path / _ABOUT, {**folder._read(), "place": _place(folder.path)})
+            write_json(folder.path / PLACE, _place(folder.path))
     return sorted(folder.path for folder in foreign)
 
 
 def _about(data: Any) -> dict[str, Any]:
     known = {"kind": read(data, "kind", text), "version": read(data, "version", integer(0))}
     return {**data, **known, "identity": dict(mapping(data.get("identity", {})))}
+
+
+def _begun_in(path: Path) -> bool:
+    """Whether the run in a folder was begun there, by this user."""
+    return lexists(path / PLACE) and read_json(path / PLACE, many(integer())) == tuple(_place(path))
 
 
 def _place(path: Path) -> list[int]:

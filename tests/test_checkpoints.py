@@ -16,6 +16,7 @@ from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import RecordError
+from esc_env.folder import take_over
 from esc_env.training.checkpoints import damage, resume_from
 from esc_env.training.config import SFTStage
 from esc_env.training.sft import Lesson, train_sft
@@ -55,6 +56,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(trained: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "sft"
     shutil.copytree(trained, folder)
+    take_over(folder)
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     del about["finished"]
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")

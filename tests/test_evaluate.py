@@ -99,7 +99,8 @@ def test_the_default_folder_is_named_by_the_run_key(tmp_path, monkeypatch):
     report = held()
     assert report.folder == Path("runs") / report.run_key
     assert sorted(path.name for path in report.folder.iterdir()) == [
-        ".lock", "report.html", "report.json", "run.json", "scenarios.jsonl", "timing.jsonl", "trajectories.jsonl",
+        ".lock", ".place", "report.html", "report.json", "run.json", "scenarios.jsonl", "timing.jsonl",
+        "trajectories.jsonl",
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
 from esc_env.evaluation.runner import evaluate, read_run
-from esc_env.folder import TIMING
+from esc_env.folder import PLACE, TIMING
 from esc_env.models.budget import spent
 from esc_env.models.local import LocalModel
 from esc_env.protocols import Completion, Request
@@ -160,7 +160,7 @@ def test_the_same_seed_is_the_same_run_in_every_byte_also_on_a_busy_machine(
         """The hash of every file but those that say how long things took."""
         run_pipeline(config, tmp_path / "run", told=lambda line: None)
         kept = (tmp_path / "run").rename(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        files = [path for path in kept.rglob("*") if path.is_file() and path.name != TIMING]
+        files = [path for path in kept.rglob("*") if path.is_file() and path.name not in (PLACE, TIMING)]
         return {str(path.relative_to(kept)): sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
     quiet = run_once()

@@ -13,7 +13,7 @@ from esc_env.evaluation.report import Report
 from esc_env.evaluation.runner import is_run, read_run
 from esc_env.evaluation.statistics import mean_interval
 from esc_env.evaluation.wording import Wording
-from esc_env.fields import mapping, number, optional, read, text
+from esc_env.fields import integer, many, mapping, number, optional, read, text
 from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig
 from esc_env.training.stage import read_valid
@@ -110,8 +110,11 @@ def texture_cells(look: Mapping[str, Any]) -> list[str]:
 def _measured(data: Any) -> Mapping[str, Any]:
     """A reward model's report, of which a page tells these."""
     read(data, "kind", text)
+    read(data, "pairs_within", integer(0))
     for name in ("auc", "auc_within", "accuracy", "ece"):
         read(data, name, optional(number(0, 1)))
+    for name in ("auc_interval", "auc_within_interval"):
+        read(data, name, optional(many(number(0, 1), 2, 2)), None)
     return mapping(data)
 
 

@@ -139,10 +139,8 @@ class RewardModelReport:
             "error": optional(number(0)), "cut": share, "overlong": count,
         }  # fmt: skip
         later = {"horizon": optional(count), "auc_interval": ends, "auc_within_interval": ends}
-        return cls(
-            **{name: read(data, name, check) for name, check in checks.items()},
-            **{name: read(data, name, check, None) for name, check in later.items()},
-        )
+        made: dict[str, Any] = {name: read(data, name, check) for name, check in checks.items()}
+        return cls(**made | {name: read(data, name, check, None) for name, check in later.items()})
 
 
 def label_of(sample: Sample, delta: float) -> float:
