@@ -140,7 +140,8 @@ class RewardModelReport:
         }  # fmt: skip
         later = {"horizon": optional(count), "auc_interval": ends, "auc_within_interval": ends}
         made: dict[str, Any] = {name: read(data, name, check) for name, check in checks.items()}
-        return cls(**made | {name: read(data, name, check, None) for name, check in later.items()})
+        made |= {name: read(data, name, check, None) for name, check in later.items()}
+        return cls(**made)
 
 
 def label_of(sample: Sample, delta: float) -> float:
