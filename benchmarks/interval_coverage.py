@@ -1,7 +1,7 @@
 """python benchmarks/interval_coverage.py
 
 How often a 95 % interval covers what it is about, when trials of one scenario are alike: the choice that
-`esc_env.evaluation.statistics` made, and what it was chosen from.
+`esc_env.evaluation.statistics.intervals` made, and what it was chosen from.
 
 Every scenario has a success rate of its own, drawn from a beta distribution around the true one; the intraclass
 correlation (ICC) says how much of the variance lies between scenarios, 0 for trials that are all independent. Printed
@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from esc_env.evaluation.markdown import table
-from esc_env.evaluation.statistics import clustered_wilson, mean_interval
+from esc_env.evaluation.pages.markdown import table
+from esc_env.evaluation.statistics.intervals import clustered_wilson, mean_interval
 
 Array = npt.NDArray[Any]
 Interval = Callable[[Array, int], tuple[Array, Array]]

@@ -1,7 +1,7 @@
 """python benchmarks/model_costs.py
 
 What a conversation with chat models costs, by prompting style: the table of docs/costs.md. No model is called: a fake
-one (`esc_env.evaluation.plan`) answers with texts of typical length, in a conversation that goes on for all T = 8
+one (`esc_env.evaluation.runs.plan`) answers with texts of typical length, in a conversation that goes on for all T = 8
 turns. A token is counted as four characters, which is about right for English; the dialogue's own length decides most.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from esc_env.agents.chat import STYLES
 from esc_env.chairs.critics import CriticMode
 from esc_env.data.datasets import load_scenarios
-from esc_env.evaluation.markdown import table
-from esc_env.evaluation.plan import measure
+from esc_env.evaluation.pages.markdown import table
+from esc_env.evaluation.runs.plan import measure
 
 
 def main() -> None:

@@ -9,11 +9,11 @@
 if __name__ != "esc_env.evaluation":
     raise ImportError(f"import this package as esc_env.evaluation, not as {__name__}")
 
-from esc_env.evaluation.comparison import Comparison, compare
-from esc_env.evaluation.leaderboard import Entry, Leaderboard, rank
-from esc_env.evaluation.report import Group, Replies, Report
-from esc_env.evaluation.runner import evaluate, read_run
-from esc_env.evaluation.statistics import success_interval
+from esc_env.evaluation.ranking.comparison import Comparison, compare
+from esc_env.evaluation.ranking.leaderboard import Entry, Leaderboard, rank
+from esc_env.evaluation.runs.report import Group, Replies, Report
+from esc_env.evaluation.runs.runner import evaluate, read_run
+from esc_env.evaluation.statistics.intervals import success_interval
 
 __all__ = [
     "Comparison", "Entry", "Group", "Leaderboard", "Replies", "Report", "compare", "evaluate", "rank", "read_run",

@@ -27,7 +27,7 @@ from esc_env.data.cards import sage_profile
 from esc_env.data.files import Record, Unusable, records
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning, did_you_mean
-from esc_env.evaluation.statistics import mean_interval
+from esc_env.evaluation.statistics.intervals import mean_interval
 from esc_env.fields import many, mapping, number, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.records import write_records

@@ -394,7 +394,7 @@ def test_help_is_quick_and_loads_no_package_of_models_or_scenarios():
 
 def test_commands_that_are_not_there_are_named_and_cost_no_other_command(esc, monkeypatch):
     points = [EntryPoint("a", value, "esc_env.commands") for value in ("no_such:register", "esc_env.agents.cli:gone")]
-    points.append(EntryPoint("b", "esc_env.evaluation.cli:register", "esc_env.commands"))
+    points.append(EntryPoint("b", "esc_env.evaluation.commands.runs:register", "esc_env.commands"))
     monkeypatch.setattr("esc_env.cli.entry_points", lambda group: points)
     code, out, err = esc("eval", "--help")
     assert (code, "Benchmark agents" in out) == (0, True)

@@ -20,9 +20,9 @@ from statsmodels.stats.proportion import proportion_confint
 from esc_env.cli import main
 from esc_env.errors import ESCError, MissingExtra, ProtocolMismatch, RecordError
 from esc_env.evaluation import evaluate
-from esc_env.evaluation.comparison import compare, p_text
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.statistics import detectable, mean_interval, wilson
+from esc_env.evaluation.ranking.comparison import compare, p_text
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.statistics.intervals import detectable, mean_interval, wilson
 from esc_env.rules import Rules
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
 from esc_env.trajectory import StopReason

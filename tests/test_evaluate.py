@@ -30,7 +30,7 @@ from esc_env.errors import (
     TornLineWarning,
 )
 from esc_env.evaluation import Replies, Report, evaluate, read_run, success_interval
-from esc_env.evaluation.statistics import clustered_wilson, mean_interval, wilson
+from esc_env.evaluation.statistics.intervals import clustered_wilson, mean_interval, wilson
 from esc_env.progress import Progress
 from esc_env.protocols import Reply
 from esc_env.records import FolderLock, RecordWriter, read_records

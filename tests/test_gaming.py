@@ -18,10 +18,10 @@ from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.errors import ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError, SpecError
-from esc_env.evaluation.gaming import PROBES, climb, in_order, probe, run_probes, summary
-from esc_env.evaluation.holding import hold
-from esc_env.evaluation.statistics import auc_estimate
-from esc_env.evaluation.validity import validate_critic
+from esc_env.evaluation.runs.holding import hold
+from esc_env.evaluation.statistics.intervals import auc_estimate
+from esc_env.evaluation.validity.critics import validate_critic
+from esc_env.evaluation.validity.gaming import PROBES, climb, in_order, probe, run_probes, summary
 from esc_env.testing import FakeChatModel
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

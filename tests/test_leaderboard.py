@@ -15,7 +15,7 @@ from conftest import bank
 from esc_env import Ballot, Rules
 from esc_env.errors import ModelError, ProtocolMismatch, RecordError
 from esc_env.evaluation import evaluate, rank
-from esc_env.evaluation.leaderboard import find_runs
+from esc_env.evaluation.ranking.leaderboard import find_runs
 from esc_env.folder import RunFolder
 from esc_env.testing import Faulty, ScriptedAgent, ScriptedSeeker
 

@@ -22,7 +22,7 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.cli import build_app, main
 from esc_env.errors import ConfigError, SpecError
 from esc_env.evaluation import evaluate
-from esc_env.evaluation.config import read_config
+from esc_env.evaluation.runs.config import read_config
 from esc_env.models import Options, read_options
 from esc_env.seeds import Seed
 from esc_env.testing import FakeChatModel

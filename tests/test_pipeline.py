@@ -24,7 +24,7 @@ from tiny_models import CHATML, save_model
 from esc_env import Dialogue, Message, Rules
 from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
-from esc_env.evaluation.runner import evaluate, read_run
+from esc_env.evaluation.runs.runner import evaluate, read_run
 from esc_env.folder import PLACE, TIMING
 from esc_env.models.budget import spent
 from esc_env.models.local import LocalModel

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from esc_env.cli import main
 from esc_env.errors import SpecError
-from esc_env.evaluation.plan import Design, designs, expected_usage
-from esc_env.evaluation.statistics import clustered_wilson, mean_interval
+from esc_env.evaluation.runs.plan import Design, designs, expected_usage
+from esc_env.evaluation.statistics.intervals import clustered_wilson, mean_interval
 from esc_env.rules import Rules
 
 SERVED = "openai/unpriced@http://127.0.0.1:9/v1"

@@ -12,7 +12,7 @@ from esc_env import Dialogue, Message, Scenario
 from esc_env.cli import main
 from esc_env.errors import ScenarioError, SpecError
 from esc_env.evaluation import Report, evaluate
-from esc_env.evaluation.realism import PARTS, Realism, compare_seekers
+from esc_env.evaluation.validity.seekers import PARTS, Realism, compare_seekers
 
 for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
     pytest.importorskip(_package, reason="needs the extra 'judge'")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation import evaluate, read_run
-from esc_env.evaluation.course import Course
-from esc_env.evaluation.wording import Wording, likeness
+from esc_env.evaluation.runs.course import Course
+from esc_env.evaluation.runs.wording import Wording, likeness
 from esc_env.protocols import Verdict
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esc_env.errors import SpecError
-from esc_env.evaluation.resampling import two_level
+from esc_env.evaluation.statistics.resampling import two_level
 
 Runs = list[list[dict[str, list[float]]]]
 

@@ -19,8 +19,8 @@ from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError
-from esc_env.evaluation.resampling import auc_interval
-from esc_env.evaluation.statistics import auc
+from esc_env.evaluation.statistics.intervals import auc
+from esc_env.evaluation.statistics.resampling import auc_interval
 from esc_env.rewards import Future, RewardModelReward
 from esc_env.training.config import RewardModelStage
 from esc_env.training.data import Sample

@@ -11,8 +11,8 @@ from conftest import bank
 from esc_env import Ballot, Dialogue, Message, Rules, load_scenarios
 from esc_env.cli import main
 from esc_env.evaluation import evaluate, rank
-from esc_env.evaluation.robustness import Condition, attacks, grid, sensitivity
-from esc_env.evaluation.safety import Safety, read_safety
+from esc_env.evaluation.runs.safety import Safety, read_safety
+from esc_env.evaluation.validity.robustness import Condition, attacks, grid, sensitivity
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
 from esc_env.trajectory import StopReason, Trajectory
 
@@ -62,7 +62,7 @@ def test_pairs_of_agents_that_change_places_are_counted(tmp_path):
         for name, agent in agents.items()
         for condition in conditions
     }
-    from esc_env.evaluation.robustness import Grid
+    from esc_env.evaluation.validity.robustness import Grid
 
     made = Grid(tuple(agents), ("ok", "go on"), reports)
     assert (made.swapped("ok"), made.swapped("go on")) == (0, 1)

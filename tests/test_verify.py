@@ -19,9 +19,9 @@ from esc_env.cli import main
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ModelError, RecordError, SpecError
 from esc_env.evaluation import evaluate, rank
-from esc_env.evaluation.runner import read_run, run_key
-from esc_env.evaluation.submission import submit
-from esc_env.evaluation.verify import verify
+from esc_env.evaluation.ranking.submission import submit
+from esc_env.evaluation.ranking.verify import verify
+from esc_env.evaluation.runs.runner import read_run, run_key
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import episode_seed
@@ -464,10 +464,10 @@ def test_a_submitted_file_that_was_edited_is_refused_naming_file_and_line(run, t
 def test_every_line_of_a_submitted_run_holds_to_the_published_schema(run, tmp_path):
     from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-    from esc_env.evaluation.schema import schema
+    from esc_env.evaluation.ranking.schema import schema
 
     published = json.loads((Path(__file__).parents[1] / "docs" / "submission.schema.json").read_text())
-    assert published == schema(), "python -m esc_env.evaluation.schema > docs/submission.schema.json"
+    assert published == schema(), "python -m esc_env.evaluation.ranking.schema > docs/submission.schema.json"
     valid = Draft202012Validator(published)
     evaluate(
         "builtin:template",
@@ -603,6 +603,6 @@ def test_a_leaderboard_of_runs_needs_no_name_of_a_command(esc, run):
 def test_the_schema_is_made_by_its_command():
     pytest.importorskip("pydantic")
     made = subprocess.run(
-        [sys.executable, "-m", "esc_env.evaluation.schema"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "esc_env.evaluation.ranking.schema"], capture_output=True, text=True, check=True
     )
     assert json.loads(made.stdout)["oneOf"]

@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any
 
 from esc_env.errors import one_of, whole
-from esc_env.evaluation import markdown
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.resampling import two_level
+from esc_env.evaluation.pages import markdown
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.statistics.resampling import two_level
 from esc_env.records import write_json, write_text
 from esc_env.training import svg
 from esc_env.training.config import PipelineConfig

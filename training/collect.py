@@ -29,7 +29,7 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import as_message
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError, one_of, whole
-from esc_env.evaluation.holding import check_models, ended, hold_missing, reached
+from esc_env.evaluation.runs.holding import check_models, ended, hold_missing, reached
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told

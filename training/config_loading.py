@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 
 from esc_env.config import Given, Section, build, read_file
 from esc_env.errors import ConfigError, did_you_mean
-from esc_env.evaluation.config import SHORT
+from esc_env.evaluation.runs.config import SHORT
 from esc_env.models import read_options
 from esc_env.training.config import PipelineConfig
 

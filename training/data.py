@@ -17,7 +17,7 @@ from typing import Any
 
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError, one_of
-from esc_env.evaluation import markdown
+from esc_env.evaluation.pages import markdown
 from esc_env.fields import flag, integer, many, read, text
 from esc_env.folder import RunFolder
 from esc_env.protocols import Usage

@@ -26,7 +26,7 @@ from esc_env.background import run, settle, wait
 from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
-from esc_env.evaluation.holding import check_models
+from esc_env.evaluation.runs.holding import check_models
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate

@@ -12,7 +12,7 @@ from typing import Any
 
 from esc_env.builtin.language import sentences
 from esc_env.builtin.moves import MOVES, read
-from esc_env.evaluation.resampling import two_level
+from esc_env.evaluation.statistics.resampling import two_level
 from esc_env.training.data import Sample
 from esc_env.trajectory import Trajectory
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from esc_env.evaluation import markdown
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import is_run, read_run
-from esc_env.evaluation.statistics import mean_interval
-from esc_env.evaluation.wording import Wording
+from esc_env.evaluation.pages import markdown
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import is_run, read_run
+from esc_env.evaluation.runs.wording import Wording
+from esc_env.evaluation.statistics.intervals import mean_interval
 from esc_env.fields import integer, many, mapping, number, optional, read, text
 from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig

@@ -29,8 +29,8 @@ from typing import Any
 from esc_env.agents.spec import resolve_agent
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
-from esc_env.evaluation.report import success_text
-from esc_env.evaluation.runner import evaluate
+from esc_env.evaluation.runs.report import success_text
+from esc_env.evaluation.runs.runner import evaluate
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings, Options
 from esc_env.models.local import LocalModel

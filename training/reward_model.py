@@ -21,8 +21,8 @@ import numpy as np
 
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra
-from esc_env.evaluation.resampling import auc_interval, two_level
-from esc_env.evaluation.statistics import auc
+from esc_env.evaluation.statistics.intervals import auc
+from esc_env.evaluation.statistics.resampling import auc_interval, two_level
 from esc_env.fields import integer, many, number, optional, read, text
 from esc_env.models.weights import load_model
 from esc_env.records import read_json, write_json, write_text

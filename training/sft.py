@@ -18,7 +18,7 @@ from typing import Any
 from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import ConfigError, MissingExtra
-from esc_env.evaluation.runner import is_run, read_run
+from esc_env.evaluation.runs.runner import is_run, read_run
 from esc_env.models.templates import ChatTemplate, TemplateError, TemplateRefused
 from esc_env.rewards.rows import chat_of
 from esc_env.scenarios import Scenario, ScenarioSet

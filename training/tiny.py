@@ -31,7 +31,7 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage, Dialogue, Message
 from esc_env.errors import MissingExtra, SpecError
-from esc_env.evaluation.holding import hold
+from esc_env.evaluation.runs.holding import hold
 from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_env.errors import MissingExtra
-from esc_env.evaluation.validity import Estimate
+from esc_env.evaluation.validity.critics import Estimate
 
 __all__ = ["Array", "alpha", "check_libraries", "kappa", "rank_correlation", "resampled", "spearman"]
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from esc_env.evaluation.judges.design import Answer, Question
 from esc_env.evaluation.judges.protocol import BEST, WORST
-from esc_env.evaluation.statistics import success_interval
-from esc_env.evaluation.validity import Estimate
+from esc_env.evaluation.statistics.intervals import success_interval
+from esc_env.evaluation.validity.critics import Estimate
 
 __all__ = [
     "Pair", "Record", "consistency", "length_excess", "longer", "mean_mark", "paired", "position",

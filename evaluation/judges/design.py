@@ -14,12 +14,12 @@ from typing import Any, Literal
 from esc_env.builtin.language import understood
 from esc_env.dialogue import Dialogue
 from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError
-from esc_env.evaluation.holding import Episode
 from esc_env.evaluation.imports import ImportReport, is_import, read_import, together
 from esc_env.evaluation.judges.protocol import DIMENSIONS, SAFETY, Opinion
-from esc_env.evaluation.leaderboard import find_runs
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import read_run
+from esc_env.evaluation.ranking.leaderboard import find_runs
+from esc_env.evaluation.runs.holding import Episode
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import read_run
 from esc_env.folder import RunFolder
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario

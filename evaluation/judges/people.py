@@ -29,8 +29,8 @@ from esc_env.evaluation.judges.design import Conversation, systems_of
 from esc_env.evaluation.judges.plain import NOT_TO_PUBLISH, PLAIN
 from esc_env.evaluation.judges.protocol import DIMENSIONS, Judge
 from esc_env.evaluation.judges.session import judge_runs
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.validity import Estimate
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.validity.critics import Estimate
 from esc_env.fields import number, read, text
 from esc_env.records import MAX_BYTES, parse
 

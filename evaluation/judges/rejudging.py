@@ -27,13 +27,13 @@ from esc_env.builtin.moves import read as moves_in
 from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.dialogue import Dialogue
 from esc_env.errors import RecordError, ScenarioError, SpecError, whole
-from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.agreement import alpha, check_libraries, kappa, rank_correlation
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.counting import mean_mark
 from esc_env.evaluation.judges.design import Conversation, check_english, in_english, people_of, systems_of, words_of
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.validity import Estimate
+from esc_env.evaluation.runs.holding import check_models
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.validity.critics import Estimate
 from esc_env.fields import integer, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import SpecError
-from esc_env.evaluation import markdown
 from esc_env.evaluation.judges.agreement import kappa, rank_correlation
 from esc_env.evaluation.judges.counting import (
     Pair,
@@ -29,7 +28,8 @@ from esc_env.evaluation.judges.counting import (
 from esc_env.evaluation.judges.design import Answer, Conversation, Mode, Question, System, dimensions_of, words_of
 from esc_env.evaluation.judges.plain import NOT_TO_PUBLISH, PLAIN
 from esc_env.evaluation.judges.protocol import DIMENSIONS
-from esc_env.evaluation.validity import Estimate
+from esc_env.evaluation.pages import markdown
+from esc_env.evaluation.validity.critics import Estimate
 from esc_env.protocols import Usage
 
 __all__ = ["Between", "Judged", "between", "summarise", "tables"]

@@ -20,7 +20,6 @@ from typing import Any, Unpack, get_args
 from esc_env.background import run
 from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, SpecError, one_of, whole
-from esc_env.evaluation.holding import check_models
 from esc_env.evaluation.judges.agreement import check_libraries
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.design import (
@@ -38,7 +37,8 @@ from esc_env.evaluation.judges.plain import PLAIN, PlainJudge
 from esc_env.evaluation.judges.protocol import Judge, Opinion, SafetyJudge
 from esc_env.evaluation.judges.report import Judged, summarise
 from esc_env.evaluation.judges.seats import resolve_judge
-from esc_env.evaluation.report import Report
+from esc_env.evaluation.runs.holding import check_models
+from esc_env.evaluation.runs.report import Report
 from esc_env.fields import integer, many, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, effective

@@ -2,8 +2,8 @@
 
 `grid` holds the same agents under several conditions, one run folder each, and reads what moves: the success rates, the
 worst condition, how final scores shift, and whether the agents' order stays. `sensitivity` needs no new conversation:
-it counts one run again by other rules from its stored votes. `attacks` runs the suite of `esc_env.evaluation.gaming`
-against a seeker and critic of choice.
+it counts one run again by other rules from its stored votes. `attacks` runs the suite of `esc validate gaming` against a
+seeker and critic of choice.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env.evaluation.gaming import PROBES, Probe
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import evaluate
-from esc_env.evaluation.statistics import mean_interval, success_interval
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import evaluate
+from esc_env.evaluation.statistics.intervals import mean_interval, success_interval
+from esc_env.evaluation.validity.gaming import PROBES, Probe
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 from esc_env.trajectory import Trajectory

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esc_env.errors import SpecError
-from esc_env.evaluation.statistics import auc
+from esc_env.evaluation.statistics.intervals import auc
 
 __all__ = ["TwoLevel", "auc_interval", "two_level"]
 

@@ -28,8 +28,8 @@ from esc_env.builtin.moves import weight
 from esc_env.dialogue import Dialogue
 from esc_env.errors import ScenarioError, SpecError
 from esc_env.evaluation.judges.agreement import check_libraries
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import read_run
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import read_run
 from esc_env.scenarios import Scenario
 
 __all__ = ["PARTS", "Part", "Realism", "compare_seekers"]

@@ -12,7 +12,7 @@ import typer
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 
 if TYPE_CHECKING:
-    from esc_env.evaluation.robustness import Condition
+    from esc_env.evaluation.validity.robustness import Condition
 
 __all__ = ["app"]
 
@@ -57,7 +57,7 @@ def _simulators(
 
     The first seeker with its first persona is what the others are compared with.
     """
-    from esc_env.evaluation.robustness import Condition
+    from esc_env.evaluation.validity.robustness import Condition
     from esc_env.scenarios import PERSONAS
 
     seekers = seeker_model or ["builtin"]
@@ -100,7 +100,7 @@ def _transfer(
     Train a policy without some emotion or problem (`esc scenarios` shows which there are), and its rows tell what it
     makes of them.
     """
-    from esc_env.evaluation.robustness import Condition
+    from esc_env.evaluation.validity.robustness import Condition
 
     _hold(
         agent, [Condition(name, {"scenarios": name}) for name in scenarios], out, progress, groups=True, trials=trials,
@@ -117,9 +117,9 @@ def _hold(
     groups: bool = False,
     **common: Any,
 ) -> None:
-    from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.report import interval_text, number, percent
-    from esc_env.evaluation.robustness import grid
+    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.runs.report import interval_text, number, percent
+    from esc_env.evaluation.validity.robustness import grid
     from esc_env.progress import shown
     from esc_env.records import write_json
 
@@ -151,7 +151,7 @@ def _hold(
 
 def _print_groups(agent: str, reports: Mapping[str, Any]) -> None:
     """The hardest emotion and problem of each set, with how many conversations that rests on."""
-    from esc_env.evaluation.report import percent
+    from esc_env.evaluation.runs.report import percent
 
     for name, report in reports.items():
         for kind, parts in (("emotion", report.by_emotion), ("problem", report.by_problem)):
@@ -173,11 +173,11 @@ def _sensitivity(
     Where other rules would have let a conversation go on that had ended, what would have come of it is open: then SR
     lies between two bounds. Another critic, or temperature of it, takes new votes: `esc rejudge`.
     """
-    from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.leaderboard import find_runs
-    from esc_env.evaluation.report import interval_text, percent
-    from esc_env.evaluation.robustness import sensitivity
-    from esc_env.evaluation.runner import read_run
+    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.ranking.leaderboard import find_runs
+    from esc_env.evaluation.runs.report import interval_text, percent
+    from esc_env.evaluation.runs.runner import read_run
+    from esc_env.evaluation.validity.robustness import sensitivity
 
     for folder in find_runs(runs):
         report = read_run(folder)
@@ -211,10 +211,10 @@ def _attacks(
     pair may give is held to bounds by `esc validate gaming`.
     """
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.gaming import PROBES
-    from esc_env.evaluation.report import interval_text, number, percent
-    from esc_env.evaluation.robustness import attacks
+    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.runs.report import interval_text, number, percent
+    from esc_env.evaluation.validity.gaming import PROBES
+    from esc_env.evaluation.validity.robustness import attacks
     from esc_env.progress import shown
     from esc_env.records import write_json
 

@@ -17,8 +17,8 @@ import numpy as np
 from esc_env.background import each, run
 from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.errors import RecordError, ScenarioError, SpecError
-from esc_env.evaluation.holding import check_models
-from esc_env.evaluation.statistics import auc, auc_estimate
+from esc_env.evaluation.runs.holding import check_models
+from esc_env.evaluation.statistics.intervals import auc, auc_estimate
 from esc_env.fields import number, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings

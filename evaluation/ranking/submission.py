@@ -1,7 +1,7 @@
 """A run as one file, to be sent to somebody: run.json as its first line, then its scenarios, then its conversations.
 
 Every line is a record as it stands in the folder, errors and all, so the file is checked as a folder is. What a line
-may hold is published as a JSON Schema: `docs/submission.schema.json` (see `esc_env.evaluation.schema`).
+may hold is published as a JSON Schema: `docs/submission.schema.json` (see `esc_env.evaluation.ranking.schema`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esc_env.errors import RecordError, SpecError
-from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key
+from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run, run_folder, run_key
 from esc_env.fields import mapping, read, text
 from esc_env.records import (
     MAX_BYTES,

@@ -28,10 +28,10 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.escaping import one_line
-from esc_env.evaluation.config import run_config
-from esc_env.evaluation.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
-from esc_env.evaluation.page import run_page
-from esc_env.evaluation.report import Report, summarise_run
+from esc_env.evaluation.pages.page import run_page
+from esc_env.evaluation.runs.config import run_config
+from esc_env.evaluation.runs.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
+from esc_env.evaluation.runs.report import Report, summarise_run
 from esc_env.fields import integer, mapping, number, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, Options, effective

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esc_env.evaluation.course import Course
-from esc_env.evaluation.safety import Safety, read_safety
-from esc_env.evaluation.statistics import success_interval, wilson
-from esc_env.evaluation.wording import Wording
+from esc_env.evaluation.runs.course import Course
+from esc_env.evaluation.runs.safety import Safety, read_safety
+from esc_env.evaluation.runs.wording import Wording
+from esc_env.evaluation.statistics.intervals import success_interval, wilson
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
 from esc_env.rules import Fingerprint
 from esc_env.scenarios import Scenario

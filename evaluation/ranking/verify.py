@@ -26,9 +26,9 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError, SpecError
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
-from esc_env.evaluation.submission import opened
+from esc_env.evaluation.ranking.submission import opened
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.fields import mapping, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings

@@ -11,7 +11,7 @@ import typer
 from esc_env.cli_options import Critic, Judging, Limit, Models, Progress, grouped
 
 if TYPE_CHECKING:
-    from esc_env.evaluation.gaming import Row
+    from esc_env.evaluation.validity.gaming import Row
 
 __all__ = ["app"]
 
@@ -37,8 +37,8 @@ def _gaming(
     bounds and are reported as they come out.
     """
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.gaming import PERSONAS, PROBES, run_probes, summary
+    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.validity.gaming import PERSONAS, PROBES, run_probes, summary
     from esc_env.progress import shown
     from esc_env.records import write_json
 
@@ -62,7 +62,7 @@ def _gaming(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from esc_env.evaluation.report import FIGURES
+    from esc_env.evaluation.runs.report import FIGURES
 
     item, report = row.probe, row.report
     allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
@@ -93,7 +93,7 @@ def _critic(
     Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
     """
     from esc_env.data.readers import read_file
-    from esc_env.evaluation.validity import validate_critic
+    from esc_env.evaluation.validity.critics import validate_critic
     from esc_env.progress import shown
 
     with shown(wanted=progress, kept=out is not None) as told:
@@ -140,9 +140,9 @@ def _judge(
     Exit code 1 while some of the judge's answers are missing.
     """
     from esc_env.escaping import one_line
-    from esc_env.evaluation.cli import print_table
+    from esc_env.evaluation.commands.runs import print_table
     from esc_env.evaluation.judges.people import validate_judge
-    from esc_env.evaluation.report import number
+    from esc_env.evaluation.runs.report import number
     from esc_env.progress import shown
 
     with shown(judge, progress) as told:
@@ -186,8 +186,8 @@ def _seeker(
     two halves of the human conversations.
     """
     from esc_env.data.readers import read_file
-    from esc_env.evaluation.cli import print_table
-    from esc_env.evaluation.realism import compare_seekers
+    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.validity.seekers import compare_seekers
     from esc_env.records import write_json
 
     found = compare_seekers(run, read_file(human).scenarios, seed=seed)

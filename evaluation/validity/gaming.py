@@ -21,10 +21,10 @@ from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
-from esc_env.evaluation.attacks import SECOND, TURNED, Attack, turn
-from esc_env.evaluation.holding import hold
-from esc_env.evaluation.report import Report
-from esc_env.evaluation.runner import evaluate
+from esc_env.evaluation.runs.holding import hold
+from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.runner import evaluate
+from esc_env.evaluation.validity.attacks import SECOND, TURNED, Attack, turn
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent
 from esc_env.scenarios import ScenarioSet

@@ -9,7 +9,7 @@ from typing import Any
 
 from esc_env.dialogue import Message
 from esc_env.escaping import safe
-from esc_env.evaluation.report import (
+from esc_env.evaluation.runs.report import (
     FIGURES,
     Group,
     Report,
@@ -19,7 +19,7 @@ from esc_env.evaluation.report import (
     percent,
     success_text,
 )  # fmt: skip
-from esc_env.evaluation.wording import TABLE
+from esc_env.evaluation.runs.wording import TABLE
 from esc_env.protocols import Verdict
 from esc_env.trajectory import StopReason, Trajectory
 

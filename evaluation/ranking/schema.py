@@ -1,4 +1,7 @@
-"""`python -m esc_env.evaluation.schema > docs/submission.schema.json`: what a line of a submitted run may hold."""
+"""What a line of a submitted run may hold.
+
+`python -m esc_env.evaluation.ranking.schema > docs/submission.schema.json` writes it down.
+"""
 
 from __future__ import annotations
 

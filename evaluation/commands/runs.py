@@ -17,12 +17,12 @@ import typer.core
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
-from esc_env.evaluation.cli_judge import judge, rejudge
-from esc_env.evaluation.cli_robustness import app as robustness
-from esc_env.evaluation.cli_validate import app as validate
+from esc_env.evaluation.commands.judge import judge, rejudge
+from esc_env.evaluation.commands.robustness import app as robustness
+from esc_env.evaluation.commands.validate import app as validate
 
 if TYPE_CHECKING:
-    from esc_env.evaluation.report import Report
+    from esc_env.evaluation.runs.report import Report
     from esc_env.protocols import Usage
     from esc_env.rules import Rules
 
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Let a file give what the command line does not; its agents and what chairs are asked go to `ctx.obj`."""
-    from esc_env.evaluation.config import read_config
+    from esc_env.evaluation.runs.config import read_config
 
     if path is not None:
         asked = {"agent_options", "seeker_options", "critic_options"}
@@ -149,9 +149,9 @@ def _eval(
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.background import run
-    from esc_env.evaluation.config import AgentConfig, Benchmark
-    from esc_env.evaluation.holding import check_models
-    from esc_env.evaluation.runner import evaluate
+    from esc_env.evaluation.runs.config import AgentConfig, Benchmark
+    from esc_env.evaluation.runs.holding import check_models
+    from esc_env.evaluation.runs.runner import evaluate
     from esc_env.progress import shown
     from esc_env.rules import Rules
 
@@ -217,7 +217,7 @@ def _print_plan(
 ) -> None:
     """A table for each agent and scenario set, and what was assumed."""
     from esc_env.data.datasets import load_scenarios
-    from esc_env.evaluation.plan import TOGETHER, designs, expected_usage
+    from esc_env.evaluation.runs.plan import TOGETHER, designs, expected_usage
 
     nearness, apart = (None if points is None else points / 100 for points in (precision, difference))
     chosen = designs(precision=nearness, difference=apart, icc=icc)
@@ -259,7 +259,7 @@ def _slug(text: str) -> str:
 
 def _print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
     """The table, then whatever a reader must not overlook, then where it is kept."""
-    from esc_env.evaluation.report import percent, success_text
+    from esc_env.evaluation.runs.report import percent, success_text
 
     _print_results(source, reports)
     for report in reports:
@@ -314,8 +314,8 @@ def _compare(
     McNemar; permutation of whole scenarios; Holm over several runs), the smallest difference that would have shown, and
     a sentence in plain words. Runs with different fingerprints are refused, naming what differs.
     """
-    from esc_env.evaluation.comparison import COLUMNS, compare
-    from esc_env.evaluation.leaderboard import find_runs
+    from esc_env.evaluation.ranking.comparison import COLUMNS, compare
+    from esc_env.evaluation.ranking.leaderboard import find_runs
 
     if as_json and as_markdown:
         raise SpecError("--json and --markdown exclude each other; give one of them")
@@ -353,9 +353,9 @@ def _wording(
     Describes replies, not how good they are. Moves are those that the builtin classifier reads.
     """
     from esc_env.data.datasets import load_scenarios
-    from esc_env.evaluation.leaderboard import find_runs
-    from esc_env.evaluation.runner import read_run
-    from esc_env.evaluation.wording import TABLE, likeness
+    from esc_env.evaluation.ranking.leaderboard import find_runs
+    from esc_env.evaluation.runs.runner import read_run
+    from esc_env.evaluation.runs.wording import TABLE, likeness
 
     if bertscore and not human:
         raise SpecError("--bertscore compares with human replies: name scenarios that hold them with --human")
@@ -427,7 +427,7 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
 
 def _print_results(source: str, reports: Sequence[Report]) -> None:
-    from esc_env.evaluation.report import FIGURES, figures
+    from esc_env.evaluation.runs.report import FIGURES, figures
 
     columns = [("agent", False), *((name, True) for name in (*FIGURES, "ended"))]
     rows = [(report.agent, *figures(report), f"{report.completed:,}/{report.episodes:,}") for report in reports]
@@ -475,8 +475,8 @@ def _rank(
     critic, seed, …) are refused, naming what differs.
     """
     from esc_env.evaluation.imports import is_import
-    from esc_env.evaluation.leaderboard import find_runs, rank
-    from esc_env.evaluation.report import FIGURES, figures
+    from esc_env.evaluation.ranking.leaderboard import find_runs, rank
+    from esc_env.evaluation.runs.report import FIGURES, figures
     from esc_env.progress import shown
     from esc_env.records import write_json, write_text
 
@@ -526,8 +526,8 @@ def _verify(
     critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
     """
     from esc_env.chairs.critics import resolve_critic
-    from esc_env.evaluation.report import success_text
-    from esc_env.evaluation.verify import STANDINGS, verify
+    from esc_env.evaluation.ranking.verify import STANDINGS, verify
+    from esc_env.evaluation.runs.report import success_text
     from esc_env.progress import shown
     from esc_env.records import write_json
 
@@ -566,8 +566,8 @@ def _submit(
     out: Annotated[Path, typer.Option(help="The file, or a folder for RUN_KEY.jsonl.")] = Path(),
 ) -> None:
     """Write a run as one file that others can verify and rank (docs/submission.schema.json says what is in it)."""
-    from esc_env.evaluation.submission import submit
-    from esc_env.evaluation.verify import verify
+    from esc_env.evaluation.ranking.submission import submit
+    from esc_env.evaluation.ranking.verify import verify
 
     found = verify(run)
     if found.contradictions:
@@ -590,8 +590,8 @@ def _report(
     Runs need not be complete, nor have faced the same thing: nothing is ranked.
     """
     from esc_env.evaluation.imports import is_import
-    from esc_env.evaluation.leaderboard import find_runs
-    from esc_env.evaluation.runner import read_run, write_report
+    from esc_env.evaluation.ranking.leaderboard import find_runs
+    from esc_env.evaluation.runs.runner import read_run, write_report
 
     folders = find_runs(runs)
     if out and (len(folders) > 1 or is_import(folders[0])):
@@ -629,7 +629,7 @@ def _import(
 
 def _print_imports(folders: Sequence[Path]) -> None:
     from esc_env.evaluation.imports import read_import, together
-    from esc_env.evaluation.report import number
+    from esc_env.evaluation.runs.report import number
 
     reports = together([read_import(folder) for folder in folders])
     first = reports[0]

@@ -1,6 +1,6 @@
 """How many scenarios and trials an answer takes, and what they cost, before anything is run.
 
-The numbers of scenarios follow from the intervals that a report prints (`esc_env.evaluation.statistics`), for rates
+The numbers of scenarios follow from the intervals that a report prints (`evaluation/statistics/intervals.py`), for rates
 near one half, where they are widest. Three things must be assumed: how alike trials of one scenario are (the intraclass
 correlation, ICC), for differences how much what is hard for one agent is hard for the other, and the length of texts.
 """
@@ -17,7 +17,7 @@ from esc_env.chairs.critics import CriticMode, LLMCritic
 from esc_env.chairs.seekers import LLMSeeker
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import SpecError
-from esc_env.evaluation.statistics import POWER, Z
+from esc_env.evaluation.statistics.intervals import POWER, Z
 from esc_env.models.budget import price_of
 from esc_env.protocols import Request, Usage
 from esc_env.rules import Rules

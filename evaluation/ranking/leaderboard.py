@@ -12,11 +12,11 @@ from typing import Any
 
 from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
-from esc_env.evaluation import markdown, page
 from esc_env.evaluation.imports import is_import
-from esc_env.evaluation.report import FIGURES, Report, figures, success_text
-from esc_env.evaluation.runner import is_run
-from esc_env.evaluation.verify import STANDINGS, Standing, Verification, verify
+from esc_env.evaluation.pages import markdown, page
+from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
+from esc_env.evaluation.runs.report import FIGURES, Report, figures, success_text
+from esc_env.evaluation.runs.runner import is_run
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 
@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         place: 1 for the highest SR; runs of equal SR share a place.
         report: of the run.
-        standing: how far it can be believed; see `esc_env.evaluation.verify`.
+        standing: how far it can be believed; see `esc_env.evaluation.ranking.verify`.
         overlaps_next: whether its 95 % interval overlaps that of the run ranked next. Then which of the two is better
             is not settled by these runs (no overlap settles it; overlap alone does not prove them equal).
     """

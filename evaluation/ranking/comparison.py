@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, SpecError
-from esc_env.evaluation import markdown
-from esc_env.evaluation.report import Report, number, percent
-from esc_env.evaluation.statistics import detectable, mean_interval
+from esc_env.evaluation.pages import markdown
+from esc_env.evaluation.runs.report import Report, number, percent
+from esc_env.evaluation.statistics.intervals import detectable, mean_interval
 
 __all__ = ["Comparison", "Difference", "compare"]
 
@@ -174,7 +174,7 @@ def compare(runs: Sequence[str | Path | Report], *, anyway: bool = False) -> Com
         SpecError: no conversation has an outcome in both.
         MissingExtra: SciPy or statsmodels is not installed.
     """
-    from esc_env.evaluation.runner import read_run
+    from esc_env.evaluation.runs.runner import read_run
 
     reports = [run if isinstance(run, Report) else read_run(run) for run in runs]
     if len(reports) < 2:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import comb
 from statistics import fmean
 
-from esc_env.evaluation.statistics import mean_interval
+from esc_env.evaluation.statistics.intervals import mean_interval
 from esc_env.trajectory import Trajectory
 
 __all__ = ["Course", "Moment"]

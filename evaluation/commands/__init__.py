@@ -1,0 +1,1 @@
+"""What is typed: `esc eval`, `leaderboard`, `compare`, `judge`, `validate`, `robustness`, … Decides nothing."""

@@ -1,0 +1,1 @@
+"""What people look at: static pages and Markdown tables. Counts nothing."""
