@@ -1,6 +1,6 @@
 """How many scenarios and trials an answer takes, and what they cost, before anything is run.
 
-The numbers of scenarios follow from the intervals that a report prints (`evaluation/statistics/intervals.py`), for rates
+The numbers of scenarios follow from the intervals that a report prints (`statistics/intervals.py`), for rates
 near one half, where they are widest. Three things must be assumed: how alike trials of one scenario are (the intraclass
 correlation, ICC), for differences how much what is hard for one agent is hard for the other, and the length of texts.
 """

@@ -2,8 +2,8 @@
 
 `grid` holds the same agents under several conditions, one run folder each, and reads what moves: the success rates, the
 worst condition, how final scores shift, and whether the agents' order stays. `sensitivity` needs no new conversation:
-it counts one run again by other rules from its stored votes. `attacks` runs the suite of `esc validate gaming` against a
-seeker and critic of choice.
+it counts one run again by other rules from its stored votes. `attacks` runs the suite of `esc validate gaming` on
+a seeker and critic of choice.
 """
 
 from __future__ import annotations
