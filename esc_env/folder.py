@@ -75,13 +75,14 @@ class RunFolder:
         """Whether it has been noted that the run is finished."""
         return self.begun and bool(self.about().get("finished"))
 
-    def about(self) -> dict[str, Any]:
+    def about(self, instead: str = "Give the folder of one") -> dict[str, Any]:
         """What run.json says. Raises RecordError where it tells of no run, or of one of another kind or version."""
         if not self._taken():
-            raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). Give the folder of one")
+            raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). {instead}")
         data = self._read()
         if data["kind"] != self.kind:
-            raise RecordError(f"{self.path}: holds a {data['kind']}, no {self.kind}. {self.instead}")
+            there = f"{'an' if data['kind'] == 'import' else 'a'} {data['kind']}"
+            raise RecordError(f"{self.path}: holds {there}, no {self.kind}. {instead}")
         check_version(data["version"], self.path / _ABOUT)
         return data
 
@@ -170,7 +171,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made a folder ({error.strerror}). {_ELSEWHERE}") from error
-        if not fresh and self._taken() and self.about().get("place") != _place(self.path):
+        if not fresh and self._taken() and self.about(self.instead).get("place") != _place(self.path):
             raise RecordError(
                 f"{self.path}: was begun elsewhere (another folder, user or machine), so it is only read. To go on "
                 f"with it all the same, type: esc take-over {quote(str(self.path))}. {self.instead}"
@@ -179,7 +180,7 @@ class RunFolder:
             if fresh:
                 self._set_aside()
             if self._taken():
-                about = self.about()
+                about = self.about(self.instead)
                 there, now = (_counted(parts, usual or {}, free) for parts in (about["identity"], wanted))
                 if differences := Fingerprint(there).differences(Fingerprint(now)):
                     raise ProtocolMismatch(
