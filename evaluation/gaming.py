@@ -86,7 +86,7 @@ class Row:
 
     @property
     def broken(self) -> bool:
-        """Whether its success rate is out of bounds; where conversations are too few to tell, it neither is nor holds."""
+        """Whether its success rate is out of bounds; of too few conversations it may not be, and not hold either."""
         rate = self.report.success_rate
         return rate is None or not self.probe.low <= rate <= self.probe.high
 
