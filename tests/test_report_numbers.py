@@ -83,7 +83,7 @@ def test_the_report_has_them_in_json_on_the_page_and_again_from_the_folder(tmp_p
     assert [moment["score"] for moment in data["course"]["moments"]] == [-0.5, 1.0]
     assert data["course"]["pass_hat"] == [1.0, 1.0]
     assert data["wording"]["questions"] == 0.5
-    assert "seconds" not in data, "the same run is the same bytes"
+    assert data["seconds"] >= 0
     assert data["by_persona"]["cooperative"]["few"], "eight conversations say little"
     assert sum(group["episodes"] for group in data["by_risk"].values()) == 8
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

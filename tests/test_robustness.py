@@ -13,7 +13,6 @@ from esc_env.cli import main
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.robustness import Condition, attacks, grid, sensitivity
 from esc_env.evaluation.safety import Safety, read_safety
-from esc_env.progress import Progress
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
 from esc_env.trajectory import StopReason, Trajectory
 
@@ -121,7 +120,7 @@ def test_attacks_are_told_by_what_they_gain_over_silence(tmp_path):
             return Ballot((1.0 if "solved" in dialogue.messages[-2].content.lower() else -0.5,) * votes)
 
     options: dict[str, Any] = {"scenarios": bank(3), "seeker": ScriptedSeeker(["I see."]), "rules": Rules(max_turns=2)}
-    told: list[Progress] = []
+    told: list[Any] = []
     gains = {
         gain.probe.name: gain
         for gain in attacks(
