@@ -219,12 +219,16 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
 
 
 async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]], at_once: int) -> None:
-    """Work on every item, at most `at_once` at a time; the first error ends the others, and is raised as it is."""
+    """Work on every item, at most `at_once` at a time; the first error ends the others, and is raised as it is.
+
+    Between any two a cancellation, or a time limit, has its turn, also where the work itself never waits.
+    """
     waiting = iter(items)
 
     async def worker() -> None:
         for item in waiting:
             await work(item)
+            await asyncio.sleep(0)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -78,13 +78,14 @@ class RunFolder:
         """Whether it has been noted that the run is finished."""
         return self.begun and bool(self.about().get("finished"))
 
-    def about(self) -> dict[str, Any]:
+    def about(self, instead: str = "Give the folder of one") -> dict[str, Any]:
         """What run.json says. Raises RecordError where it tells of no run, or of one of another kind or version."""
         if not self._taken():
-            raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). Give the folder of one")
+            raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). {instead}")
         data = self._read()
         if data["kind"] != self.kind:
-            raise RecordError(f"{self.path}: holds a {data['kind']}, no {self.kind}. {self.instead}")
+            there = f"{'an' if data['kind'] == 'import' else 'a'} {data['kind']}"
+            raise RecordError(f"{self.path}: holds {there}, no {self.kind}. {instead}")
         check_version(data["version"], self.path / _ABOUT)
         return data
 
@@ -182,7 +183,7 @@ class RunFolder:
             if fresh:
                 self._set_aside()
             if self._taken():
-                about = self.about()
+                about = self.about(self.instead)
                 there, now = (_counted(parts, usual or {}, free) for parts in (about["identity"], wanted))
                 if differences := Fingerprint(there).differences(Fingerprint(now)):
                     raise ProtocolMismatch(

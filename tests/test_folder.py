@@ -319,3 +319,13 @@ def test_fresh_begins_in_an_empty_or_missing_folder_and_leaves_others_alone(tmp_
     with pytest.raises(RecordError, match="holds no run, so --fresh leaves it alone"):
         RunFolder(tmp_path / "thesis", "run").claim(IDENTITY, fresh=True).__enter__()
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+
+
+def test_where_one_kind_is_read_another_is_told_from_it_without_advice_on_writing(tmp_path):
+    import_like, run = RunFolder(tmp_path, "import"), RunFolder(tmp_path, "run", instead="Give another with --out")
+    with import_like.claim({"a": 1}):
+        pass
+    with pytest.raises(RecordError, match=r"holds an import, no run. Give the folder of one$"):
+        run.about()
+    with pytest.raises(RecordError, match=r"holds an import, no run. Give another with --out$"), run.claim({"a": 1}):
+        pass

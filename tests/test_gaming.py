@@ -35,6 +35,11 @@ def test_no_probe_leaves_its_bounds(item, tmp_path):
         assert row.holds, f"{row.persona}: {row.report.success_rate} {row.report.interval}"
 
 
+def test_two_conversations_neither_break_a_bound_nor_show_that_it_holds(tmp_path):
+    (row,) = run_probes(tmp_path, probes=[probe("ok")], personas=["cooperative"], trials=1, limit=2)
+    assert (row.report.success_rate, row.holds, row.broken) == (0.0, False, False)
+
+
 def test_the_paraphrased_agent_scores_within_15_points_of_the_skilled_one(tmp_path):
     rows = list(run_probes(tmp_path, probes=[probe("skilled"), probe("paraphrased")], trials=3))
     rates = {(row.probe.name, row.persona): row.report.success_rate or 0.0 for row in rows}

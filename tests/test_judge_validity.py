@@ -165,3 +165,9 @@ def test_the_command_prints_the_judge_beside_the_ceiling(
     shown = capsys.readouterr().out
     assert "people (ceiling)" in shown
     assert "not" in shown
+
+
+def test_what_nobody_rated_is_not_told_as_left_out(runs: list[Report], tmp_path: Path):
+    few = [rating for rating in rated(runs, noise=0.5) if rating.system.endswith("skilled")]
+    validity = validate_judge(few, runs, knowing(runs), out=tmp_path)
+    assert (validity.rated, validity.notes) == (PEOPLE, ())

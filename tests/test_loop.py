@@ -17,7 +17,7 @@ import gymnasium as gym
 import pytest
 from conftest import bank, interrupted, until
 
-from esc_env.background import GRACE, call, hops, run, settle
+from esc_env.background import GRACE, call, each, hops, run, settle
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import LoopError
 from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
@@ -420,3 +420,18 @@ def test_a_fork_in_the_middle_of_a_call_harms_neither_side():
         """
     )
     assert printed == "2\n"
+
+
+def test_work_that_never_waits_is_cut_off_between_two_items_all_the_same():
+    done = []
+
+    async def work(item):
+        done.append(item)
+
+    async def limited():
+        async with asyncio.timeout(0):
+            await each(range(100), work, 2)
+
+    with pytest.raises(TimeoutError):
+        run(limited())
+    assert len(done) < 100

@@ -18,6 +18,7 @@ import typer
 
 from esc_env import progress as module
 from esc_env.evaluation import evaluate
+from esc_env.evaluation.commands.runs import print_table
 from esc_env.models import budget
 from esc_env.models.budget import Budgeted, Ledger
 from esc_env.progress import Progress, Watch, shown
@@ -214,6 +215,19 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path, kind):
     assert len(table[0].rstrip()) <= 60
     assert ("0/3" in said) == (kind == "xterm"), "a dumb terminal gets lines, if it takes long"
     assert "\x1b[3" not in said, "NO_COLOR"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_table_fits_the_terminal_and_cuts_no_number(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    columns = [("agent", False), *((f"a long heading {place}", True) for place in range(6))]
+    print_table("Title", columns, [("builtin:random-strategy", *["+12.5"] * 6)])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    assert said.count("+12.5") == 6
+    assert ("builtin:random-strategy" in said) == (width > 60)
 
 
 # --- what models do -------------------------------------------------------------------------------

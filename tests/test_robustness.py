@@ -121,10 +121,15 @@ def test_attacks_are_told_by_what_they_gain_over_silence(tmp_path):
             return Ballot((1.0 if "solved" in dialogue.messages[-2].content.lower() else -0.5,) * votes)
 
     options: dict[str, Any] = {"scenarios": bank(3), "seeker": ScriptedSeeker(["I see."]), "rules": Rules(max_turns=2)}
+    told: list[Any] = []
     gains = {
         gain.probe.name: gain
-        for gain in attacks(tmp_path, names=["empty", "to the critic", "cue words"], critic=Gullible(), **options)
-    }
+        for gain in attacks(
+            tmp_path, names=["empty", "to the critic", "cue words"], critic=Gullible(), progress=told.append, **options
+        )
+    }  # fmt: skip
+    prepared = [each.what for each in told if each.what.startswith("preparations")]
+    assert prepared == [f"preparations of {name}" for name in ("empty", "cue words", "to the critic")]
     assert (gains["empty"].points, gains["cue words"].points) == (0, 0)
     assert gains["to the critic"].points == 100
     assert gains["to the critic"].score == 1.5

@@ -215,3 +215,12 @@ def test_an_adapter_of_another_model_is_refused_naming_a_layer(base: Path, tmp_p
     about.write_text(json.dumps({**json.loads(about.read_text()), "base_model_name_or_path": str(other)}))
     with pytest.raises(ConfigError, match="has size 128, the adapter 64"):
         train_sft(SFTStage(model=str(folder), **{**TINY, "lora_rank": 4}), tmp_path / "again", [LESSON] * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("nowhere", "not a folder here, and the .* Hub"), ("empty", "no tokenizer in it")]
+)
+def test_a_model_that_is_not_there_is_one_line_that_names_it(tmp_path, name, told):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=rf"{name}: {told}"):
+        load_tokenizer(str(tmp_path / name))

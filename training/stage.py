@@ -351,9 +351,19 @@ def load_tokenizer(path: str, *, chat: bool = True) -> Any:
     """The tokenizer of a model or adapter folder, GGUF file or Hub id, with a pad token; before any weights are read.
 
     Raises:
-        ConfigError: it has no chat template, and `chat` needs one.
+        ConfigError: there is none, or it has no chat template and `chat` needs one.
     """
-    tokenizer = read_tokenizer(_tokenizer_home(path))
+    try:
+        tokenizer = read_tokenizer(_tokenizer_home(path))
+    except ESCError:
+        raise
+    except (OSError, ValueError) as error:  # Transformers raises one or the other
+        here = Path(path).expanduser().exists()
+        missing = "no tokenizer in it" if here else "not a folder here, and the Hugging Face Hub did not give it"
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{path}: {missing} ({reason}). Check the name and the network; a gated model needs HF_TOKEN"
+        ) from error
     if chat and tokenizer.chat_template is None:
         raise ConfigError(
             f"{path} has no chat template: it is a base model. Use its instruct version, or set "

@@ -128,7 +128,8 @@ def _hold(
     rows = []
     for condition in found.conditions:
         for agent in found.agents:
-            report, shift = found.reports[agent, condition], found.shift(agent, condition)
+            report = found.reports[agent, condition]
+            shift = None if condition == found.conditions[0] else found.shift(agent, condition)  # none from itself
             rows.append((
                 condition, agent, percent(report.success_rate), interval_text(report.interval),
                 number(shift[0], 2, signed=True) if shift else "–",
@@ -158,10 +159,8 @@ def _print_groups(agent: str, reports: Mapping[str, Any]) -> None:
             if len(parts) > 1:
                 hardest = min(parts, key=lambda part: parts[part].success_rate)
                 group = parts[hardest]
-                typer.echo(
-                    f"{agent}, {name}: hardest {kind} {hardest}, SR {percent(group.success_rate)} of "
-                    f"{group.episodes:,} conversations"
-                )
+                many = f"{group.episodes:,} conversation{'' if group.episodes == 1 else 's'}"
+                typer.echo(f"{agent}, {name}: hardest {kind} {hardest}, SR {percent(group.success_rate)} of {many}")
 
 
 @app.command("sensitivity")

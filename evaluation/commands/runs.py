@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -377,6 +378,8 @@ def _wording(
     columns = [("agent", False), *((name, True) for name in TABLE)]
     print_table("Wording", columns, [(name, *(show(each) for show in TABLE.values())) for name, each in said])
     for name, each in said:
+        if not each.moves:
+            continue  # said nothing
         moves = ", ".join(f"{move.replace('_', ' ')} {100 * share:.0f} %" for move, share in each.moves.items())
         typer.echo(f"{name}, sentences as the builtin move classifier reads them: {moves}")
     if alike:
@@ -393,7 +396,7 @@ def _wording(
 
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table. A narrow terminal gets it without lines and with names folded; no number is ever cut.
+    """Print a table. Where it is too wide, headings are broken, then lines left out, then names folded; numbers never.
 
     Args:
         title: stands above it.
@@ -407,21 +410,34 @@ def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[
 
     from esc_env.progress import WIDTH
 
-    cells = [[name for name, _ in columns], *([one_line(cell) for cell in row] for row in rows)]
-    table = Table(title=Text(one_line(title)), title_justify="left")
-    least = 0
-    for (name, numbers), column in zip(columns, zip(*cells, strict=True), strict=True):
-        widest = max(map(cell_len, column))
-        needed = widest if numbers else min(widest, 8)
-        how: dict[str, Any] = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
-        table.add_column(name, min_width=needed, **how)
-        least += needed
-    for row in cells[1:]:
-        table.add_row(*map(Text, row))
+    cells = [[one_line(cell) for cell in row] for row in rows]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    if least + 3 * len(columns) + 1 > width:
+
+    def longest(texts: Iterable[str]) -> int:
+        return max(map(cell_len, texts), default=1)
+
+    def needed(place: int, whole: bool, most: int) -> int:
+        """Columns for numbers and their heading, whole or by words; for other texts those of the longest word."""
+        (name, numbers), texts = columns[place], [row[place] for row in cells]
+        if numbers:
+            return max(longest([name] if whole else name.split()), longest(texts))
+        return min(longest(word for text in (name, *texts) for word in text.split()), most)
+
+    for lines, whole, most in ((True, True, 24), (True, False, 24), (False, False, 24), (False, False, 8)):
+        least = [needed(place, whole, most) for place in range(len(columns))]
+        room = sum(least) + (3 * len(columns) + 1 if lines else len(columns) - 1)
+        if room <= width:
+            break
+    table = Table(title=Text(one_line(title)), title_justify="left")
+    if not lines:
         table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
-        width = max(width, least + len(columns) - 1)
+    for (name, numbers), narrow in zip(columns, least, strict=True):
+        how: dict[str, Any] = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
+        heading = name if whole or not numbers else textwrap.fill(name, narrow, break_long_words=False)
+        table.add_column(Text(heading), min_width=narrow, **how)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    width = max(width, room)
     page = Console(file=sys.stdout, highlight=False, width=width, height=24)  # dumb ones too
     page.print(table)
 

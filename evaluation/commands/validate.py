@@ -33,8 +33,8 @@ def _gaming(
 ) -> None:
     """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
 
-    Exit code 1 when a bound is broken. Probes marked "after" were written once the simulator was frozen; they have no
-    bounds and are reported as they come out.
+    Exit code 1 unless all bounds are shown to hold: too few conversations do not show it. Probes marked "after" were
+    written once the simulator was frozen; they have no bounds and are reported as they come out.
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.runs import print_table
@@ -69,7 +69,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     shown = (FIGURES[name](report) for name in ("SR", "95 %", "AT"))
     return (
         item.name, row.persona, *shown, allowed if item.frozen else "after",
-        "" if not item.frozen else "ok" if row.holds else "BROKEN",
+        "" if not item.frozen else "ok" if row.holds else "BROKEN" if row.broken else "too few",
     )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def summarise(
     people: Collection[str],
     known: Mapping[Question, Answer | None],
     folder: Path,
+    only: Collection[Conversation] | None = None,
 ) -> Judged:
     """Count the answers of a judging into a report.
 
@@ -197,6 +198,7 @@ def summarise(
         people: ids of the scenarios that are judged.
         known: what became of every question.
         folder: where it is kept.
+        only: the conversations that were to be judged; None for all.
     """
     labels = [system.label for system in systems]
     ended = [answer for answer in known.values() if answer is not None]
@@ -244,7 +246,7 @@ def summarise(
         unreadable=sum(answer.opinion.marks is None for answer in whole),
         failed=len(ended) - len(whole),
         unreadable_answers=dict(sum((Counter(answer.opinion.unreadable) for answer in ended), Counter())),
-        left_out=there - len(asked),
+        left_out=(there if only is None else sum(each[1] in people for each in set(only))) - len(asked),
         pairs=len(pairs),
         marks={} if pairwise else each(lambda name: {label: mean(name, label) for label in labels}),
         rates=each(lambda name: {label: _rate(pairs, label, name) for label in labels}) if pairwise else {},
@@ -372,28 +374,26 @@ def tables(judged: Judged) -> list[Table]:
                 [["words and mark (0)", *map(_signed, judged.length.values())]],
             ),
         ]
-    rates = [
-        [
-            label, *(_share(judged.rates[name][label]) for name in names),
-            _signed(judged.strengths["overall"].get(label)),
-        ]
-        for label in judged.systems
-    ]  # fmt: skip
+    rates = [[label, *(_share(judged.rates[name][label]) for name in names)] for label in judged.systems]
+    strong = [[label, _signed(judged.strengths["overall"].get(label))] for label in judged.systems]
     records = [
         [f"{one} : {other}", f"{record.wins} : {record.ties} : {record.losses}", str(record.inconsistent),
          _share(record.rate)]
         for (one, other), record in judged.records["overall"].items()
     ]  # fmt: skip
     leanings = [
-        ["first shown wins (50)", *(_share(judged.position[name]) for name in names)],
-        ["both orders agree (100)", *(_share(judged.consistency[name]) for name in names)],
-        ["longer wins (50)", *(_share(judged.longer[name]) for name in names)],
-        ["… beyond its system (0)", *(_signed(judged.length[name]) for name in names)],
-    ]
+        [
+            name, _share(judged.position[name]), _share(judged.consistency[name]), _share(judged.longer[name]),
+            _signed(judged.length[name]),
+        ]
+        for name in names
+    ]  # fmt: skip
+    fair = ["first shown wins (50)", "both orders agree (100)", "longer wins (50)", "… beyond its system (0)"]
     return [
-        ("Share of pairs won, %, a tie counting half, with its 95 % interval", ["system", *names, "strength"], rates),
+        ("Share of pairs won, %, a tie counting half, with its 95 % interval", ["system", *names], rates),
         ("Overall, pair by pair", ["systems", "won : tied : lost", "inconsistent", "won, %"], records),
-        ("How the judge leans, and (in brackets) what a fair one gives", ["", *names], leanings),
+        ("Overall, Bradley–Terry", ["system", "strength"], strong),
+        ("How the judge leans, and (in brackets) what a fair one gives", ["dimension", *fair], leanings),
     ]
 
 

@@ -171,7 +171,7 @@ def judge_runs(
             run(ask_all(missing, one, settings.concurrency, time_limit))
             if how := effective(getattr(marking, "model", None)):
                 folder.note(effective={"judge": how})
-        judged = summarise(name, marking.identity, way, systems, people, known, folder.path)
+        judged = summarise(name, marking.identity, way, systems, people, known, folder.path, only)
         write_json(folder.path / "report.json", judged.to_json())
         write_text(folder.path / "report.md", judged.to_markdown())
     return judged

@@ -151,7 +151,7 @@ class Comparison:
 
 
 COLUMNS = (
-    "runs", "SR", "SR of the first", "difference, points", "95 %", "McNemar p", "permutation p", "detectable", "pairs"
+    "runs", "SR", "SR of the first", "points", "95 %", "McNemar p", "permuted p", "detectable", "pairs"
 )  # fmt: skip
 
 

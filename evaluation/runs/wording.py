@@ -137,7 +137,10 @@ def likeness(
         if human and (known := replies(human)):
             pairs += [(text, known) for text in replies(item.dialogue, item.history) if text.strip()]
     if not pairs:
-        raise SpecError("there is no human conversation to compare with. Name scenarios that hold them: esconv:test")
+        raise SpecError(
+            "there is no human conversation to compare with: of none of the run's scenarios has the file one. Name "
+            "the set that the run was held with, if it has them: esconv:test"
+        )
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU

@@ -57,6 +57,12 @@ class Probe:
     upper: float | None = None
     frozen: bool = True
 
+    def built(self, progress: Told | None = None) -> Agent:
+        """Its supporter. What is done first is told, since one of them searches for a minute."""
+        if progress:
+            progress(Progress(0, 1, f"preparations of {self.name}"))
+        return self.build()
+
     def holds(self, report: Report) -> bool:
         """Whether a report keeps the bounds."""
         rate, interval = report.success_rate, report.interval
@@ -77,6 +83,12 @@ class Row:
     def holds(self) -> bool:
         """Whether the probe keeps its bounds."""
         return self.probe.holds(self.report)
+
+    @property
+    def broken(self) -> bool:
+        """Whether its success rate is out of bounds; of too few conversations it may not be, and not hold either."""
+        rate = self.report.success_rate
+        return rate is None or not self.probe.low <= rate <= self.probe.high
 
 
 @cache
@@ -219,7 +231,7 @@ def run_probes(
         for persona in personas:
             what = f"conversations of {item.name}, {persona}"
             report = evaluate(
-                item.build(),
+                item.built(progress),
                 bank("test"),
                 persona=persona,
                 trials=trials,
