@@ -18,7 +18,7 @@ import typer
 
 from esc_env import progress as module
 from esc_env.evaluation import evaluate
-from esc_env.evaluation.commands.runs import print_table
+from esc_env.evaluation.commands.tables import print_table
 from esc_env.models import budget
 from esc_env.models.budget import Budgeted, Ledger
 from esc_env.progress import Progress, Watch, shown

@@ -64,7 +64,7 @@ def judge(
     its own model. The same command continues a judging that was stopped, and asks again what failed.
     """
     from esc_env.errors import SpecError
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.judges.report import between
     from esc_env.evaluation.judges.session import judge_runs
     from esc_env.progress import shown
@@ -185,7 +185,7 @@ def rejudge(
 
 
 def _show_matrix(compared: Matrix) -> None:
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.judges.rejudging import AS_HELD
     from esc_env.evaluation.runs.report import number, percent
 
@@ -237,7 +237,7 @@ def _show_matrix(compared: Matrix) -> None:
 
 def _show(judged: Judged) -> None:
     """Print the tables of a judging, what a reader must not overlook, and where it is kept."""
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.judges.report import tables
 
     for title, columns, rows in tables(judged):

@@ -117,7 +117,7 @@ def _hold(
     groups: bool = False,
     **common: Any,
 ) -> None:
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.runs.report import interval_text, number, percent
     from esc_env.evaluation.validity.robustness import grid
     from esc_env.progress import shown
@@ -172,7 +172,7 @@ def _sensitivity(
     Where other rules would have let a conversation go on that had ended, what would have come of it is open: then SR
     lies between two bounds. Another critic, or temperature of it, takes new votes: `esc rejudge`.
     """
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.ranking.leaderboard import find_runs
     from esc_env.evaluation.runs.report import interval_text, percent
     from esc_env.evaluation.runs.runner import read_run
@@ -210,7 +210,7 @@ def _attacks(
     pair may give is held to bounds by `esc validate gaming`.
     """
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.runs.report import interval_text, number, percent
     from esc_env.evaluation.validity.gaming import PROBES
     from esc_env.evaluation.validity.robustness import attacks

@@ -37,7 +37,7 @@ def _gaming(
     written once the simulator was frozen; they have no bounds and are reported as they come out.
     """
     from esc_env.errors import SpecError, did_you_mean
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.validity.gaming import PERSONAS, PROBES, run_probes, summary
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -140,7 +140,7 @@ def _judge(
     Exit code 1 while some of the judge's answers are missing.
     """
     from esc_env.escaping import one_line
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.judges.people import validate_judge
     from esc_env.evaluation.runs.report import number
     from esc_env.progress import shown
@@ -186,7 +186,7 @@ def _seeker(
     two halves of the human conversations.
     """
     from esc_env.data.readers import read_file
-    from esc_env.evaluation.commands.runs import print_table
+    from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.validity.seekers import compare_seekers
     from esc_env.records import write_json
 

@@ -1,0 +1,200 @@
+"""`esc leaderboard` and `esc compare`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from esc_env.cli_options import Critic, Models, Progress, grouped
+from esc_env.errors import RecordError, SpecError
+from esc_env.escaping import one_line
+
+if TYPE_CHECKING:
+    pass
+from esc_env.evaluation.commands.printing import print_imports
+from esc_env.evaluation.commands.tables import print_table
+
+__all__ = ["compare", "leaderboard"]
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; all others are compared with the first.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare runs that faced different things; everything printed says so.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+) -> None:
+    """Say whether one agent solves more than another, and how sure that is.
+
+    Pairs conversations by scenario and trial. Prints the difference of SR with its 95 % interval, p-values (exact
+    McNemar; permutation of whole scenarios; Holm over several runs), the smallest difference that would have shown, and
+    a sentence in plain words. Runs with different fingerprints are refused, naming what differs.
+    """
+    from esc_env.evaluation.ranking.comparison import COLUMNS, compare
+    from esc_env.evaluation.ranking.leaderboard import find_runs
+
+    if as_json and as_markdown:
+        raise SpecError("--json and --markdown exclude each other; give one of them")
+    compared = compare(find_runs(runs), anyway=anyway)
+    if as_json:
+        typer.echo(json.dumps(compared.to_json(), ensure_ascii=False))
+    elif as_markdown:
+        typer.echo(compared.to_markdown(), nl=False)
+    else:
+        stamp, *notes = compared.notes if compared.mismatch else ["", *compared.notes]
+        if stamp:
+            typer.echo(one_line(stamp))
+        columns = [(name, place > 0) for place, name in enumerate(COLUMNS)]
+        print_table(f"Differences on {compared.scenarios}", columns, compared.rows())
+        for line in (*(each.sentence for each in compared.differences), *notes):
+            typer.echo(one_line(line))
+
+
+class _Leaderboard(typer.core.TyperGroup):
+    """`esc leaderboard runs/` is `esc leaderboard rank runs/`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["rank", *args]
+        return super().parse_args(ctx, args)
+
+
+leaderboard = typer.Typer(
+    cls=_Leaderboard,
+    no_args_is_help=True,
+    help="Rank runs that faced the same thing, check whether they happened as they say, send one to somebody.",
+)
+
+
+_Replay = Annotated[
+    Path | None,
+    typer.Option(help="The file in which the runs' chat models were recorded (--record); they are asked again there."),
+]
+
+
+@leaderboard.command("rank")
+def _rank(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, folders that hold runs, such as runs/, or files that `submit` wrote."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write leaderboard.md, leaderboard.json and leaderboard.html into this folder."),
+    ] = None,
+    replay: _Replay = None,
+    progress: Progress = None,
+) -> None:
+    """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
+
+    Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
+    what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
+    critic, seed, …) are refused, naming what differs.
+    """
+    from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.ranking.leaderboard import find_runs, rank
+    from esc_env.evaluation.runs.report import FIGURES, figures
+    from esc_env.progress import shown
+    from esc_env.records import write_json, write_text
+
+    folders = find_runs(runs)
+    if folders and all(map(is_import, folders)):
+        print_imports(folders)
+        return
+    with shown("Checking", progress) as told:
+        board = rank(runs, replay=replay, progress=told)
+    columns = [("#", False), ("agent", False), *((name, True) for name in FIGURES), ("standing", False)]
+    rows = [(entry.mark, board.label(entry.report), *figures(entry.report), entry.standing) for entry in board.entries]
+    if board.entries:
+        print_table(f"Leaderboard: {board.scenarios}", columns, rows)
+    else:
+        typer.echo("No complete run yet.")
+    for note in board.notes():
+        typer.echo(one_line(note))
+    if out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RecordError(f"{out}: is a file; give a folder with --out") from None
+        write_text(out / "leaderboard.md", board.to_markdown())
+        write_text(out / "leaderboard.html", board.to_html())
+        write_json(out / "leaderboard.json", board.to_json())
+        typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")
+
+
+@leaderboard.command("verify")
+@grouped
+def _verify(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a file that `submit` wrote.")],
+    *,
+    rejudge: Annotated[
+        int, typer.Option(min=0, help="Ask the critic again about so many verdicts, drawn at random; name it below.")
+    ] = 0,
+    sample_seed: Annotated[int | None, typer.Option(help="Of that draw. Default: one that nobody can foresee.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write what was found as JSON into this file.")] = None,
+    progress: Progress = None,
+    critic: Critic,
+    models: Models,
+) -> None:
+    """Check whether a run happened as it says.
+
+    Its numbers are counted again, its records held against its own rules, seeds and scenarios, and everything that can
+    be is asked again: embedded seekers, critics and agents; chat models in the file that recorded them (--replay); a
+    critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
+    """
+    from esc_env.chairs.critics import resolve_critic
+    from esc_env.evaluation.ranking.verify import STANDINGS, verify
+    from esc_env.evaluation.runs.report import success_text
+    from esc_env.progress import shown
+    from esc_env.records import write_json
+
+    again = None
+    if rejudge:
+        again = resolve_critic(
+            critic["critic"], replace(models, replay=None), mode=critic["critic_mode"],
+            temperature=critic["critic_temperature"], options=critic["critic_options"],
+        )  # fmt: skip
+    with shown("Checking", progress) as told:
+        found = verify(run, replay=models.replay, rejudge=rejudge, critic=again, seed=sample_seed, progress=told)
+    for line in found.contradictions:
+        typer.echo(f"{run}: {one_line(line)}")
+    for line in found.notes:
+        typer.echo(f"{run}: {one_line(line)}")
+    if found.spot_check:
+        typer.echo(f"{run}: {found.spot_check}")
+    one = found.report
+    typer.echo(
+        f"{run}: solved {success_text(one)}; {one.completed:,} of {one.episodes:,} conversations have an outcome"
+    )
+    counts = ", ".join(f"{count:,} of the {role}" for role, count in found.replayed.items())
+    if counts:
+        typer.echo(f"{run}: asked again, lines or verdicts: {counts}")
+    told_of = STANDINGS.get(found.standing, "it did not happen as it says")
+    typer.echo(f"{run}: {found.standing} ({told_of})")
+    if out:
+        write_json(out, found.to_json())
+    if found.contradictions:
+        raise typer.Exit(1)
+
+
+@leaderboard.command("submit")
+def _submit(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="The file, or a folder for RUN_KEY.jsonl.")] = Path(),
+) -> None:
+    """Write a run as one file that others can verify and rank (docs/submission.schema.json says what is in it)."""
+    from esc_env.evaluation.ranking.submission import submit
+    from esc_env.evaluation.ranking.verify import verify
+
+    found = verify(run)
+    if found.contradictions:
+        raise RecordError(f"{run}: {found.contradictions[0]}. Look with: esc leaderboard verify {run}")
+    if not found.report.complete:
+        typer.echo(f"{run}: incomplete, {found.report.completed:,} of {found.report.episodes:,} have an outcome")
+    typer.echo(f"{submit(run, out)}: {found.standing}")
