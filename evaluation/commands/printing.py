@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-import typer.core
 
 from esc_env.escaping import one_line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -13,9 +13,6 @@ import typer.core
 from esc_env.cli_options import Critic, Models, Progress, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
-
-if TYPE_CHECKING:
-    pass
 from esc_env.evaluation.commands.printing import print_imports
 from esc_env.evaluation.commands.tables import print_table
 

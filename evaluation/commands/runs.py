@@ -1,26 +1,22 @@
-"""`esc report`, `esc wording` and `esc import`; how runs are printed; and where all commands on runs are added."""
+"""`esc report`, `esc wording` and `esc import`; and where all commands of this package are added to `esc`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-import typer.core
 
 from esc_env.errors import SpecError
-from esc_env.evaluation.commands.judge import judge, rejudge
-from esc_env.evaluation.commands.robustness import app as robustness
-from esc_env.evaluation.commands.validate import app as validate
-
-if TYPE_CHECKING:
-    pass
 from esc_env.evaluation.commands.eval import eval_command
+from esc_env.evaluation.commands.judge import judge, rejudge
 from esc_env.evaluation.commands.printing import print_imports, print_reports
 from esc_env.evaluation.commands.ranking import compare, leaderboard
+from esc_env.evaluation.commands.robustness import app as robustness
 from esc_env.evaluation.commands.tables import print_table
+from esc_env.evaluation.commands.validate import app as validate
 
 __all__ = ["register"]
 

@@ -6,12 +6,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esc_env.escaping import one_line
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["print_table"]
 
