@@ -174,7 +174,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made a folder ({error.strerror}). {_ELSEWHERE}") from error
-        if not fresh and self._taken() and not _begun_in(self.path):
+        if not fresh and self._taken() and self.about(self.instead) and not _begun_in(self.path):
             raise RecordError(
                 f"{self.path}: was begun elsewhere (another folder, user or machine), so it is only read. To go on "
                 f"with it all the same, type: esc take-over {quote(str(self.path))}. {self.instead}"

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("aiohttp", reason="needs the extra llm")
+pytest.importorskip("choix", reason="needs the extra judge")
+pytest.importorskip("krippendorff", reason="needs the extra judge")
+
 from esc_env import Dialogue, Scenario
 from esc_env.cli import main
 from esc_env.errors import SpecError
@@ -16,9 +20,6 @@ from esc_env.evaluation import Report, evaluate
 from esc_env.evaluation.judges.people import Rating, read_ratings, validate_judge
 from esc_env.evaluation.judges.protocol import DIMENSIONS
 from esc_env.testing import FakeServer
-
-for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
-    pytest.importorskip(_package, reason="needs the extra 'judge'")
 
 pytestmark = pytest.mark.full
 

@@ -14,6 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("aiohttp", reason="needs the extra llm")
+pytest.importorskip("choix", reason="needs the extra judge")
+pytest.importorskip("krippendorff", reason="needs the extra judge")
+
 from esc_env import Dialogue, Message, Scenario
 from esc_env.cli import main
 from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, ScenarioError, SpecError
@@ -30,9 +34,6 @@ from esc_env.identity import name_of
 from esc_env.models.budget import spent
 from esc_env.seeds import Seed
 from esc_env.testing import FakeServer, Fault
-
-for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
-    pytest.importorskip(_package, reason="needs the extra 'judge'")
 
 pytestmark = pytest.mark.full
 

@@ -11,6 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("aiohttp", reason="needs the extra llm")
+pytest.importorskip("choix", reason="needs the extra judge")
+pytest.importorskip("krippendorff", reason="needs the extra judge")
+
 from esc_env import Dialogue, Rules, Scenario
 from esc_env.cli import main
 from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError
@@ -19,9 +23,6 @@ from esc_env.evaluation.imports import import_file
 from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation, spearman
 from esc_env.evaluation.judges.rejudging import AS_HELD, matrix, rejudge
 from esc_env.testing import FakeServer, Fault
-
-for _package in ("choix", "krippendorff", "scipy", "statsmodels"):
-    pytest.importorskip(_package, reason="needs the extra 'judge'")
 
 pytestmark = pytest.mark.full
 
