@@ -143,9 +143,10 @@ def test_a_real_run_tells_its_turns_while_its_first_conversation_is_held(log, tm
         log.wait(min(len(messages), 15) // 2)  # in turn n it goes on when n - 1 lines are there
         return "Hm."
 
-    with pytest.MonkeyPatch.context() as patch, show(log) as told:
-        patch.setattr(module, "SELDOM", 0.0)
-        evaluate(agent, limit=1, out=tmp_path, progress=told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SELDOM", 0.0)  # before the first line, which sets when the next is due
+        with show(log) as told:
+            evaluate(agent, limit=1, out=tmp_path, progress=told)
     assert re.search(r"0 of 1 conversations, [1-7] turn", log.getvalue())
 
 
