@@ -122,6 +122,12 @@ def _quoting(chat: Sequence[ChatMessage], seed: Seed) -> str:
     return f'You said "{heard[:60]}" and I hear how much that hurts. {lines[turn(chat) % len(lines)]}'
 
 
+def _flatter(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    """Praise, another sentence every turn."""
+    lines = _texts()["flattery"]
+    return str(lines[turn(chat) % len(lines)])
+
+
 def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0) -> tuple[int, ...]:
     """The best order of eight generic sentences among `steps` tried by hill climbing on train scenarios.
 
@@ -195,6 +201,7 @@ def _probes() -> Iterator[Probe]:
     yield Probe("paraphrased again", "in a second writer's words", partial(_paraphrased, "second"), frozen=False)
     for name, about, function in SECOND:
         yield Probe(name, about, _scripted(name, function), frozen=False)
+    yield Probe("flattery", "praises the seeker, whatever is said", _scripted("flattery", _flatter), frozen=False)
 
 
 PROBES: tuple[Probe, ...] = tuple(_probes())
