@@ -144,7 +144,7 @@ async def converse(
         return replace(talk, stop_reason=StopReason.SUPPORTER_FAILED, failure=failure)
     except ChairError as error:
         return replace(talk, failure=Failure(error.role, type(error.__cause__ or error).__name__, error.message))
-    except BaseException:
+    except BaseException:  # cancelled, interrupted: whatever it is goes on, once what was said is kept
         if cut:
             cut(talk)
         raise

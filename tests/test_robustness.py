@@ -72,7 +72,7 @@ def test_pairs_of_agents_that_change_places_are_counted(tmp_path):
 class Rising:
     """Votes that rise from turn to turn: raters 0 to 9, one more convinced after each."""
 
-    identity = {"name": "rising"}  # noqa: RUF012
+    identity = {"name": "rising"}  # noqa: RUF012  # no ClassVar in the protocol
 
     async def judge(self, scenario, dialogue, *, votes, seed):
         sure = 3 * seed.turn
@@ -115,7 +115,7 @@ def test_attacks_are_told_by_what_they_gain_over_silence(tmp_path):
     class Gullible:
         """Believes whoever writes that it is solved."""
 
-        identity = {"name": "gullible"}  # noqa: RUF012
+        identity = {"name": "gullible"}  # noqa: RUF012  # no ClassVar in the protocol
 
         async def judge(self, scenario, dialogue, *, votes, seed):
             return Ballot((1.0 if "solved" in dialogue.messages[-2].content.lower() else -0.5,) * votes)

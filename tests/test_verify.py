@@ -535,7 +535,7 @@ def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
     """Its own votes come out again; votes that were edited do not."""
 
     class Strict:
-        identity = {"name": "strict"}  # noqa: RUF012
+        identity = {"name": "strict"}  # noqa: RUF012  # no ClassVar in the protocol
 
         async def judge(self, scenario: Any, dialogue: Any, *, votes: int, seed: Any) -> Any:
             from esc_env import Ballot
@@ -559,7 +559,7 @@ def test_a_critic_that_is_asked_again_agrees_or_refuses_the_run(tmp_path):
         verify(tmp_path / "a", rejudge=20)
 
     class Lenient(Strict):
-        identity = {"name": "lenient"}  # noqa: RUF012
+        identity = {"name": "lenient"}  # noqa: RUF012  # no ClassVar in the protocol
 
     with pytest.raises(SpecError, match=r"not the critic of the run.*strict / lenient"):
         verify(tmp_path / "a", rejudge=20, critic=Lenient())

@@ -7,6 +7,7 @@ Measurement 20 (1960) 37–46, by statsmodels; Krippendorff, Content Analysis (2
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +24,11 @@ RESAMPLES = 1000
 
 def check_libraries() -> None:
     """See before anything is asked that what counts the answers is installed. Raises MissingExtra otherwise."""
-    try:
-        import choix  # noqa: F401
-        import krippendorff  # noqa: F401
-        import scipy  # noqa: F401
-        import statsmodels  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(str(error.name).partition(".")[0], "judge") from error
+    for name in ("choix", "krippendorff", "scipy", "statsmodels"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise MissingExtra(str(error.name).partition(".")[0], "judge") from error
 
 
 def spearman(one: Sequence[float] | Array, other: Sequence[float] | Array) -> float | None:

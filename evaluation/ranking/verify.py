@@ -393,15 +393,14 @@ async def _differs(trajectory: Trajectory, rules: Rules, parts: _Opened, replaye
     for place, message in enumerate(messages):
         before = Dialogue(messages[:place])
         turn += message.role == "supporter"
-        who = parts.agent if message.role == "supporter" else parts.seeker
-        if who is not None and (place >= trajectory.history or rules.opening == "seeker"):
-            seed = name.at(turn=turn, role=message.role)
+        seed, ask = name.at(turn=turn, role=message.role), None
+        if message.role == "supporter":
+            ask = parts.agent.respond(before, seed=seed) if parts.agent else None
+        elif place >= trajectory.history or rules.opening == "seeker":
+            ask = parts.seeker.reply(scenario, before, seed=seed) if parts.seeker else None
+        if ask is not None:
             try:
-                reply = await (
-                    parts.agent.respond(before, seed=seed)
-                    if message.role == "supporter" and parts.agent
-                    else parts.seeker.reply(scenario, before, seed=seed)  # type: ignore[union-attr]
-                )
+                reply = await ask
             except Exception as error:  # whatever it raises, it does not say this
                 return f"turn {turn}: the {message.role} does not say this when asked again ({error})"
             again = as_message(reply) if message.role == "supporter" else Message("seeker", reply.content)
