@@ -9,9 +9,9 @@ says how often each covers: a bootstrap of scenarios covers too seldom where the
 101–133; for clusters, with an effective sample size: Korn and Graubard, Survey Methodology 24 (1998) 193–201, and
 Franco, Little, Louis and Slud, J. Survey Statistics and Methodology 7 (2019) 334–364; pseudo-observations: Agresti and
 Coull, The American Statistician 52 (1998) 119–126, for paired differences Bonett and Price, J. Educational and
-Behavioral Statistics 37 (2012) 479–488 (that they are whole scenarios, and their weight, are ours). AUC: Hanley and McNeil,
-Radiology 143 (1982) 29–36; its bootstrap resamples either side: Efron and Tibshirani, An Introduction to the Bootstrap
-(1993), chapter 16.
+Behavioral Statistics 37 (2012) 479–488 (that they are whole scenarios, and their weight, are ours). AUC: Hanley and
+McNeil, Radiology 143 (1982) 29–36; its bootstrap resamples either side: Efron and Tibshirani, An Introduction to the
+Bootstrap (1993), chapter 16.
 """
 
 from __future__ import annotations
