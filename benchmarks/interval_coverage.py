@@ -122,12 +122,12 @@ FOR_RATES: Mapping[str, Interval] = {
     "the same with Student's t": lambda totals, trials: wilson(*effective(totals, trials), student(totals)),
     "logit with Student's t": logit,
     "Korn and Graubard": korn_graubard,
-    "chosen: Wilson, effective n, two half scenarios": chosen,
+    "chosen: Wilson, effective n, two added scenarios": chosen,
 }
 FOR_DIFFERENCES: Mapping[str, Interval] = {
     "bootstrap of scenarios": bootstrapped,
     "Student's t of scenarios": difference_student,
-    "chosen: normal, two half scenarios": difference_chosen,
+    "chosen: normal, two added scenarios, rule of three": difference_chosen,
 }
 
 

@@ -720,6 +720,30 @@ def test_the_interval_of_a_difference_covers_it_where_hardly_any_scenario_differ
     assert hits / 400 >= 0.92, "a bootstrap of scenarios fails all of these"
 
 
+@pytest.mark.parametrize("scenarios", [10, 40])
+def test_intervals_of_clustered_data_cover_in_93_to_97_percent(scenarios):
+    import numpy as np
+
+    draw = np.random.default_rng(scenarios)
+    rates, differences = [], []
+    for one, other in ((0.05, 0.15), (0.1, 0.3), (0.5, 0.5), (0.5, 0.6), (0.3, 0.7), (0.9, 0.98)):
+        for spread in (9.0, 1.0):  # intraclass correlations of .1 and .5
+            for _ in range(150):
+                hardness = (draw.beta(rate * spread, (1 - rate) * spread, scenarios) for rate in (one, other))
+                before, after = (draw.binomial(5, each) for each in hardness)
+                low, high = clustered_wilson((int(solved), 5) for solved in before)
+                rates.append(low <= one <= high)
+                _, (low, high) = mean_interval([[float(gained)] for gained in (after - before) / 5])
+                differences.append(low <= other - one <= high)
+    assert 0.93 <= np.mean(rates) <= 0.97
+    assert 0.93 <= np.mean(differences) <= 0.97
+
+
+def test_a_difference_that_no_scenario_shows_is_at_most_one_by_the_rule_of_three():
+    assert mean_interval([[0.0] * 3] * 40) == (0, pytest.approx((-0.0722, 0.0722), abs=1e-4))
+    assert mean_interval([[1.0]] * 40) == (1, pytest.approx((1 - 2 * 0.0722, 1), abs=1e-4)), "nor beyond what can be"
+
+
 def test_trials_that_tell_nothing_new_do_not_narrow_an_interval():
     one = success_interval([[True]] * 12 + [[False]] * 28)
     many = success_interval([[True] * 50] * 12 + [[False] * 50] * 28)

@@ -57,7 +57,8 @@ def _cost(usage: Usage, conversations: int, seconds: float | None) -> str:
     cost = "cost unknown" if usage.cost is None else f"{usage.cost:,.2f} USD at list prices"
     answered = f", answered by {one_line(', '.join(usage.models))}" if usage.models else ""
     each = f"; a conversation took {usage.requests / conversations:,.1f} requests"
-    each += "" if seconds is None else f" and {seconds:,.1f} s"
+    if seconds is not None:
+        each += f" and {seconds:,.1f} s, all of them {seconds * conversations:,.1f} s one after another"
     return f"{usage.requests:,} requests to models, {tokens}, {cost}{answered}{each}"
 
 

@@ -9,9 +9,9 @@ says how often each covers: a bootstrap of scenarios covers too seldom where the
 101–133; for clusters, with an effective sample size: Korn and Graubard, Survey Methodology 24 (1998) 193–201, and
 Franco, Little, Louis and Slud, J. Survey Statistics and Methodology 7 (2019) 334–364; pseudo-observations: Agresti and
 Coull, The American Statistician 52 (1998) 119–126, for paired differences Bonett and Price, J. Educational and
-Behavioral Statistics 37 (2012) 479–488 (half as much, and of whole scenarios, are ours). AUC: Hanley and McNeil,
-Radiology 143 (1982) 29–36; its bootstrap resamples either side: Efron and Tibshirani, An Introduction to the Bootstrap
-(1993), chapter 16.
+Behavioral Statistics 37 (2012) 479–488 (that they are whole scenarios, and their weight, are ours). AUC: Hanley and
+McNeil, Radiology 143 (1982) 29–36; its bootstrap resamples either side: Efron and Tibshirani, An Introduction to the
+Bootstrap (1993), chapter 16.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ Z = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 POWER = 0.8416212335729143
 """The normal quantile of a power of 80 %, which the smallest detectable differences are for."""
-_WEIGHT = 0.5
-"""Of a scenario that is always solved, and of one that never is, which are added where spread is estimated. Ours."""
+_WEIGHT = 1 / 25
+"""Times √n: the weight of a scenario at either end that is added to n of them where spread is estimated. Ours: by the
+simulation, a weight that does not grow is too large for 10 scenarios or too small for 40."""
 
 
 def success_interval(outcomes: Iterable[Collection[bool]]) -> tuple[float, float] | None:
@@ -80,7 +81,7 @@ def clustered_wilson(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
     Σ tried conversations are worth Σ tried / D independent ones. D, the design effect, is how much larger the variance
     between scenarios makes that of the rate; it lies between 1 (trials of one scenario are no more alike than others)
     and Σ tried² / Σ tried (one trial tells all of its scenario). Where nearly nothing was solved, or all, the scenarios
-    show no spread: so D is estimated with two more of half a weight each, one always solved and one never.
+    show no spread: so D is estimated with two more of weight √n / 25 each, one always solved and one never.
 
     If nothing at all was solved (or everything), the error can lie on one side only, and the interval is the one-sided
     exact one for as many trials as there are scenarios, [0, 1 − 0.05^(1/n)]: the "rule of three" (Hanley and
@@ -99,10 +100,10 @@ def clustered_wilson(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
     total = float(tried.sum())
     rate = float(solved.sum()) / total
     if rate in (0.0, 1.0):
-        edge = 1 - 0.05 ** (1 / len(table))
+        edge = _unseen(len(table))
         return (0.0, edge) if rate == 0.0 else (1 - edge, 1.0)
     middle, variance = _spread(solved, tried, 0.0, 1.0)
-    effect = variance * (total + 2 * _WEIGHT * tried.mean()) / (middle * (1 - middle))
+    effect = variance * (total + 2 * _weight(len(table)) * tried.mean()) / (middle * (1 - middle))
     return _wilson(rate, total / float(np.clip(effect, 1.0, (tried**2).sum() / total)))
 
 
@@ -111,9 +112,10 @@ def mean_interval(
 ) -> tuple[float, tuple[float, float]]:
     """(the mean of differences or scores, its 95 % interval), where those of one scenario are alike.
 
-    The interval is the normal one of means over scenarios, with two more scenarios of half a weight each, one of all
+    The interval is the normal one of means over scenarios, with two more scenarios of weight √n / 25 each, one of all
     the least that a value can be and one of all the most: without them a few scenarios, or hardly any that differ,
-    claim to be sure.
+    claim to be sure. If the means of all scenarios are the same, at most a share of 1 − 0.05^(1/n) can be others, the
+    rule of three of `clustered_wilson`: the interval reaches as far as if these were all the least, or all the most.
 
     Args:
         values: for every scenario, its values: differences of paired trials, say.
@@ -125,6 +127,9 @@ def mean_interval(
     totals, tried = _sums(values)
     mean = float(totals.sum() / tried.sum())
     low, high = within
+    if np.ptp(totals / tried) == 0:
+        edge = _unseen(len(tried))
+        return mean, (mean - edge * (mean - low), mean + edge * (high - mean))
     middle, variance = _spread(totals, tried, low, high)
     reach = Z * math.sqrt(variance)
     return mean, (max(low, min(mean, middle - reach)), min(high, max(mean, middle + reach)))
@@ -145,6 +150,15 @@ def detectable(values: Iterable[Sequence[float]]) -> float:
     return (Z + POWER) * math.sqrt(_spread(*_sums(values), -1.0, 1.0)[1])
 
 
+def _weight(scenarios: int) -> float:
+    return _WEIGHT * math.sqrt(scenarios)
+
+
+def _unseen(scenarios: int) -> float:
+    """The largest share of scenarios of which none is seen among so many, one time in twenty."""
+    return float(1 - 0.05 ** (1 / scenarios))
+
+
 def _sums(values: Iterable[Sequence[float]]) -> tuple[Array, Array]:
     clusters = [cluster for cluster in values if cluster]
     if not clusters:
@@ -156,14 +170,14 @@ def _sums(values: Iterable[Sequence[float]]) -> tuple[Array, Array]:
 def _spread(totals: Array, tried: Array, low: float, high: float) -> tuple[float, float]:
     """(mean of values, the variance of that mean) from sums and numbers per scenario, as scenarios differ.
 
-    With two more scenarios of `_WEIGHT`, with as many trials as the average one: all values `low`, all `high`.
+    With two more scenarios of `_weight`, with as many trials as the average one: all values `low`, all `high`.
     """
-    size = float(tried.mean())
-    scenarios = len(tried) + 2 * _WEIGHT
-    total = float(tried.sum()) + 2 * _WEIGHT * size
-    middle = (float(totals.sum()) + _WEIGHT * size * (low + high)) / total
+    size, weight = float(tried.mean()), _weight(len(tried))
+    scenarios = len(tried) + 2 * weight
+    total = float(tried.sum()) + 2 * weight * size
+    middle = (float(totals.sum()) + weight * size * (low + high)) / total
     squares = float(((totals - middle * tried) ** 2).sum())
-    squares += _WEIGHT * size**2 * ((low - middle) ** 2 + (high - middle) ** 2)
+    squares += weight * size**2 * ((low - middle) ** 2 + (high - middle) ** 2)
     return middle, squares * scenarios / (scenarios - 1) / total**2
 
 
