@@ -1,4 +1,4 @@
-"""python benchmarks/flakes.py --runs 60 tests/real/test_interrupt.py tests/test_loop.py
+"""python benchmarks/flakes.py --runs 60 tests/slow/test_interrupt.py tests/test_loop.py
 
 Do tests pass every time, also on a machine that is busy with something else? Runs them over and over, beside as many
 busy processes as there are cores. Whatever fails is printed in full, and counted by test; the command then exits with
