@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -538,6 +541,17 @@ def test_every_text_on_the_page_is_escaped(tmp_path):
     assert report.complete
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_page_lets_nothing_in_but_its_own_style(tmp_path):
+    held(out=tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    known = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{known}'; base-uri 'none'; form-action 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
+    assert not re.search(r"<[^>]*\s(?:style|on\w+)\s*=", page), "such a policy would leave these out"
+    assert '<svg class="rate"' in page
 
 
 # --- kill -9 --------------------------------------------------------------------------------------

@@ -1,8 +1,13 @@
-"""Plain static HTML pages: no script, nothing loaded from anywhere, everything that anybody wrote is escaped."""
+"""Plain static HTML pages: no script, nothing loaded from anywhere, everything that anybody wrote is escaped.
+
+Were something not escaped, it would still do nothing: by its Content-Security-Policy a page is its own style and text.
+"""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -70,12 +75,15 @@ def run_page(report: Report) -> str:
 def document(title: str, body: Iterable[str]) -> str:
     """A whole page; `title` is escaped, `body` must be HTML already. Control characters become visible marks."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    known = b64encode(sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{known}'; base-uri 'none'; form-action 'none'"
     return safe(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
-        + "\n</body>\n</html>\n"
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -179,23 +187,28 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> 
 
     def row(tag: str, cells: Iterable[str]) -> str:
         kinds = (f' class="{kind}"' if kind else "" for _, kind in columns)
-        marked = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        marked = (f"<{tag}{kind}>{cell}</{tag.split()[0]}>" for kind, cell in zip(kinds, cells, strict=True))
         return f"<tr>{''.join(marked)}</tr>"
 
-    lines = [row("th", (escape(title) for title, _ in columns)), *(row("td", cells) for cells in rows)]
-    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    head = row('th scope="col"', (escape(title) for title, _ in columns))
+    body = "\n".join(row("td", cells) for cells in rows)
+    return (
+        '<div class="scroll" role="region" aria-label="table" tabindex="0"><table>\n'
+        f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
 def bar(rate: float | None, interval: tuple[float, float] | None) -> str:
     """A success rate from 0 to 100 % with its interval as a band."""
     if rate is None or interval is None:
-        return '<div class="track"></div>'
+        return '<span class="soft">no interval yet</span>'
     low, high = interval
     label = f"{percent(rate)}, 95 % interval {interval_text(interval)}"
     return (
-        f'<div class="track" role="img" aria-label="{label}" title="{label}">'
-        f'<span class="band" style="left:{low:.2%};width:{high - low:.2%}"></span>'
-        f'<span class="dot" style="left:{rate:.2%}"></span></div>'
+        f'<svg class="rate" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<title>{label}</title><rect class="track" width="100" height="10"/>'
+        f'<rect class="band" x="{100 * low:.2f}" width="{100 * (high - low):.2f}" height="10"/>'
+        f'<rect class="dot" x="{99 * rate:.2f}" width="1" height="10"/></svg>'
     )
 
 
