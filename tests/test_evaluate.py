@@ -756,6 +756,8 @@ def test_intervals_of_clustered_data_cover_in_93_to_97_percent(scenarios):
 def test_a_difference_that_no_scenario_shows_is_at_most_one_by_the_rule_of_three():
     assert mean_interval([[0.0] * 3] * 40) == (0, pytest.approx((-0.0722, 0.0722), abs=1e-4))
     assert mean_interval([[1.0]] * 40) == (1, pytest.approx((1 - 2 * 0.0722, 1), abs=1e-4)), "nor beyond what can be"
+    thirds = [[0.1] * 3] * 20 + [[0.1]] * 20  # whose means differ in their last digit
+    assert mean_interval(thirds)[1] == pytest.approx(mean_interval([[0.1]] * 40)[1])
 
 
 def test_trials_that_tell_nothing_new_do_not_narrow_an_interval():

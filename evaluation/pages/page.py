@@ -192,10 +192,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> 
 
     head = row('th scope="col"', (escape(title) for title, _ in columns))
     body = "\n".join(row("td", cells) for cells in rows)
-    return (
-        '<div class="scroll" role="region" aria-label="table" tabindex="0"><table>\n'
-        f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+    return f'<div class="scroll" tabindex="0"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def bar(rate: float | None, interval: tuple[float, float] | None) -> str:

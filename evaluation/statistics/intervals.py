@@ -127,7 +127,7 @@ def mean_interval(
     totals, tried = _sums(values)
     mean = float(totals.sum() / tried.sum())
     low, high = within
-    if np.ptp(totals / tried) == 0:
+    if np.allclose(totals / tried, mean, rtol=0, atol=1e-9):  # equal, but for how their sums were rounded
         edge = _unseen(len(tried))
         return mean, (mean - edge * (mean - low), mean + edge * (high - mean))
     middle, variance = _spread(totals, tried, low, high)
