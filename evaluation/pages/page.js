@@ -32,3 +32,33 @@ document.addEventListener("keydown", (event) => {
   const shown = document.querySelector("article:target") ?? document;
   shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
+
+// A run that is followed: <section data-events="URL">. The newest conversations stand first, fifty at most.
+for (const section of document.querySelectorAll("[data-events]")) {
+  const source = new EventSource(section.dataset.events);
+  const told = section.querySelector("[data-progress]");
+  const list = section.querySelector("[data-conversations]");
+  const on = (kind, does) => source.addEventListener(kind, (event) => does(JSON.parse(event.data)));
+  on("begin", () => list.replaceChildren());
+  on("progress", ({ done, total, solved, errors, cost }) => {
+    const price = cost === null ? "cost unknown" : `${cost.toFixed(2)} USD`;
+    told.textContent = `${done} of ${total} conversations, ${solved} solved, ${errors} errors, ${price}`;
+  });
+  on("conversation", ({ scenario, trial, outcome, turns, score, solved }) => {
+    const row = list.insertRow(0);
+    for (const value of [scenario, trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
+      row.insertCell().textContent = value;
+    }
+    row.cells[0].className = "name";
+    if (solved) row.cells[2].className = "solved";
+    list.rows[50]?.remove();
+  });
+  on("end", () => {
+    source.close();
+    told.textContent += ". The run is complete.";
+  });
+  on("trouble", ({ message }) => {
+    source.close();
+    told.textContent = message;
+  });
+}
