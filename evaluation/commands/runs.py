@@ -17,6 +17,7 @@ from esc_env.evaluation.commands.ranking import compare, leaderboard
 from esc_env.evaluation.commands.robustness import app as robustness
 from esc_env.evaluation.commands.tables import print_table
 from esc_env.evaluation.commands.validate import app as validate
+from esc_env.evaluation.commands.view import view
 
 __all__ = ["register"]
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(leaderboard, name="leaderboard")
     app.command("compare")(compare)
     app.command("report")(_report)
+    app.command("view")(view)
     app.command("wording")(_wording)
     app.command("judge")(judge)
     app.command("rejudge")(rejudge)

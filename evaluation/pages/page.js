@@ -1,0 +1,64 @@
+"use strict";
+// What a page can do beyond showing itself. Only textContent and attributes are ever set: text stays text.
+
+// Tables whose headings hold buttons can be sorted: by the cells' data-value, or their text.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, place) => {
+    heading.querySelector("button")?.addEventListener("click", () => {
+      const down = heading.getAttribute("aria-sort") !== "descending";
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim();
+      const order = (a, b) => (isNaN(a) || isNaN(b) || a === "" || b === "" ? a.localeCompare(b) : a - b);
+      const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? -1 : 1) * order(value(a), value(b)));
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+
+// A choice that hides the rows, of tables or of lists, whose data-NAME is another: <select data-filters="NAME">.
+const choices = [...document.querySelectorAll("select[data-filters]")];
+const filter = () => {
+  for (const row of document.querySelectorAll("[data-row]")) {
+    row.hidden = choices.some((choice) => choice.value && row.dataset[choice.dataset.filters] !== choice.value);
+  }
+};
+choices.forEach((choice) => choice.addEventListener("change", filter));
+
+// Keys: whatever names one with data-key is followed (n: next, p: previous, f: next failure).
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  const shown = document.querySelector("article:target") ?? document;
+  shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
+});
+
+// A run that is followed: <section data-events="URL">. The newest conversations stand first, fifty at most.
+for (const section of document.querySelectorAll("[data-events]")) {
+  const source = new EventSource(section.dataset.events);
+  const told = section.querySelector("[data-progress]");
+  const list = section.querySelector("[data-conversations]");
+  const on = (kind, does) => source.addEventListener(kind, (event) => does(JSON.parse(event.data)));
+  on("begin", () => list.replaceChildren());
+  on("progress", ({ done, total, solved, errors, cost }) => {
+    const price = cost === null ? "cost unknown" : `${cost.toFixed(2)} USD`;
+    told.textContent = `${done} of ${total} conversations, ${solved} solved, ${errors} errors, ${price}`;
+  });
+  on("conversation", ({ scenario, trial, outcome, turns, score, solved }) => {
+    const row = list.insertRow(0);
+    for (const value of [scenario, trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
+      row.insertCell().textContent = value;
+    }
+    row.cells[0].className = "name";
+    if (solved) row.cells[2].className = "solved";
+    list.rows[50]?.remove();
+  });
+  on("end", () => {
+    source.close();
+    told.textContent += ". The run is complete.";
+  });
+  on("trouble", ({ message }) => {
+    source.close();
+    told.textContent = message;
+  });
+}

@@ -1,0 +1,1 @@
+"""Runs in the browser, also while they are made. Reads folders; writes nothing into them and locks nothing."""

@@ -1,0 +1,256 @@
+"""What a folder of runs holds, and what a run that is being made has come to. Everything is only read.
+
+A list of runs reads run.json and report.json alone, however long the runs are. `Following` reads on in
+trajectories.jsonl from where it was; a last line that is not whole yet is left for the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from io import BufferedReader
+from operator import add
+from pathlib import Path
+from typing import Any, Literal
+
+from esc_env.errors import RecordError, SpecError
+from esc_env.escaping import one_line
+from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
+from esc_env.fields import flag, integer, number, optional, read, text
+from esc_env.protocols import Usage
+from esc_env.records import MAX_BYTES, check_version, open_plain, parse, read_json
+from esc_env.scenarios import Scenario
+from esc_env.trajectory import Trajectory
+
+__all__ = ["Ended", "Following", "Run", "State", "find"]
+
+State = Literal["complete", "being made", "incomplete"]
+
+LATELY = 300.0
+"""Seconds since something was written within which a run without a full report counts as being made. Nothing is asked
+of the process that makes it, whose lock a question would be in the way of. Ours: longer than most replies take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a folder, as a list shows it.
+
+    Attributes:
+        name: its path in the folder, with `/`; the folder's own name where the folder is the run.
+        folder: where it is.
+        written: when its folder was last written to, in seconds since 1970.
+        state: whether it is complete or being made.
+        agent, scenarios: who talked, with whom.
+        total: conversations of the whole run.
+        done: those with an outcome when it was last reported; None before that.
+        success_rate, interval: of the last report.
+        trouble: what is wrong with it, where it cannot be read; the other fields then say nothing.
+    """
+
+    name: str
+    folder: Path
+    written: float
+    state: State = "incomplete"
+    agent: str = ""
+    scenarios: str = ""
+    total: int = 0
+    done: int | None = None
+    success_rate: float | None = None
+    interval: tuple[float, float] | None = None
+    trouble: str = ""
+
+
+def find(folder: Path, name: str | None = None) -> list[Run]:
+    """The runs in a folder, at any depth, the one written to last first. No link to another folder is followed.
+
+    Args:
+        folder: where to look.
+        name: the only one to read; None for all.
+    """
+    return sorted(_runs(folder, name), key=lambda run: (-run.written, run.name))
+
+
+def _runs(folder: Path, only: str | None) -> Iterator[Run]:
+    for place, _, files in os.walk(folder):
+        if "run.json" not in files:
+            continue
+        path = Path(place)
+        name = path.resolve().name if path == folder else path.relative_to(folder).as_posix()
+        name = name.encode(errors="replace").decode()  # a file system has names that are no text
+        if only not in (None, name):
+            continue
+        try:
+            kept = run_folder(path)
+            if kept.begun:
+                yield _run(name, path, kept.about())
+        except (RecordError, OSError) as error:
+            yield Run(name, path, _written(path), trouble=one_line(str(error)))
+
+
+def _run(name: str, path: Path, about: Mapping[str, Any]) -> Run:
+    try:
+        agent, scenarios = one_line(read(about, "agent", text)), one_line(read(about, "scenarios", text))
+        held_with = re.match(r"\d{1,7}(?=,)", read(about["identity"], "scenarios", text))
+        people = int(held_with[0]) if held_with else 0
+        total = people * read(about["identity"], "trials", integer(1))
+    except SpecError as error:
+        raise RecordError(f"{path}/run.json: not a run ({error}). Was it edited?") from error
+    told, written = path / "report.json", _written(path)
+    if not told.exists():
+        return Run(name, path, written, _state(written), agent, scenarios, total)
+    done, whole, rate, interval = read_json(told, _figures)
+    state: State = "complete" if whole else _state(written if written > _changed(told) else 0)
+    return Run(name, path, written, state, agent, scenarios, total, done, rate, interval)
+
+
+def _figures(data: Any) -> tuple[int, bool, float | None, tuple[float, float] | None]:
+    share = number(0, 1)
+    return (
+        read(data, "completed", integer(0)),
+        read(data, "complete", flag),
+        read(data, "success_rate", optional(share)),
+        read(data, "interval", optional(lambda ends: (share(ends[0]), share(ends[1])) if _pair(ends) else None)),
+    )
+
+
+def _pair(ends: Any) -> bool:
+    if not isinstance(ends, list) or len(ends) != 2:
+        raise SpecError("must be two numbers")
+    return True
+
+
+def _state(written: float) -> State:
+    return "being made" if time.time() - written < LATELY else "incomplete"
+
+
+def _written(path: Path) -> float:
+    return max(_changed(path / name) for name in ("run.json", TRAJECTORIES))
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written to; 0 where there is none."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A conversation that ended or broke off, as it is told while a run is made.
+
+    Attributes:
+        scenario, trial: whom it was held with, and which repetition.
+        outcome: why it ended, as `StopReason` names it.
+        turns: exchanges done.
+        score: the critic's last.
+        completed, solved: whether it has an outcome, and a good one.
+        usage: what it cost, all attempts together.
+    """
+
+    scenario: str
+    trial: int
+    outcome: str
+    turns: int
+    score: float
+    completed: bool
+    solved: bool
+    usage: Usage
+
+    @classmethod
+    def of(cls, held: Trajectory) -> Ended:
+        """What is told of a trajectory."""
+        return cls(
+            one_line(held.scenario.id), held.trial, held.stop_reason.value, held.turns, held.final_score,
+            held.completed, held.solved, held.usage,
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """What a page shows of it."""
+        return {name: getattr(self, name) for name in ("scenario", "trial", "outcome", "turns", "score", "solved")}
+
+
+class Following:
+    """The conversations of one run, as they end.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RecordError: it holds no run, or one that cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        kept = run_folder(folder)
+        about = kept.about()
+        self._path = folder / TRAJECTORIES
+        self._people: dict[str, Scenario] = kept.scenarios()
+        try:
+            self._trials = read(about["identity"], "trials", integer(1))
+        except SpecError as error:
+            raise RecordError(f"{folder}/run.json: not a run ({error}). Was it edited?") from error
+        self._total = self._trials * len(self._people)
+        self._known: dict[tuple[str, int], Ended] = {}
+        self._file, self._offset, self._line = 0, 0, 0
+
+    def read(self) -> list[Ended]:
+        """What has ended, or ended otherwise than before, since the last call.
+
+        Raises:
+            RecordError: a whole line cannot be read; the message names it.
+        """
+        try:
+            file = BufferedReader(open_plain(self._path))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RecordError(f"{self._path}: cannot be read ({error.strerror})") from error
+        news: dict[tuple[str, int], Ended] = {}
+        with file:
+            about = os.fstat(file.fileno())
+            if about.st_ino != self._file or about.st_size < self._offset:  # written anew, in order
+                self._file, self._offset, self._line = about.st_ino, 0, 0
+            file.seek(self._offset)
+            while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
+                held = self._made(line)
+                episode = (held.scenario, held.trial)
+                if self._known.get(episode) != held:
+                    self._known[episode] = news[episode] = held
+                self._offset += len(line)
+                self._line += 1
+            if len(line) > MAX_BYTES:
+                raise RecordError(f"{self._path}:{self._line + 1}: more than {MAX_BYTES >> 20} MiB")
+        return list(news.values())
+
+    def _made(self, line: bytes) -> Ended:
+        where = f"{self._path}:{self._line + 1}"
+        try:
+            data = parse(line)
+            check_version(read(data, "version", integer(0)), where)
+            scenario = read(data, "scenario", text)
+            if scenario not in self._people or read(data, "trial", integer(0)) >= self._trials:
+                raise SpecError(f"{scenario!r} and its trial are no part of this run")
+            return Ended.of(Trajectory.from_json(data, self._people[scenario]))
+        except ValueError as error:
+            raise RecordError(f"{where}: not a trajectory ({error}). Was the file edited or damaged?") from error
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is: conversations with an outcome, of all; solved, errors, and US dollars (None: unknown)."""
+        held = self._known.values()
+        done = sum(each.completed for each in held)
+        return {
+            "done": done,
+            "total": self._total,
+            "solved": sum(each.solved for each in held),
+            "errors": len(held) - done,
+            "cost": reduce(add, (each.usage for each in held), Usage()).cost,
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether every conversation has an outcome."""
+        return self._total > 0 and sum(each.completed for each in self._known.values()) >= self._total
