@@ -258,7 +258,7 @@ def test_leaderboard_ranks_and_writes_three_files(esc, here):
     assert out.count("Leaderboard: ") == 2
     assert "seed: 0 / 3" in (here / "both" / "leaderboard.md").read_text()
     assert len(json.loads((here / "both" / "leaderboard.json").read_text())["boards"]) == 2
-    assert "../runs/builtin-silent--people" in (here / "both" / "leaderboard.html").read_text()
+    assert "../runs/builtin-silent--people.jsonl" in (here / "both" / "leaderboard.html").read_text()
 
 
 # --- chat -----------------------------------------------------------------------------------------

@@ -98,8 +98,6 @@ def _rank(
     critic, seed, …) are refused, naming what differs; with --out they are ranked in a table of their own.
     """
     from esc_env.evaluation.imports import is_import
-    from esc_env.evaluation.pages import markdown
-    from esc_env.evaluation.pages.leaderboard import leaderboard_pages
     from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
     from esc_env.progress import shown
     from esc_env.records import write_json, write_text
@@ -118,6 +116,9 @@ def _rank(
             typer.echo(one_line(told_apart))
         _print_board(board)
     if out:
+        from esc_env.evaluation.pages import markdown
+        from esc_env.evaluation.pages.leaderboard import leaderboard_pages
+
         try:
             out.mkdir(parents=True, exist_ok=True)
         except FileExistsError:

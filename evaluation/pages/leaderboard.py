@@ -53,6 +53,7 @@ COLUMNS: Mapping[str, Column] = {
         lambda entry: entry.mark, "the places that the intervals allow", value=lambda entry: f"{entry.place}"
     ),
     "agent": Column(lambda entry: entry.report.agent, kind="name", value=lambda entry: entry.report.agent),
+    "standing": Column(lambda entry: entry.standing, "how far the run can be believed", "standing"),
     "success": Column(_figure(FIGURES["SR"]), "SR as a line, its 95 % interval as a band, from 0 to 100 %", "wide"),
     **{name: Column(_figure(show), _MEANINGS.get(name, "")) for name, show in FIGURES.items()},
     "failed": Column(
@@ -71,7 +72,6 @@ COLUMNS: Mapping[str, Column] = {
         lambda entry: _price_text(entry.report),
         "US dollars a conversation at list prices, of all chairs; – where no model was asked through this package",
     ),
-    "standing": Column(lambda entry: entry.standing, "how far the run can be believed", "standing"),
 }
 """The columns by name, as they stand from left to right."""
 
