@@ -252,6 +252,13 @@ def test_leaderboard_ranks_and_writes_three_files(esc, here):
     code, _, err = esc("leaderboard", "runs", "other")
     assert code == 1
     assert "seed: 0 / 3" in err
+    code, out, _ = esc("leaderboard", "runs", "other", "--out", "both")
+    assert code == 0
+    assert "seed: 0 / 3" in out
+    assert out.count("Leaderboard: ") == 2
+    assert "seed: 0 / 3" in (here / "both" / "leaderboard.md").read_text()
+    assert len(json.loads((here / "both" / "leaderboard.json").read_text())["boards"]) == 2
+    assert "../runs/builtin-silent--people.jsonl" in (here / "both" / "leaderboard.html").read_text()
 
 
 # --- chat -----------------------------------------------------------------------------------------

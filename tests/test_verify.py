@@ -19,6 +19,7 @@ from esc_env.cli import main
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ModelError, RecordError, SpecError
 from esc_env.evaluation import evaluate, rank
+from esc_env.evaluation.pages.leaderboard import leaderboard_pages
 from esc_env.evaluation.ranking.submission import submit
 from esc_env.evaluation.ranking.verify import verify
 from esc_env.evaluation.runs.runner import read_run, run_key
@@ -168,7 +169,7 @@ def test_a_forged_run_is_not_ranked_and_the_honest_one_is(honest, run):
     board = rank([honest, run])
     assert [(entry.report.folder, entry.standing) for entry in board.entries] == [(honest, "verified")]
     assert [one.report.folder for one in board.refused] == [run]
-    for page in (board.to_markdown(), board.to_html(), "\n".join(board.notes())):
+    for page in (board.to_markdown(), *dict(leaderboard_pages([board])).values(), "\n".join(board.notes())):
         assert "the critic votes otherwise" in page
         assert "verified" in page
     assert "the critic votes otherwise" in board.to_json()["refused"][0]["contradictions"][0]
@@ -196,9 +197,9 @@ def test_a_win_that_no_critic_can_be_asked_about_is_refused_when_it_is_read(tmp_
 
 def test_every_agent_on_the_page_has_its_standing_and_every_unusual_rule_is_named(honest, run):
     rewrite(run, all_won)
-    page = rank([honest, run]).to_html()
-    for told in ("verified, ", "refused, not ranked, "):
-        assert f'<span class="soft">{told}' in page
+    ((_, page),) = leaderboard_pages([rank([honest, run])])
+    for told in ("verified", "refused"):
+        assert re.search(f'<span class="badge {told}"[^>]*>{told}</span>', page)
     signed(run, lambda data: data["identity"].update(votes=3, max_chars=100))
     told = rank([run]).notes()[0]
     assert "seeker builtin, critic builtin, T 8, votes 3, max_chars 100, persona cooperative" in told
@@ -312,7 +313,7 @@ def test_a_choice_of_scenarios_does_not_pass_under_the_name_of_the_set(run, tmp_
     signed(run, lambda data: data["identity"].update(scenarios=content))
     board = rank([run])
     assert board.entries[0].report.success_rate == 1.0
-    for page in (board.to_markdown(), board.to_html()):
+    for page in (board.to_markdown(), *dict(leaderboard_pages([board])).values()):
         assert "a choice of somebody" in page
     evaluate("builtin:template", PEOPLE, limit=3, persona="guarded", out=tmp_path / "guarded")
     assert verify(tmp_path / "guarded").report.scenarios == PEOPLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -15,6 +15,9 @@ from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.commands.printing import print_imports
 from esc_env.evaluation.commands.tables import print_table
+
+if TYPE_CHECKING:
+    from esc_env.evaluation.ranking.leaderboard import Leaderboard
 
 __all__ = ["compare", "leaderboard"]
 
@@ -92,11 +95,10 @@ def _rank(
 
     Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
     what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
-    critic, seed, …) are refused, naming what differs.
+    critic, seed, …) are refused, naming what differs; with --out they are ranked in a table of their own.
     """
     from esc_env.evaluation.imports import is_import
-    from esc_env.evaluation.ranking.leaderboard import find_runs, rank
-    from esc_env.evaluation.runs.report import FIGURES, figures
+    from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
     from esc_env.progress import shown
     from esc_env.records import write_json, write_text
 
@@ -105,7 +107,37 @@ def _rank(
         print_imports(folders)
         return
     with shown("Checking", progress) as told:
-        board = rank(runs, replay=replay, progress=told)
+        if out:
+            boards = rank_each(runs, replay=replay, progress=told)
+        else:
+            boards = [rank(runs, replay=replay, progress=told)]
+    for board in boards:
+        if told_apart := board.differs(boards[0]):
+            typer.echo(one_line(told_apart))
+        _print_board(board)
+    if out:
+        from esc_env.evaluation.pages import markdown
+        from esc_env.evaluation.pages.leaderboard import leaderboard_pages
+
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RecordError(f"{out}: is a file; give a folder with --out") from None
+        tables = [board.to_markdown() for board in boards]
+        if len(boards) > 1:
+            told_of = [board.differs(boards[0]) or board.name for board in boards]
+            tables = [f"{markdown.cell(told)}\n\n{table}" for told, table in zip(told_of, tables, strict=True)]
+        held = [board.to_json() for board in boards]
+        write_text(out / "leaderboard.md", "\n".join(tables))
+        write_json(out / "leaderboard.json", held[0] if len(held) == 1 else {"boards": held})
+        for name, page in leaderboard_pages(boards, out):
+            write_text(out / name, page)
+        typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")
+
+
+def _print_board(board: Leaderboard) -> None:
+    from esc_env.evaluation.runs.report import FIGURES, figures
+
     columns = [("#", False), ("agent", False), *((name, True) for name in FIGURES), ("standing", False)]
     rows = [(entry.mark, board.label(entry.report), *figures(entry.report), entry.standing) for entry in board.entries]
     if board.entries:
@@ -114,15 +146,6 @@ def _rank(
         typer.echo("No complete run yet.")
     for note in board.notes():
         typer.echo(one_line(note))
-    if out:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise RecordError(f"{out}: is a file; give a folder with --out") from None
-        write_text(out / "leaderboard.md", board.to_markdown())
-        write_text(out / "leaderboard.html", board.to_html())
-        write_json(out / "leaderboard.json", board.to_json())
-        typer.echo(f"Written: {out / 'leaderboard.html'}, leaderboard.md, leaderboard.json")
 
 
 @leaderboard.command("verify")

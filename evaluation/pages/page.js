@@ -17,11 +17,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// A choice that hides the rows, of tables or of lists, whose data-NAME is another: <select data-filters="NAME">.
+// A choice that hides what has another data-NAME, be it a row, an item or a section: <select data-filters="NAME">.
 const choices = [...document.querySelectorAll("select[data-filters]")];
 const filter = () => {
   for (const row of document.querySelectorAll("[data-row]")) {
-    row.hidden = choices.some((choice) => choice.value && row.dataset[choice.dataset.filters] !== choice.value);
+    row.hidden = choices.some(
+      ({ value, dataset: { filters } }) => value && filters in row.dataset && row.dataset[filters] !== value,
+    );
   }
 };
 choices.forEach((choice) => choice.addEventListener("change", filter));

@@ -1,4 +1,4 @@
-"""Rank runs that faced the same thing, and show the ranking: terminal, Markdown, JSON, one static page."""
+"""Rank runs that faced the same thing, and write the ranking as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation.imports import is_import
-from esc_env.evaluation.pages import markdown, page
+from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, success_text
 from esc_env.evaluation.runs.runner import is_run
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 
-__all__ = ["Entry", "Leaderboard", "find_runs", "rank"]
-
-_SHOWN = 60
-"""Transcripts per run on the leaderboard's page; a run's own report.html has all."""
+__all__ = ["Entry", "Leaderboard", "find_runs", "rank", "rank_each"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +30,21 @@ class Entry:
         place: 1 for the highest SR; runs of equal SR share a place.
         report: of the run.
         standing: how far it can be believed; see `esc_env.evaluation.ranking.verify`.
-        overlaps_next: whether its 95 % interval overlaps that of the run ranked next. Then which of the two is better
-            is not settled by these runs (no overlap settles it; overlap alone does not prove them equal).
+        range: the best and the worst place that its 95 % interval allows: runs whose intervals lie wholly above it
+            stand before it, those wholly below it after it, and which of the others is better is not settled by these
+            runs (no overlap settles it; overlap alone does not prove them equal).
     """
 
     place: int
     report: Report
     standing: Standing
-    overlaps_next: bool
+    range: tuple[int, int]
 
     @property
     def mark(self) -> str:
-        """The place as tables show it, with `~` where the next one's is not settled."""
-        return f"{self.place}{' ~' if self.overlaps_next else ''}"
+        """The range as tables show it: `2`, or `1–3`."""
+        best, worst = self.range
+        return f"{best}" if best == worst else f"{best}–{worst}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class Leaderboard:
                 {
                     "place": entry.place,
                     "standing": entry.standing,
-                    "overlaps_next": entry.overlaps_next,
+                    "range": list(entry.range),
                     **entry.report.to_json(),
                 }
                 for entry in self.entries
@@ -88,6 +86,17 @@ class Leaderboard:
     def scenarios(self) -> str:
         """The name of the scenario set."""
         return self.reports[0].scenarios
+
+    @property
+    def name(self) -> str:
+        """The scenario set, and the fingerprint that tells it from others with that set."""
+        return f"{self.scenarios}, fingerprint {self.reports[0].fingerprint.digest}"
+
+    def differs(self, other: Leaderboard) -> str | None:
+        """What its runs faced that those of `other` did not, in a sentence; None where they faced the same."""
+        there, here = (board.reports[0].fingerprint for board in (other, self))
+        parts = there.differences(here)
+        return f"Not to be compared with {other.name}. What differs: {'; '.join(parts)}." if parts else None
 
     def label(self, report: Report) -> str:
         """The agent's name, with its run's folder where two runs have agents of one name."""
@@ -114,23 +123,47 @@ class Leaderboard:
         return "\n".join([*lines, "", *(f"- {markdown.cell(note)}" for note in self.notes())]) + "\n"
 
     def notes(self) -> list[str]:
-        """What a reader of the ranking must know: the protocol, unsettled places, incomplete runs and why."""
+        """What a reader of the ranking must know: the protocol, unsettled places, runs that are not ranked and why."""
+        here = {entry.standing for entry in self.entries}
+        return [
+            self.protocol,
+            *(f"{name}: {STANDINGS[name]}." for name in STANDINGS if name in here),
+            *(f"{kind}, not ranked: {self.label(report)}. {why}".rstrip() for kind, report, why in self.apart),
+            *self.remarks,
+            *self.safety,
+        ]
+
+    @property
+    def protocol(self) -> str:
+        """What every agent faced, in one sentence."""
         first = self.reports[0]
         parts = first.fingerprint.parts
-        notes = [
+        return (
             f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, {first.episodes:,} conversations of "
             f"each agent; seeker {_name(parts['seeker'])}, critic {_name(parts['critic'])}, T {parts['max_turns']}, "
             f"{_unusual(parts)}persona {parts['persona']}, seed {parts['seed']}; fingerprint "
             f"{first.fingerprint.digest}."
-        ]
-        here = {entry.standing for entry in self.entries}
-        notes += [f"{name}: {STANDINGS[name]}." for name in STANDINGS if name in here]
-        notes += [
-            f"Refused, not ranked: {self.label(one.report)}. {'; '.join(one.contradictions[:3])}."
-            for one in self.refused
-        ]
-        if any(entry.overlaps_next for entry in self.entries):
-            notes.append("~ its interval overlaps the next one's: these runs do not settle which of the two is better.")
+        )
+
+    @property
+    def apart(self) -> list[tuple[str, Report, str]]:
+        """Runs that are not ranked: `Refused` or `Incomplete`, the report, and why."""
+        listed = [("Refused", one.report, f"{'; '.join(one.contradictions[:3])}.") for one in self.refused]
+        for report in self.incomplete:
+            why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
+            told = (
+                f"{report.completed:,} of {report.episodes:,} conversations have an outcome, solved so far "
+                f"{success_text(report)}. {why}"
+            )
+            listed.append(("Incomplete", report, told.rstrip()))
+        return listed
+
+    @property
+    def remarks(self) -> list[str]:
+        """Unsettled places, and whatever may have decided a result."""
+        notes = []
+        if any(best < worst for best, worst in (entry.range for entry in self.entries)):
+            notes.append("A range of places: intervals overlap, so these runs do not settle which of them is better.")
         for entry in self.entries:
             if entry.report.supporter_failures:
                 notes.append(
@@ -138,50 +171,16 @@ class Leaderboard:
                     "agent raised or returned no utterance; they count as not solved."
                 )
             notes += [f"{self.label(entry.report)}: {line}." for line in entry.report.warnings]
-        notes += [f"Safety, {self.label(one)}: {one.safety}." for one in self.reports if one.safety]
-        for report in self.incomplete:
-            why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
-            notes.append(
-                f"Incomplete, not ranked: {self.label(report)}, {report.completed:,} of {report.episodes:,} "
-                f"conversations have an outcome, solved so far {success_text(report)}. {why}".rstrip()
-            )
         for role in ("seeker", "critic"):
             breaking = [r for r in self.reports if any(name == role for name, _, _ in r.failure_messages)]
             if len(breaking) == 1 < len(self.reports):
                 notes.append(f"Only the conversations of {self.label(breaking[0])} break the {role}.")
         return notes
 
-    def to_html(self) -> str:
-        """One static page: ranking with intervals as bars, groups, transcripts, protocol."""
-        columns = (
-            ("#", ""), ("agent", "name"), ("success rate, 95 % interval", "bar"),
-            *((name, "") for name in FIGURES), ("standing", "name"),
-        )  # fmt: skip
-        rows = [
-            (
-                entry.mark, escape(self.label(entry.report)),
-                page.bar(entry.report.success_rate, entry.report.interval), *figures(entry.report),
-                entry.standing,
-            )
-            for entry in self.entries
-        ]  # fmt: skip
-        title = f"Leaderboard: {self.scenarios}"
-        body = [
-            f"<h1>{escape(title)}</h1>",
-            '<p class="lead">SR: share of conversations in which the seeker\'s problem was solved within T turns. '
-            "Of all: the same, where one without an outcome counts as not solved. "
-            "AT: average turns, a failure counting T. Score: mean final critic score, from −1 to +1.</p>",
-            page.table(columns, rows) if rows else '<p class="note">No complete run yet.</p>',
-            *(f'<p class="soft">{escape(note)}</p>' for note in self.notes()),
-        ]
-        body.append("<h2>Agent by agent</h2>")
-        standings = {id(entry.report): f"{entry.standing}, " for entry in self.entries}
-        standings |= {id(one.report): "refused, not ranked, " for one in self.refused}  # there to be looked at
-        body += [
-            _agent(self.label(report), report, standings.get(id(report), "not ranked, ")) for report in self.reports
-        ]
-        body.append(f"<h2>What every agent faced</h2>{page.facts(self.reports[0].fingerprint.parts)}")
-        return page.document(title, body)
+    @property
+    def safety(self) -> list[str]:
+        """What each agent did for seekers at risk, a line each."""
+        return [f"Safety, {self.label(one)}: {one.safety}." for one in self.reports if one.safety]
 
 
 def _name(chair: Mapping[str, Any]) -> str:
@@ -197,19 +196,6 @@ def _unusual(parts: Mapping[str, Any]) -> str:
     """The rules that are not as they usually are."""
     usual = {name: value for name, value in asdict(Rules()).items() if name != "max_turns"}
     return "".join(f"{name} {parts[name]}, " for name, value in usual.items() if parts[name] != value)
-
-
-def _agent(name: str, report: Report, standing: str) -> str:
-    shown = report.trajectories[:_SHOWN]
-    rest = len(report.trajectories) - len(shown)
-    more = f'<p class="soft">{rest:,} more in {escape(report.folder.name)}/report.html</p>' if rest else ""
-    return (
-        f"<details><summary><b>{escape(name)}</b> "
-        f'<span class="soft">{standing}{success_text(report)}, {report.completed:,} of {report.episodes:,} '
-        "conversations</span>"
-        f"</summary>{''.join(page.notes(report))}<h3>By problem</h3>{page.groups_table(report.by_problem)}"
-        f"<h3>Conversations</h3>{page.transcripts(shown)}{more}</details>"
-    )
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -251,8 +237,42 @@ def rank(
         ProtocolMismatch: runs of different fingerprints; the message names what differs.
         RecordError: no run, or the same run twice.
     """
-    folders = [run.folder if isinstance(run, Report) else run for run in runs]
-    found = find_runs(folders)
+    checked = _checked(runs, replay, progress)
+    reports = [one.report for one in checked if not one.contradictions] or [one.report for one in checked]
+    _check_comparable(reports)
+    _check_once(reports)
+    return _board(checked)
+
+
+def rank_each(
+    runs: Sequence[str | Path | Report], *, replay: str | Path | None = None, progress: Told | None = None
+) -> list[Leaderboard]:
+    """A leaderboard for each fingerprint among runs; the one of most runs first.
+
+    Args:
+        runs, replay, progress: as of `rank`.
+
+    Raises:
+        RecordError: no run, or the same run twice.
+    """
+    checked = _checked(runs, replay, progress)
+    good = [one for one in checked if not one.contradictions]
+    _check_once([one.report for one in good or checked])
+    groups: dict[str, list[Verification]] = defaultdict(list)
+    for one in good or checked:
+        groups[one.report.fingerprint.digest].append(one)
+    ordered = sorted(groups, key=lambda name: (-len(groups[name]), groups[name][0].report.scenarios, name))
+    for one in checked if good else ():
+        if one.contradictions:  # what it says that it faced may be forged as well
+            name = one.report.fingerprint.digest
+            groups[name if name in groups else ordered[0]].append(one)
+    return [_board(groups[name]) for name in ordered]
+
+
+def _checked(
+    runs: Sequence[str | Path | Report], replay: str | Path | None, progress: Told | None
+) -> list[Verification]:
+    found = find_runs([run.folder if isinstance(run, Report) else run for run in runs])
     if not found:
         raise RecordError("no runs to rank. Type: esc leaderboard runs/")
     told = progress or (lambda _: None)
@@ -261,17 +281,19 @@ def rank(
         told(Progress(place, len(found), "runs"))
         checked.append(verify(folder, replay=replay))
     told(Progress(len(found), len(found), "runs"))
+    return checked
+
+
+def _board(checked: Sequence[Verification]) -> Leaderboard:
     good = [one for one in checked if not one.contradictions]
-    _check_comparable([one.report for one in good] or [one.report for one in checked])
     whole = [one for one in good if one.report.complete]
     ranked = sorted(whole, key=lambda one: (-(one.report.success_rate or 0.0), one.report.agent))
-    entries: list[Entry] = []
-    for i, one in enumerate(ranked):
-        report = one.report
-        tied = i > 0 and report.success_rate == ranked[i - 1].report.success_rate
-        following = ranked[i + 1].report.interval if i + 1 < len(ranked) else None
-        overlaps = bool(report.interval and following and following[1] >= report.interval[0])
-        entries.append(Entry(entries[-1].place if tied else i + 1, report, one.standing, overlaps))
+    rates = [one.report.success_rate or 0.0 for one in ranked]
+    ranges = _ranges([one.report.interval or (0.0, 1.0) for one in ranked])
+    entries = (
+        Entry(rates.index(rate) + 1, one.report, one.standing, span)
+        for one, rate, span in zip(ranked, rates, ranges, strict=True)
+    )
     return Leaderboard(
         tuple(entries),
         tuple(one.report for one in good if not one.report.complete),
@@ -279,20 +301,32 @@ def rank(
     )
 
 
+def _ranges(intervals: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+    """The best and the worst place of each."""
+    return [
+        (
+            1 + sum(other > high for other, _ in intervals),
+            len(intervals) - sum(other < low for _, other in intervals),
+        )
+        for low, high in intervals
+    ]
+
+
 def _check_comparable(reports: Sequence[Report]) -> None:
     first = reports[0]
-    by_digest: dict[str, Report] = {}
-    by_key: dict[str, list[Report]] = defaultdict(list)
-    for report in reports:
-        by_digest.setdefault(report.fingerprint.digest, report)
-        by_key[report.run_key].append(report)
-    for other in by_digest.values():
+    for other in reports:
         if other.fingerprint.digest != first.fingerprint.digest:
             raise ProtocolMismatch(
                 f"{first.folder} and {other.folder} faced different things and are not ranked together. What differs: "
                 f"{'; '.join(first.fingerprint.differences(other.fingerprint))}. Rank them apart: name "
-                "the folders of runs that faced the same thing, as in `esc leaderboard runs/A runs/B`"
+                "the folders of runs that faced the same thing, as in `esc leaderboard runs/A runs/B`, or have a table "
+                "of each with --out site/"
             )
-    for same in by_key.values():
-        if len(same) > 1:
-            raise RecordError(f"{same[0].folder} and {same[1].folder} are the same run; name only one of them")
+
+
+def _check_once(reports: Iterable[Report]) -> None:
+    known: dict[str, Report] = {}
+    for report in reports:
+        other = known.setdefault(report.run_key, report)
+        if other is not report:
+            raise RecordError(f"{other.folder} and {report.folder} are the same run; name only one of them")
