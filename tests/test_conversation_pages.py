@@ -35,6 +35,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.articles: dict[str, str] = {}
         self.keys: dict[str, dict[str, str]] = {}
+        self.begin: dict[str, str] = {}
         self.inside: str | None = None
         self.feed(html)
         self.close()
@@ -45,8 +46,9 @@ class Page(HTMLParser):
         if tag == "article":
             self.inside = attributes["id"]
             self.articles[self.inside], self.keys[self.inside] = "", {}
-        elif self.inside and "data-key" in attributes:
-            self.keys[self.inside][attributes["data-key"]] = attributes["href"]
+        elif "data-key" in attributes:
+            keys = self.keys[self.inside] if self.inside else self.begin
+            keys[attributes["data-key"]] = attributes["href"]
 
     def handle_endtag(self, tag):
         self.inside = None if tag == "article" else self.inside
@@ -96,7 +98,7 @@ def test_every_address_is_an_article_of_its_own_conversation(base):
 
 
 def test_keys_lead_to_the_next_the_previous_and_the_next_failure_over_the_borders_of_pages(base):
-    solved = [place % 70 != 40 for place in range(250)]
+    solved = [place % 60 != 40 for place in range(250)]
     report = replace(base, trajectories=tuple(held(place, "Yes.", solved=good) for place, good in enumerate(solved)))
     pages, addresses = pages_of(report), hrefs(report)
     assert len(pages) == 3
@@ -105,6 +107,9 @@ def test_keys_lead_to_the_next_the_previous_and_the_next_failure_over_the_border
         failures = [other for other in range(place + 1, 250) if not solved[other]]
         wanted = {"p": [place - 1] if place else [], "n": [place + 1] if place < 249 else [], "f": failures}
         assert pages[name].keys[anchor] == {key: addresses[to[0]] for key, to in wanted.items() if to}
+    begins = [page.begin for page in pages.values()]
+    assert begins[0] == {"n": addresses[0], "f": addresses[40]}
+    assert begins[1:] == [{"n": addresses[100], "f": addresses[100]}, {"n": addresses[200], "f": addresses[220]}]
 
 
 def test_whatever_anybody_wrote_is_text_and_nothing_else(base):
