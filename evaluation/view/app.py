@@ -80,8 +80,8 @@ class _Viewer:
     def follow(self, request: Request) -> Response:
         run = self._run(request)
         here = f"/run/{quote(run.name)}"
-        links = {"events": f"{here}/events", "report": f"{here}/report.html"}
-        return HTMLResponse(render("follow.html", connect=True, run=run, **links))
+        page = render("follow.html", connect=True, run=run, events=f"{here}/events", report=f"{here}/report.html")
+        return HTMLResponse(page)
 
     def page(self, request: Request) -> Response:
         folder = self._run(request).folder
