@@ -111,6 +111,7 @@ class Store:
             raise RecordError(f"{path}: no ratings here. Type: esc annotate RUN_A RUN_B --db {path}")
         self._open()
         if not self._rows("PRAGMA application_id")[0][0]:
+            self.close()
             raise RecordError(f"{path}: holds nothing yet. Type: esc annotate RUN_A RUN_B --db {path}")
 
     @classmethod
@@ -134,6 +135,7 @@ class Store:
                 db.execute(f"PRAGMA application_id = {_OURS}")
         there, now = Fingerprint(mapping(made._about("identity"))), Fingerprint(study.identity)
         if differences := there.differences(now):
+            made.close()
             raise ProtocolMismatch(
                 f"{path} was made for another study. What differs (there / now): {'; '.join(differences)}. "
                 "Give another file with --db"
@@ -141,8 +143,14 @@ class Store:
         return made
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; with `with` it is closed at the end."""
         self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def design(self) -> Design:
@@ -232,19 +240,24 @@ class Store:
         return int(self._rows("SELECT coalesce(max(id), 0) FROM answers")[0][0])
 
     def _open(self) -> None:
+        """Open the file, without a change to one that is none of ours."""
         self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise RecordError(f"{self.path}: cannot be opened ({error}). Give another with --db") from error
+        try:
             whose = self._db.execute("PRAGMA application_id").fetchone()[0]
             new = whose == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
             if whose != _OURS and not new:
                 raise RecordError(f"{self.path}: is a database of something else. Give another with --db")
             for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                 self._db.execute(f"PRAGMA {setting}")
-        except sqlite3.Error as error:
-            raise RecordError(
-                f"{self.path}: cannot be opened as a database ({error}). Give another with --db"
-            ) from error
+        except (sqlite3.Error, RecordError) as error:
+            self._db.close()
+            if isinstance(error, RecordError):
+                raise
+            raise RecordError(f"{self.path}: cannot be opened ({error}). Give another with --db") from error
 
     def _about(self, name: str) -> Any:
         rows = self._rows("SELECT value FROM about WHERE name = ?", name)

@@ -70,18 +70,18 @@ def _serve(
 
         check_libraries()
     study = study_of(runs, mode=mode, guide=read_guide(guide) if guide else None, sample=sample, seed=seed)
-    store = Store.of(db, study)
-    ended = ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in study.outcomes.items())
-    what = "pairs" if study.design.mode == "pairwise" else "conversations"
-    asked = ", ".join(study.design.guide.dimensions)
-    typer.echo(f"{len(study.design.items):,} {what} ({one_line(ended)}), asked about: {asked}")
+    with Store.of(db, study) as store:
+        ended = ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in study.outcomes.items())
+        what = "pairs" if study.design.mode == "pairwise" else "conversations"
+        asked = ", ".join(study.design.guide.dimensions)
+        typer.echo(f"{len(study.design.items):,} {what} ({one_line(ended)}), asked about: {asked}")
 
-    def app(token: str | None, _: Callable[[], bool]) -> Any:
-        from esc_env.evaluation.annotation.app import annotator
+        def app(token: str | None, _: Callable[[], bool]) -> Any:
+            from esc_env.evaluation.annotation.app import annotator
 
-        return annotator(study, store, token=token, pilot=pilot)
+            return annotator(study, store, token=token, pilot=pilot)
 
-    serve(app, str(db), host=host, port=port, browser=browser)
+        serve(app, str(db), host=host, port=port, browser=browser)
 
 
 @annotate.command("export")
@@ -93,7 +93,8 @@ def _export(db: _Database, out: Annotated[Path, typer.Option(help="A file that e
     from esc_env.evaluation.annotation.export import export
     from esc_env.evaluation.annotation.store import Store
 
-    count = export(Store(db), out)
+    with Store(db) as store:
+        count = export(store, out)
     typer.echo(f"Written: {out}, {count:,} ratings")
 
 
@@ -113,8 +114,8 @@ def _agreement(
     from esc_env.evaluation.annotation.agreement import agreement_of, read_records
     from esc_env.evaluation.annotation.store import Store
 
-    store = Store(db)
-    found = agreement_of(store, read_records(judge or (), store.design))
+    with Store(db) as store:
+        found = agreement_of(store, read_records(judge or (), store.design))
     if as_json:
         typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
         return
