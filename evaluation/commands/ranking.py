@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from esc_env.cli_options import Critic, Models, Progress, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.commands.printing import print_imports
 from esc_env.evaluation.commands.tables import print_table
+from esc_env.evaluation.commands.usual import usually
 
 if TYPE_CHECKING:
     from esc_env.evaluation.ranking.leaderboard import Leaderboard
@@ -56,17 +56,8 @@ def compare(
             typer.echo(one_line(line))
 
 
-class _Leaderboard(typer.core.TyperGroup):
-    """`esc leaderboard runs/` is `esc leaderboard rank runs/`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["rank", *args]
-        return super().parse_args(ctx, args)
-
-
 leaderboard = typer.Typer(
-    cls=_Leaderboard,
+    cls=usually("rank"),
     no_args_is_help=True,
     help="Rank runs that faced the same thing, check whether they happened as they say, send one to somebody.",
 )

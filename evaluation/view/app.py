@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from hmac import compare_digest
 from pathlib import Path
 from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
@@ -33,6 +29,7 @@ from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
 from esc_env.evaluation.view.following import Following, Run, find
+from esc_env.evaluation.view.guard import Guard
 from esc_env.evaluation.view.kinds import KINDS, Pages
 
 __all__ = ["viewer"]
@@ -47,15 +44,6 @@ RELOAD = 5.0
 """Seconds that a page which loads itself again stands at least. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
-
-_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.I)
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-    "x-frame-options": "DENY",
-}
 
 
 def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[], bool] = lambda: False) -> Starlette:
@@ -74,7 +62,9 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
         Route("/run/{name:path}/", shown.follow),
     ]
     handlers = {HTTPException: _refuse, RecordError: _damaged}
-    return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)], exception_handlers=handlers)
+    return Starlette(
+        routes=routes, middleware=[Middleware(Guard, token=token, command="esc view")], exception_handlers=handlers
+    )
 
 
 @dataclass(slots=True)
@@ -187,44 +177,3 @@ def _refuse(_: Request, error: Exception) -> Response:
 
 def _damaged(_: Request, error: Exception) -> Response:
     return PlainTextResponse(one_line(str(error)), 500)
-
-
-class _Guard:
-    """Lets in who may read: by the name that the browser believes to talk to, or by the token."""
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app = app
-        self.token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        refused = self._refused(Request(scope))
-        await (refused or self.app)(scope, receive, guarded)
-
-    def _refused(self, request: Request) -> Response | None:
-        if request.method != "GET":
-            return PlainTextResponse("only GET is answered", 405, {"allow": "GET"})
-        if self.token is None:
-            known = _LOOPBACK.fullmatch(request.headers.get("host", ""))
-            return None if known else PlainTextResponse("ask by the address that esc view printed", 400)
-        name = f"esc-view-{(request.scope.get('server') or ('', 0))[1]}"  # cookies do not tell ports apart
-        if self._is(request.query_params.get("token", "")):
-            answer = RedirectResponse(
-                "/" + quote(request.scope["path"].lstrip("/")), 303
-            )  # so that the token stands in no history
-            answer.set_cookie(name, self.token or "", httponly=True, samesite="strict")
-            return answer
-        if self._is(request.cookies.get(name, "")):
-            return None
-        return PlainTextResponse("open the address that esc view printed, with its token", 403)
-
-    def _is(self, given: str) -> bool:
-        return compare_digest(given.encode(), (self.token or "").encode())
