@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from esc_env.cli_options import Critic, Models, Progress, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.commands.printing import print_imports
 from esc_env.evaluation.commands.tables import print_table
+from esc_env.evaluation.commands.usual import usually
 
 if TYPE_CHECKING:
     from esc_env.evaluation.ranking.leaderboard import Leaderboard
@@ -78,17 +78,8 @@ def _make(folder: Path) -> None:
         raise RecordError(f"{folder}: is a file; give a folder with --out") from None
 
 
-class _Leaderboard(typer.core.TyperGroup):
-    """`esc leaderboard runs/` is `esc leaderboard rank runs/`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["rank", *args]
-        return super().parse_args(ctx, args)
-
-
 leaderboard = typer.Typer(
-    cls=_Leaderboard,
+    cls=usually("rank"),
     no_args_is_help=True,
     help="Rank runs that faced the same thing, check whether they happened as they say, send one to somebody.",
 )
@@ -115,9 +106,10 @@ def _rank(
 ) -> None:
     """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
 
-    Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
-    what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
-    critic, seed, …) are refused, naming what differs; with --out they are ranked in a table of their own.
+    Complete runs are ranked by SR. Incomplete ones are listed apart, and so are those that cannot be read, or that
+    contradict themselves or what comes out when embedded chairs are asked again. Runs with another fingerprint
+    (scenarios, persona, seeker, critic, seed, …) are refused, naming what differs; with --out they are ranked in a
+    table of their own.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
@@ -125,7 +117,11 @@ def _rank(
     from esc_env.records import write_json, write_text
 
     folders = find_runs(runs)
-    if folders and all(map(is_import, folders)):
+    try:
+        imported = all(map(is_import, folders))
+    except RecordError:  # one is damaged, and listed apart
+        imported = False
+    if imported:
         print_imports(folders)
         return
     with shown("Checking", progress) as told:
