@@ -221,6 +221,27 @@ def test_how_a_conversation_went_is_told_in_words(base):
     assert "seeker opening" in solved
 
 
+def test_what_was_held_elsewhere_and_not_judged_has_no_opening_of_ours(base):
+    foreign = held(0, "Yes.", verdicts=(), stop_reason=StopReason.UNJUDGED, history=3)
+    ((_, html),) = conversation_pages(replace(base, trajectories=(foreign,)))
+    assert "not judged" in html
+    assert "came with the scenario" not in html
+
+
+def assert_every_link_leads_somewhere(pages: dict[str, str], *others: str) -> None:
+    ids = {(name, attributes["id"]) for name, html in pages.items() for _, attributes in Page(html).tags
+           if "id" in attributes}  # fmt: skip
+    for name, html in pages.items():
+        links = [attributes["href"].partition("#") for tag, attributes in Page(html).tags if tag == "a"]
+        assert {file for file, _, _ in links} <= {"", *pages, *others}
+        assert {(file or name, anchor) for file, _, anchor in links if anchor} <= ids
+
+
+def test_every_link_of_the_pages_leads_somewhere(base):
+    report = replace(base, trajectories=tuple(held(place, "Yes.", solved=place % 2 == 0) for place in range(201)))
+    assert_every_link_leads_somewhere(dict(conversation_pages(report)), "report.html")
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two runs, the second in another order: the first solves what is even, the second what can be divided by 3."""
@@ -241,6 +262,7 @@ def pair(tmp_path_factory):
 def test_runs_stand_side_by_side_by_person_and_trial_whatever_their_order(pair):
     pages = dict(compare_pages(*pair))
     assert list(pages) == ["compare.html", "compare-0001.html"]
+    assert_every_link_leads_somewhere(pages)
     page = Page(pages["compare-0001.html"])
     assert len(page.articles) == 12
     for place, text in enumerate(page.articles.values()):

@@ -211,7 +211,7 @@ def _sheets(report: Report) -> Sheets:
 
 def _said(trajectory: Trajectory) -> Iterator[Said]:
     """The messages of a conversation, until a page is full."""
-    size, history = 0, trajectory.history
+    size, history = 0, 0 if trajectory.stop_reason is StopReason.UNJUDGED else trajectory.history
     before = "opening" if history == 1 else "came with the scenario"
     for place, message in enumerate(trajectory.dialogue):
         turn = (place - history + 1) // 2 if place > history and message.role == "seeker" else 0
