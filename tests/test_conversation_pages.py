@@ -165,21 +165,26 @@ def test_thousands_of_conversations_are_many_pages_that_each_open_at_once(foreig
     assert not list(conversation_pages(report, only="report-9999.html"))
 
 
-def test_no_page_is_over_5_megabytes_whatever_is_in_one_conversation(base):
-    megabyte = "\x00&<\"'" * 200_000
+def wild(letters: str) -> Trajectory:
+    """A conversation of 801 messages, a megabyte each, with a person who is as long."""
+    megabyte = letters * (1_000_000 // len(letters))
     messages = [Message("seeker", megabyte, thought=megabyte)]
     for _ in range(400):
         messages += [Message("supporter", megabyte, thought=megabyte, strategy=megabyte), Message("seeker", megabyte)]
-    person = Scenario(megabyte, megabyte, emotion=megabyte, facts=(megabyte,) * 50, helps=(megabyte,) * 50)
+    lines = (megabyte,) * 50
+    person = Scenario(megabyte, megabyte, emotion=megabyte, facts=lines, helps=lines, hurts=lines, profile=megabyte)
     failure = Failure("supporter", megabyte, megabyte)
-    wild = held(0, scenario=person, dialogue=Dialogue(tuple(messages)), failure=failure)
-    report = replace(base, agent=megabyte, trajectories=(wild, held(1, "Yes."), wild))
+    return held(0, scenario=person, dialogue=Dialogue(tuple(messages)), failure=failure)
+
+
+@pytest.mark.parametrize("letters", ["\x00<&\"'", "x\x01", "\"'"])
+def test_no_page_is_over_5_megabytes_whatever_is_in_one_conversation(base, letters):
+    report = replace(base, agent=letters * 500_000, trajectories=(wild(letters), held(1, "Yes."), wild(letters)))
     pages = dict(conversation_pages(report))
-    assert list(pages) == ["report-0001.html", "report-0002.html", "report-0003.html"]
     assert all(len(html.encode()) < 5_000_000 for html in pages.values())
-    text = Page(pages["report-0001.html"]).articles["c1"]
-    assert "980,000 more characters" in text
-    assert "more messages; the run’s trajectories.jsonl has them all" in text
+    texts = [text for html in pages.values() for text in Page(html).articles.values()]
+    assert "980,000 more characters" in texts[0]
+    assert "more messages; the run’s trajectories.jsonl has them all" in texts[0]
 
 
 def test_a_key_is_not_cut_in_two_where_a_text_is_cut(base):
@@ -315,6 +320,15 @@ def test_hostile_runs_side_by_side_stay_text(pair):
         assert tags.count("script") == tags.count("style") == 1
         assert "img" not in tags
         assert "&lt;script&gt;alert(1)" in html
+
+
+@pytest.mark.full
+def test_no_page_of_pairs_is_over_5_megabytes_either(pair):
+    runs = [replace(run, agent="\x01" * 1_000_000, trajectories=(wild("\x01"), replace(wild("\"'"), trial=1)))
+            for run in pair]  # fmt: skip
+    pages = dict(compare_pages(*runs))
+    assert len(pages) == 3
+    assert all(len(html.encode()) < 5_000_000 for html in pages.values())
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ from typing import Any
 
 from esc_env.evaluation.pages.rendering import render
 
-__all__ = ["PAGE", "Links", "Sheets"]
+__all__ = ["Links", "Sheets"]
 
 PAGE, MOST = 1_000_000, 100
 """Bytes of things, and things, on a page that opens at once. Ours."""
