@@ -285,6 +285,19 @@ def test_a_text_on_risk_comes_with_a_warning_first_and_skipping_it_is_no_rating(
     assert len(ratings(store)) == 2 * len(DIMENSIONS)
 
 
+def test_what_cannot_be_kept_is_told_without_the_name_of_a_file(runs: tuple[Path, Path], db: Path) -> None:
+    app = opened(runs, db)[2]
+    anna = Person(app, "Anna")
+    token = anna.token()
+    other = sqlite3.connect(db)
+    with other:
+        other.execute("DROP TABLE answers")
+    other.close()
+    answer = anna.post("/item/1", token=token, do="skip")
+    assert answer.status_code == 503
+    assert "sqlite" not in answer.text
+
+
 def test_nothing_is_overwritten(runs: tuple[Path, Path], db: Path) -> None:
     _, store, app = opened(runs, db)
     anna = Person(app, "Anna")
@@ -416,13 +429,14 @@ def test_the_file_goes_on_with_the_same_study_and_refuses_another_by_name(runs: 
     Person(app, "Anna").answer(1, all_on("a"))
     again = kept(Store.of(db, study_of(runs)))
     assert (again.last(), again.design) == (store.last(), store.design)
-    for other, told in (
+    others: list[tuple[dict[str, Any], str]] = [
         ({"seed": 1}, "seed: 0 / 1"),
         ({"mode": "rubric"}, "mode: pairwise / rubric"),
         ({"sample": 5}, r"judged\.secret-alpha\.conversations: 12, content \w+ / 5, content"),
         ({"guide": Guide(instructions="Other.")}, "guide.instructions: "),
         ({"guide": Guide(dimensions={"warmth": "warm"})}, "guide.dimensions.warmth: None / warm"),
-    ):
+    ]
+    for other, told in others:
         with pytest.raises(ProtocolMismatch, match=f"another study.*{told}"):
             Store.of(db, study_of(runs, **other))
 
@@ -638,6 +652,22 @@ def test_agreement_is_that_of_the_libraries_on_the_same_table(runs: tuple[Path, 
     assert two.kappa.interval[0] < two.kappa.value < two.kappa.interval[1]
 
 
+def test_what_people_said_of_each_system_stands_beside_how_far_they_agree(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study, store, app = opened(runs, tmp_path / "pairs", guide=FEW)
+    rated(app, study, {"A": lambda item, _: int(item < 6), "B": lambda item, _: int(item < 6)})
+    said = agreement_of(store).said
+    assert {system: row["overall"] and row["overall"].value for system, row in said.items()} == {
+        "secret-alpha": 0.75, "secret-beta": 0.25,
+    }  # fmt: skip
+    study, store, app = opened(runs, tmp_path / "marks", mode="rubric", guide=FEW)
+    first = [item.question.shown[0] == "secret-alpha" for item in study.design.items]
+    rated(app, study, {"A": lambda item, _: 4 if first[item] else 2})
+    said = agreement_of(store).said
+    assert [row["overall"] and row["overall"].value for row in said.values()] == [4, 2]
+
+
 def test_of_people_who_rated_different_items_each_number_says_how_many_it_is_of(
     runs: tuple[Path, Path], db: Path
 ) -> None:
@@ -744,10 +774,19 @@ def test_the_commands_write_ratings_and_print_agreement(
     study, _, app = opened(runs, db, guide=FEW)
     rated(app, study, {"Anna": lambda item, _: item % 3 - 1, "Ben": lambda item, _: (item + item // 6) % 3 - 1})
     assert run("annotate", "export", str(db), "--out", str(tmp_path / "out.jsonl")) == 0
-    assert "48 ratings" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "48 ratings" in told
+    assert "Ben: 12 of 12 rated, 0 skipped" in told
     assert run("annotate", "agreement", str(db), "--judge", str(runs[0]), "--judge", str(runs[1])) == 0
     told = capsys.readouterr().out
-    for words in ("2 people together", "Anna : Ben", "Anna : as held", "as held beside people's mean", "Fleiss' κ"):
+    for words in (
+        "2 people together",
+        "Anna : Ben",
+        "Anna : as held",
+        "as held beside people's mean",
+        "Fleiss' κ",
+        "secret-beta",
+    ):
         assert words in told
     assert run("annotate", "agreement", str(db), "--json") == 0
     assert json.loads(capsys.readouterr().out)["people"]["overall"]["items"] == PEOPLE

@@ -40,13 +40,17 @@ document.addEventListener("keydown", (event) => {
 for (const form of document.querySelectorAll("form[data-keys]")) {
   const questions = [...form.querySelectorAll("fieldset")];
   const goal = (question) => question.querySelector("input:checked") ?? question.querySelector("input");
+  let unsaved = false;
+  form.addEventListener("change", () => (unsaved = true));
+  document.addEventListener("submit", () => (unsaved = false));
+  addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
     const question = event.target.closest("fieldset") ?? open;
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
-    answer.checked = true;
+    answer.click();
     const following = questions[questions.indexOf(question) + 1];
     (following ? goal(following) : form.querySelector("button")).focus();
   });
