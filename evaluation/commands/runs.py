@@ -39,7 +39,8 @@ def register(app: typer.Typer) -> None:
 
 def _report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+        list[Path],
+        typer.Argument(help="Folders of runs, of imported conversations or of training, or folders that hold such."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Also write report.json and report.html of the only run into this folder.")
@@ -47,12 +48,25 @@ def _report(
 ) -> None:
     """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
 
-    Runs need not be complete, nor have faced the same thing: nothing is ranked.
+    Runs need not be complete, nor have faced the same thing: nothing is ranked. The curves of a training run are
+    written as report.html, into its own folder unless --out names another.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.ranking.leaderboard import find_runs
     from esc_env.evaluation.runs.runner import read_run, write_report
+    from esc_env.evaluation.view.kinds import KINDS, kind_of
+    from esc_env.records import write_text
 
+    others = {folder: kind for folder in runs if (kind := kind_of(folder)) in KINDS}
+    if out and others and len(runs) > 1:
+        raise SpecError("--out writes the pages of one run; name one")
+    for folder, kind in others.items():
+        home = out or folder
+        home.mkdir(parents=True, exist_ok=True)
+        write_text(home / "report.html", KINDS[kind]().page(folder))
+        typer.echo(str(home / "report.html"))
+    if not (runs := [folder for folder in runs if folder not in others]):
+        return
     folders = find_runs(runs)
     if out and (len(folders) > 1 or is_import(folders[0])):
         raise SpecError("--out writes the pages of one run; name one")

@@ -35,6 +35,16 @@ document.addEventListener("keydown", (event) => {
   shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
 
+// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
+for (const told of document.querySelectorAll("[data-grows]")) {
+  const source = new EventSource(told.dataset.grows);
+  source.addEventListener("grown", () => {
+    source.close();
+    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
+    else location.reload();
+  });
+}
+
 // A run that is followed: <section data-events="URL">. The newest conversations stand first, fifty at most.
 for (const section of document.querySelectorAll("[data-events]")) {
   const source = new EventSource(section.dataset.events);

@@ -30,6 +30,7 @@ from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
 from esc_env.evaluation.view.following import Following, Run, find
 from esc_env.evaluation.view.guard import Guard
+from esc_env.evaluation.view.kinds import KINDS, Pages
 
 __all__ = ["viewer"]
 
@@ -39,6 +40,8 @@ SHOWN = 50
 """Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
 KEPT = 16
 """Pages that are kept as rendered; a long run's takes megabytes. Ours."""
+RELOAD = 5.0
+"""Seconds that a page which loads itself again stands at least. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
 
@@ -70,7 +73,7 @@ class _Viewer:
 
     folder: Path
     stopping: Callable[[], bool]
-    rendered: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)
+    rendered: dict[Path, tuple[object, str]] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
@@ -79,26 +82,46 @@ class _Viewer:
 
     def follow(self, request: Request) -> Response:
         run = self._run(request)
+        if run.kind in KINDS:
+            return self._shown(run)
         here = f"/run/{quote(run.name)}"
         links = {"events": f"{here}/events", "report": f"{here}/report.html"}
         return HTMLResponse(render("follow.html", connect=True, run=run, **links))
 
     def page(self, request: Request) -> Response:
-        folder = self._run(request).folder
+        return self._shown(self._run(request))
+
+    def _shown(self, run: Run) -> Response:
+        """The page of a run, rendered anew if its folder has changed."""
+        folder, pages = run.folder, KINDS[run.kind]() if run.kind in KINDS else None
         with self.one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", TornLineWarning)  # of a line that is just being written
-            now = _stamp(folder / TRAJECTORIES)
-            if folder not in self.rendered or self.rendered[folder][0] != now:
+            now = pages.stamp(folder) if pages else _stamp(folder / TRAJECTORIES)
+            if folder not in self.rendered or self.rendered[folder][0] != (now, run.state):
                 self.rendered.pop(folder, None)
-                self.rendered[folder] = (now, run_page(read_run(folder)))
+                events = f"/run/{quote(run.name)}/events?since={now}"
+                page = pages.page(folder, events=events) if pages else run_page(read_run(folder))
+                self.rendered[folder] = ((now, run.state), page)
                 if len(self.rendered) > KEPT:
                     del self.rendered[next(iter(self.rendered))]
             return HTMLResponse(self.rendered[folder][1])
 
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
-        following = await run_in_threadpool(Following, run.folder)
-        return StreamingResponse(self._stream(following), media_type="text/event-stream")
+        if run.kind in KINDS:
+            told = self._growth(KINDS[run.kind](), run.folder, request.query_params.get("since", ""))
+        else:
+            told = self._stream(await run_in_threadpool(Following, run.folder))
+        return StreamingResponse(told, media_type="text/event-stream")
+
+    async def _growth(self, pages: Pages, folder: Path, since: str) -> AsyncIterator[str]:
+        """`grown`, once there is more than `since`."""
+        while not self.stopping():
+            yield ": still here\n\n"
+            await asyncio.sleep(RELOAD)
+            if await run_in_threadpool(pages.stamp, folder) != since:
+                yield _event("grown", {})
+                return
 
     async def _stream(self, following: Following) -> AsyncIterator[str]:
         """What has ended lately, then each that ends, until all have. `begin` has a page that comes back after its
