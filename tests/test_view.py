@@ -142,8 +142,8 @@ def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(runs: Pat
 
 
 def test_folders_of_other_kinds_and_links_are_passed_over(runs: Path, tmp_path: Path) -> None:
-    (runs / "stage").mkdir()
-    (runs / "stage" / "run.json").write_text('{"kind": "stage", "version": 2, "identity": {}}')
+    (runs / "collection").mkdir()
+    (runs / "collection" / "run.json").write_text('{"kind": "collection", "version": 2, "identity": {}}')
     copytree(runs / "one", tmp_path / "elsewhere")
     (runs / "link").symlink_to(tmp_path / "elsewhere")
     assert [run.name for run in find(runs)] == ["one"]
