@@ -35,16 +35,6 @@ document.addEventListener("keydown", (event) => {
   shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
 
-// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
-for (const told of document.querySelectorAll("[data-grows]")) {
-  const source = new EventSource(told.dataset.grows);
-  source.addEventListener("grown", () => {
-    source.close();
-    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
-    else location.reload();
-  });
-}
-
 // Questions that keys answer: <form data-keys>. What an answer has as data-pick answers the question at hand (the one
 // with the focus, else the first without an answer), and the focus goes on to the next, at last to the button.
 for (const form of document.querySelectorAll("form[data-keys]")) {
@@ -59,6 +49,16 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
     answer.checked = true;
     const following = questions[questions.indexOf(question) + 1];
     (following ? goal(following) : form.querySelector("button")).focus();
+  });
+}
+
+// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
+for (const told of document.querySelectorAll("[data-grows]")) {
+  const source = new EventSource(told.dataset.grows);
+  source.addEventListener("grown", () => {
+    source.close();
+    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
+    else location.reload();
   });
 }
 
