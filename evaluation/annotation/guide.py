@@ -1,16 +1,16 @@
 """What annotators are told and asked: a YAML file, or the words that stand here.
 
-    title: Which conversation supports better?
-    instructions: |
-      Read both conversations to the end.
+title: Which conversation supports better?
+instructions: |
+  Read both conversations to the end.
 
-      Judge the supporter, not the person.
-    dimensions:
-      empathy: the supporter understands what the person feels, and shows it
-      overall: the emotional support as a whole
-    worst: very poor
-    best: excellent
-    warning: This conversation touches self-harm or suicide.
+  Judge the supporter, not the person.
+dimensions:
+  empathy: the supporter understands what the person feels, and shows it
+  overall: the emotional support as a whole
+worst: very poor
+best: excellent
+warning: This conversation touches self-harm or suicide.
 """
 
 from __future__ import annotations
