@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -20,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from esc_env.errors import RecordError, TornLineWarning
@@ -28,9 +30,9 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
-from esc_env.evaluation.view.following import Following, Run, find
+from esc_env.evaluation.view.following import Following, Run, find, stamp
 from esc_env.evaluation.view.guard import Guard
-from esc_env.evaluation.view.kinds import KINDS, Pages
+from esc_env.evaluation.view.kinds import KINDS
 
 __all__ = ["viewer"]
 
@@ -40,8 +42,8 @@ SHOWN = 50
 """Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
 KEPT = 16
 """Pages that are kept as rendered; a long run's takes megabytes. Ours."""
-RELOAD = 5.0
-"""Seconds that a page which loads itself again stands at least. Ours."""
+RELOAD = 2.0
+"""Seconds from one look to the next whether there is more than a page shows that loads itself again. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
 
@@ -57,6 +59,9 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
     shown = _Viewer(Path(folder), stopping)
     routes = [
         Route("/", shown.index),
+        Route("/events", shown.growth),
+        Route("/now/", shown.now),
+        Route("/now/events", shown.beginning),
         Route("/run/{name:path}/report.html", shown.page),
         Route("/run/{name:path}/events", shown.events),
         Route("/run/{name:path}/", shown.follow),
@@ -73,20 +78,42 @@ class _Viewer:
 
     folder: Path
     stopping: Callable[[], bool]
+    since: int = field(default_factory=time.time_ns)
     rendered: dict[Path, tuple[object, str]] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
+        now = stamp(self.folder)
         runs = [(run, quote(run.name)) for run in find(self.folder)]
-        return HTMLResponse(render("runs.html", folder=one_line(str(self.folder)), runs=runs))
+        return HTMLResponse(render("runs.html", connect=True, folder=self._name, runs=runs, stamp=now))
+
+    def growth(self, request: Request) -> Response:
+        since = request.query_params.get("since", "")
+        return _events(self._growth(lambda: stamp(self.folder), since))
+
+    def now(self, _: Request) -> Response:
+        """The page of the run that was begun last, or gone on with, since this is served."""
+        if name := self._begun():
+            return RedirectResponse(f"/run/{quote(name)}/", 303)
+        return HTMLResponse(render("waiting.html", connect=True, folder=self._name))
+
+    def beginning(self, _: Request) -> Response:
+        return _events(self._growth(self._begun, ""))
+
+    def _begun(self) -> str:
+        begun = {run.name: _stamp(run.folder / "run.json")[0] for run in find(self.folder) if not run.trouble}
+        last = max(begun, key=begun.__getitem__, default="")
+        return last if last and begun[last] >= self.since else ""
+
+    @property
+    def _name(self) -> str:
+        return one_line(str(self.folder))
 
     def follow(self, request: Request) -> Response:
         run = self._run(request)
         if run.kind in KINDS:
             return self._shown(run)
-        here = f"/run/{quote(run.name)}"
-        links = {"events": f"{here}/events", "report": f"{here}/report.html"}
-        return HTMLResponse(render("follow.html", connect=True, run=run, **links))
+        return HTMLResponse(render("follow.html", connect=True, run=run, here=f"/run/{quote(run.name)}"))
 
     def page(self, request: Request) -> Response:
         return self._shown(self._run(request))
@@ -109,24 +136,27 @@ class _Viewer:
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
         if run.kind in KINDS:
-            told = self._growth(KINDS[run.kind](), run.folder, request.query_params.get("since", ""))
-        else:
-            told = self._stream(await run_in_threadpool(Following, run.folder))
-        return StreamingResponse(told, media_type="text/event-stream")
+            pages = KINDS[run.kind]()
+            return _events(self._growth(lambda: pages.stamp(run.folder), request.query_params.get("since", "")))
+        return _events(self._stream(await run_in_threadpool(Following, run.folder)))
 
-    async def _growth(self, pages: Pages, folder: Path, since: str) -> AsyncIterator[str]:
-        """`grown`, once there is more than `since`."""
+    async def _growth(self, now: Callable[[], str], since: str) -> AsyncIterator[str]:
+        """`grown`, once there is another state than `since`."""
+        due = 0.0
         while not self.stopping():
-            yield ": still here\n\n"
-            await asyncio.sleep(RELOAD)
-            if await run_in_threadpool(pages.stamp, folder) != since:
-                yield _event("grown", {})
-                return
+            if time.monotonic() >= due:
+                if await run_in_threadpool(now) != since:
+                    yield _event("grown", {})
+                    return
+                yield ": still here\n\n"
+                due = time.monotonic() + RELOAD
+            await asyncio.sleep(min(POLL, RELOAD))
 
     async def _stream(self, following: Following) -> AsyncIterator[str]:
         """What has ended lately, then each that ends, until all have. `begin` has a page that comes back after its
         connection broke empty its list."""
         first, silent = True, 0
+        told: dict[str, Any] = {}
         while not self.stopping():
             try:
                 news = await run_in_threadpool(following.read)
@@ -137,8 +167,8 @@ class _Viewer:
                 yield _event("begin", {})
             for ended in news[-SHOWN:]:
                 yield _event("conversation", ended.to_json())
-            if news or first:
-                yield _event("progress", following.progress())
+            if (progress := following.progress()) != told:
+                yield _event("progress", told := progress)
             silent = 0 if news or first else silent + 1
             if silent and not silent % _BEAT:
                 yield ": still here\n\n"
@@ -164,6 +194,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return about.st_mtime_ns, about.st_size
+
+
+def _events(told: AsyncIterator[str]) -> Response:
+    return StreamingResponse(told, media_type="text/event-stream")
 
 
 def _event(kind: str, data: object) -> str:
