@@ -20,10 +20,10 @@ from typing import Any
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
-from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
-from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
 from esc_env.evaluation.runs.report import failure_messages
+from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
 from esc_env.evaluation.statistics.intervals import success_interval
+from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
 from esc_env.fields import flag, integer, number, optional, read, text
 from esc_env.protocols import Usage
 from esc_env.records import MAX_BYTES, check_version, open_plain, parse, read_json
