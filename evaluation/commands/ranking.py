@@ -29,6 +29,10 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write pages into this folder: the first two runs' conversations side by side."),
+    ] = None,
 ) -> None:
     """Say whether one agent solves more than another, and how sure that is.
 
@@ -38,10 +42,12 @@ def compare(
     """
     from esc_env.evaluation.ranking.comparison import COLUMNS, compare
     from esc_env.evaluation.ranking.leaderboard import find_runs
+    from esc_env.evaluation.runs.runner import read_run
 
     if as_json and as_markdown:
         raise SpecError("--json and --markdown exclude each other; give one of them")
-    compared = compare(find_runs(runs), anyway=anyway)
+    reports = [read_run(folder) for folder in find_runs(runs)]
+    compared = compare(reports, anyway=anyway)
     if as_json:
         typer.echo(json.dumps(compared.to_json(), ensure_ascii=False))
     elif as_markdown:
@@ -54,6 +60,22 @@ def compare(
         print_table(f"Differences on {compared.scenarios}", columns, compared.rows())
         for line in (*(each.sentence for each in compared.differences), *notes):
             typer.echo(one_line(line))
+    if out:
+        from esc_env.evaluation.pages.compare import compare_pages
+        from esc_env.records import write_text
+
+        first, second, *_ = reports
+        _make(out)
+        for name, page in compare_pages(first, second, anyway=anyway):
+            write_text(out / name, page)
+        typer.echo(f"Written: {out / 'compare.html'}", err=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RecordError(f"{folder}: is a file; give a folder with --out") from None
 
 
 leaderboard = typer.Typer(
@@ -110,10 +132,7 @@ def _rank(
         from esc_env.evaluation.pages import markdown
         from esc_env.evaluation.pages.leaderboard import leaderboard_pages
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise RecordError(f"{out}: is a file; give a folder with --out") from None
+        _make(out)
         tables = [board.to_markdown() for board in boards]
         if len(boards) > 1:
             told_of = [board.differs(boards[0]) or board.name for board in boards]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esc_env.errors import SpecError
+from esc_env.evaluation.commands.annotate import annotate
 from esc_env.evaluation.commands.eval import eval_command
 from esc_env.evaluation.commands.judge import judge, rejudge
 from esc_env.evaluation.commands.printing import print_imports, print_reports
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("wording")(_wording)
     app.command("judge")(judge)
     app.command("rejudge")(rejudge)
+    app.add_typer(annotate, name="annotate")
     app.command("import")(_import)
     app.add_typer(validate, name="validate")
     app.add_typer(robustness, name="robustness")
