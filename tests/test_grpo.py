@@ -28,7 +28,8 @@ from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
 from esc_env.training.config import GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
-from esc_env.training.grpo import failure_signs, fit_prompts, grpo_arguments, optimise, train_grpo
+from esc_env.training.grpo import fit_prompts, grpo_arguments, optimise, train_grpo
+from esc_env.training.signs import failure_signs
 from esc_env.training.stage import load_tokenizer
 
 pytestmark = [
