@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -27,9 +28,10 @@ pytest.importorskip("starlette", reason="needs the extra 'web'")
 pytest.importorskip("krippendorff", reason="needs the extra 'judge'")
 
 from conftest import bank
+from typer.main import get_command
 
 from esc_env import Reply, Rules, ScenarioSet
-from esc_env.cli import main
+from esc_env.cli import build_app, main
 from esc_env.errors import ConfigError, ProtocolMismatch, RecordError, SpecError
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.annotation.agreement import agreement_of, pilot_agreement, read_records
@@ -810,6 +812,22 @@ def test_without_its_packages_the_extra_is_named(
     assert "pip install 'esc-env[web]'" in capsys.readouterr().err
 
 
+def test_what_the_documentation_shows_is_taken(runs: tuple[Path, Path], db: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "human-evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "guide.yaml").write_text(re.findall("```yaml\n(.*?)```", page, re.S)[0])
+    assert list(read_guide(tmp_path / "guide.yaml").dimensions) == ["warmth", "next_step", "overall"]
+    study, store, served = opened(runs, db, guide=FEW)
+    rated(served, study, {"Anna": lambda item, _: 1}, items=1)
+    assert json.loads(re.findall("```json\n(.*?)```", page, re.S)[0]).keys() == ratings(store)[0].keys()
+    lines = re.findall(r"^esc annotate (.*?)(?:  #.*)?$", page, re.M)
+    assert len(lines) == 6
+    app: Any = get_command(build_app())
+    group = app.commands["annotate"]
+    for words in map(shlex.split, lines):
+        name = words.pop(0) if words[0] in group.commands else "serve"
+        group.commands[name].make_context(name, words)
+
+
 # --- a real server ------------------------------------------------------------------------------
 
 
@@ -854,7 +872,7 @@ def start(runs: tuple[Path, Path], db: Path) -> Iterator[Callable[[int], tuple[s
     started = []
 
     def begin(port: int) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-c", "from esc_env.cli import main; main()", "annotate", *map(str, runs)]
+        command = [sys.executable, "-c", "from esc_env.cli import build_app, main; main()", "annotate", *map(str, runs)]
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
         process = subprocess.Popen(
             [*command, "--db", str(db), "--port", str(port)], env=env, text=True, stdout=subprocess.PIPE,

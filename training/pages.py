@@ -33,8 +33,8 @@ __all__ = ["KINDS", "QUANTITIES", "Quantity", "page", "stamp", "state"]
 KINDS = ("stage", "pipeline")
 """The kinds of folders that have such a page."""
 
-POINTS = 300
-"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a chart has about as many pixels."""
+POINTS = 200
+"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a phone shows no more."""
 STEPS, GROUP, MESSAGES, LETTERS = 8, 4, 20, 2000
 """Steps, completions of each, messages of a prompt and letters of a text that are shown, so that a page stays small."""
 NAMES = 100
