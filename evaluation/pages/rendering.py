@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from esc_env.escaping import safe
+from esc_env.escaping import one_line, safe
 from esc_env.evaluation.runs.report import interval_text, number, percent
 
 __all__ = ["render"]
@@ -53,12 +53,20 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "number": number, "interval": interval_text, "plain": _plain}
+    made.filters |= {
+        "percent": percent, "number": number, "interval": interval_text, "count": _count, "line": one_line,
+        "plain": _plain,
+    }  # fmt: skip
     return made
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def _count(number: int) -> str:
+    """`10,000`."""
+    return f"{number:,}"
 
 
 def _plain(value: Any) -> str:
