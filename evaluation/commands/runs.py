@@ -50,8 +50,8 @@ def _report(
     Runs need not be complete, nor have faced the same thing: nothing is ranked.
     """
     from esc_env.evaluation.imports import is_import
-    from esc_env.evaluation.ranking.leaderboard import find_runs
     from esc_env.evaluation.pages.run import run_pages, write_pages
+    from esc_env.evaluation.ranking.leaderboard import find_runs
     from esc_env.evaluation.runs.runner import read_run
     from esc_env.records import write_json
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from esc_env.escaping import one_line, safe
 from esc_env.evaluation.runs.report import interval_text, number, percent
 
-__all__ = ["render"]
+__all__ = ["plain", "render"]
 
 
 def render(template: str, *, connect: bool = False, **values: Any) -> str:
@@ -55,7 +55,7 @@ def _templates() -> Environment:
     )
     made.filters |= {
         "percent": percent, "number": number, "interval": interval_text, "count": _count, "line": one_line,
-        "plain": _plain,
+        "plain": plain,
     }  # fmt: skip
     return made
 
@@ -69,8 +69,8 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """What stands in a fingerprint, as text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+        return ", ".join(f"{name}: {plain(item)}" for name, item in value.items())
     return str(value)

@@ -23,7 +23,7 @@ from esc_env.errors import RecordError
 from esc_env.escaping import one_line
 from esc_env.evaluation.pages.charts import SIDE, fan, frequent, heat_map, turn_histogram
 from esc_env.evaluation.pages.conversations import OUTCOMES, conversation_pages, hrefs
-from esc_env.evaluation.pages.rendering import render
+from esc_env.evaluation.pages.rendering import plain, render
 from esc_env.evaluation.runs.course import MOMENTS
 from esc_env.evaluation.runs.report import Group, Report, percent, success_text
 from esc_env.evaluation.runs.wording import TABLE
@@ -50,7 +50,7 @@ def run_pages(report: Report) -> Iterator[tuple[str, str]]:
     rows = [_row(trajectory, href) for trajectory, href in zip(report.trajectories, hrefs(report), strict=True)]
     parts = list(_parts(rows))
     for part in parts:
-        others = {"title": _title(report), "list": part, "parts": parts}
+        others: dict[str, Any] = {"title": _title(report), "part": part, "all_parts": parts}
         yield part.name, render("list_page.html", **others) if part.number else _first_page(report, rows, others)
     yield from conversation_pages(report)
 
@@ -120,7 +120,7 @@ class Part:
     def json(self) -> Markup:
         """All rows, for the script."""
         names = [spec.name for spec in fields(Row)]
-        return htmlsafe_json_dumps({"names": names, "rows": list(map(astuple, self.rows))}, dumps=_compact)
+        return htmlsafe_json_dumps({"names": names, "rows": [astuple(row) for row in self.rows]}, dumps=_compact)
 
     @property
     def choices(self) -> Mapping[str, Sequence[str]]:
@@ -200,7 +200,7 @@ def _first_page(report: Report, rows: Sequence[Row], others: Mapping[str, Any]) 
         answers=_answers(report),
         wording={name: show(report.wording) for name, show in TABLE.items()} if report.wording else {},
         cost=_cost(report),
-        facts={one_line(name, NAME): _plain(value) for name, value in report.fingerprint.parts.items()},
+        facts={one_line(name, NAME): one_line(plain(value), WORDS) for name, value in report.fingerprint.parts.items()},
         **others,
     )
 
@@ -248,7 +248,10 @@ class _Grid:
         emotions, problems = (frequent((pair[side], of) for pair, (_, of) in cells.items()) for side in (0, 1))
         return cls(
             [one_line(problem, NAME) for problem in problems],
-            [(one_line(emotion, NAME), [cells.get((emotion, problem)) for problem in problems]) for emotion in emotions],
+            [
+                (one_line(emotion, NAME), [cells.get((emotion, problem)) for problem in problems])
+                for emotion in emotions
+            ],
             len({emotion for emotion, _ in cells}) > SIDE or len({problem for _, problem in cells}) > SIDE,
         )
 
@@ -282,13 +285,6 @@ def _price(report: Report) -> str:
     return "unknown" if cost is None else f"{cost / max(len(report.trajectories), 1):,.4f}"
 
 
-def _plain(value: Any) -> str:
-    """What stands in a fingerprint, as text."""
-    if isinstance(value, Mapping):
-        return one_line(", ".join(f"{name}: {_plain(item)}" for name, item in value.items()), WORDS)
-    return one_line(str(value), WORDS)
-
-
 # --- conversations to look at ---------------------------------------------------------------------
 
 
@@ -308,7 +304,9 @@ class _Picks:
 
 
 def _picks(report: Report, rows: Sequence[Row]) -> list[_Picks]:
-    held = [(trajectory, row) for trajectory, row in zip(report.trajectories, rows, strict=True) if trajectory.completed]
+    held = [
+        (trajectory, row) for trajectory, row in zip(report.trajectories, rows, strict=True) if trajectory.completed
+    ]
     solved = sorted((each for each in held if each[0].solved), key=lambda each: (each[0].turns, -each[0].final_score))
     unsolved = sorted((each for each in held if not each[0].solved), key=lambda each: _low(each[0]))
     chances = _chances([trajectory for trajectory, _ in held])

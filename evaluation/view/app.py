@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from pathlib import Path
@@ -29,8 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
-from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.pages.rendering import render
+from esc_env.evaluation.pages.run import run_pages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
 from esc_env.evaluation.view.following import Following, Run, find
 
@@ -40,8 +40,8 @@ POLL = 0.5
 """Seconds between two looks at a file that grows. Ours."""
 SHOWN = 50
 """Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
-KEPT = 16
-"""Pages that are kept as rendered; a long run's takes megabytes. Ours."""
+KEPT = 4
+"""Runs whose pages are kept as rendered; a long run's take megabytes. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
 
@@ -66,7 +66,7 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
     shown = _Viewer(Path(folder), stopping)
     routes = [
         Route("/", shown.index),
-        Route("/run/{name:path}/report.html", shown.page),
+        Route("/run/{name:path}/report{rest}", shown.page),
         Route("/run/{name:path}/events", shown.events),
         Route("/run/{name:path}/", shown.follow),
     ]
@@ -76,11 +76,11 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
 
 @dataclass(slots=True)
 class _Viewer:
-    """The answers, and the pages rendered last, each with the state of its file then."""
+    """The answers, and the pages rendered last, those of each run with the state of its file then."""
 
     folder: Path
     stopping: Callable[[], bool]
-    rendered: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)
+    rendered: dict[Path, tuple[tuple[int, int], _Pages]] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
@@ -100,10 +100,13 @@ class _Viewer:
             now = _stamp(folder / TRAJECTORIES)
             if folder not in self.rendered or self.rendered[folder][0] != now:
                 self.rendered.pop(folder, None)
-                self.rendered[folder] = (now, run_page(read_run(folder)))
+                self.rendered[folder] = (now, _Pages(run_pages(read_run(folder))))
                 if len(self.rendered) > KEPT:
                     del self.rendered[next(iter(self.rendered))]
-            return HTMLResponse(self.rendered[folder][1])
+            page = self.rendered[folder][1].find(f"report{request.path_params['rest']}")
+        if page is None:
+            raise HTTPException(404, "no such page of this run")
+        return HTMLResponse(page)
 
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
@@ -143,6 +146,20 @@ class _Viewer:
         if run.trouble:
             raise RecordError(run.trouble)
         return run
+
+
+class _Pages:
+    """Pages of a run, rendered as far as they were asked for."""
+
+    def __init__(self, coming: Iterator[tuple[str, str]]) -> None:
+        self.coming = coming
+        self.ready: dict[str, str] = {}
+
+    def find(self, name: str) -> str | None:
+        """A page; None where there is none of this name."""
+        while name not in self.ready and (following := next(self.coming, None)):
+            self.ready[following[0]] = following[1]
+        return self.ready.get(name)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
