@@ -21,9 +21,10 @@ from esc_env.models.weights import fingerprint, places
 from esc_env.training.checkpoints import resume_from
 from esc_env.training.config import PipelineConfig, RewardModelStage, SFTStage
 from esc_env.training.data import read_samples
+from esc_env.training.logs import read_log, read_valid
 from esc_env.training.outcome import outcome, page
 from esc_env.training.reward_model import Bin, RewardModelReport, train_reward_model
-from esc_env.training.stage import base_of, finish, open_stage, read_log, read_valid
+from esc_env.training.stage import base_of, finish, open_stage
 
 pytestmark = pytest.mark.full
 

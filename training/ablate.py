@@ -27,10 +27,10 @@ from esc_env.records import write_json, write_text
 from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
 from esc_env.training.data import read_samples
+from esc_env.training.logs import read_log
 from esc_env.training.moves import paid, shares
 from esc_env.training.outcome import TEXTURE, best_start, evaluations, shown, texture, texture_cells
 from esc_env.training.pipeline import run_pipeline
-from esc_env.training.stage import read_log
 
 __all__ = ["ARMS", "CLAIMS", "ENOUGH", "STARTS", "Arm", "Claim", "ablate"]
 

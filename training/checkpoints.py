@@ -18,18 +18,16 @@ from shutil import disk_usage
 from esc_env.errors import MissingExtra, RecordError
 from esc_env.escaping import one_line
 from esc_env.fields import mapping
+from esc_env.training.logs import CHECKPOINTS
 
 try:
     from safetensors import SafetensorError, safe_open
 except ModuleNotFoundError as error:
     raise MissingExtra("safetensors", "train") from error
 
-__all__ = ["CHECKPOINTS", "damage", "resume_from", "room"]
+__all__ = ["damage", "resume_from", "room"]
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-"""Where a stage's folder keeps what it resumes from."""
 
 _STATE = "trainer_state.json"
 """What the trainer writes last."""

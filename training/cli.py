@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
+from esc_env.evaluation.view.kinds import KINDS, Pages
 from esc_env.progress import again
 from esc_env.training.config import STAGES, is_main, processes
 from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
@@ -25,6 +26,13 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `esc`."""
     app.command("collect")(_collect)
     app.add_typer(train, name="train")
+    KINDS.update(stage=_pages, pipeline=_pages)
+
+
+def _pages() -> Pages:
+    from esc_env.training import pages
+
+    return pages
 
 
 @grouped

@@ -39,8 +39,8 @@ from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
+from esc_env.training.logs import VALID, read_valid
 from esc_env.training.stage import (
-    VALID,
     arguments,
     asked,
     chairs_of,
@@ -53,7 +53,6 @@ from esc_env.training.stage import (
     open_stage,
     prompt_ids,
     quiet,
-    read_valid,
     run_trainer,
     shortened,
 )

@@ -16,7 +16,7 @@ from esc_env.evaluation.statistics.intervals import mean_interval
 from esc_env.fields import integer, many, mapping, number, optional, read, text
 from esc_env.records import read_json
 from esc_env.training.config import PipelineConfig
-from esc_env.training.stage import read_valid
+from esc_env.training.logs import read_valid
 
 __all__ = [
     "TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells",

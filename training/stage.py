@@ -28,16 +28,16 @@ from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, ESCError, MissingExtra, RecordError
 from esc_env.escaping import one_line
-from esc_env.fields import integer, many, mapping, named, number, read
 from esc_env.folder import TIMING, RunFolder
 from esc_env.models import ModelSettings
 from esc_env.models.templates import ChatTemplate
 from esc_env.models.weights import adapter_facts, load_config, load_model
 from esc_env.models.weights import load_tokenizer as read_tokenizer
-from esc_env.records import MAX_RECORDS, RecordWriter, read_json, write_json
+from esc_env.records import RecordWriter, write_json
 from esc_env.rules import Rules
-from esc_env.training.checkpoints import CHECKPOINTS, resume_from, room
+from esc_env.training.checkpoints import resume_from, room
 from esc_env.training.config import Setting, Stage, is_main, processes
+from esc_env.training.logs import CHECKPOINTS, LINES, LOG, VALID
 from esc_env.training.telling import Telling
 
 try:
@@ -68,7 +68,6 @@ check_trl()
 __all__ = [
     "FREE",
     "TRL",
-    "VALID",
     "arguments",
     "asked",
     "base_of",
@@ -87,8 +86,6 @@ __all__ = [
     "open_stage",
     "prompt_ids",
     "quiet",
-    "read_log",
-    "read_valid",
     "run_trainer",
     "shortened",
     "together",
@@ -114,12 +111,6 @@ _PATIENCE = timedelta(hours=48)
 
 _LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|NCCL", re.IGNORECASE)
 """How the libraries by which processes talk say that another one is gone."""
-
-VALID = "valid.json"
-"""The file in which it keeps the success rates on valid scenarios by step."""
-
-_LONGEST_LOG = 1 << 28
-"""Bytes that a trainer's log may have: 256 MiB. Ours: a line a step, of some 2 KB."""
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -185,7 +176,7 @@ def open_stage(folder: Path, stage: str, config: Stage, data: Any) -> Iterator[b
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         needs("deepspeed")
-    home = RunFolder(folder, "stage", (CHECKPOINTS, VALID, "best"))
+    home = RunFolder(folder, "stage", (CHECKPOINTS, LINES, VALID, "best"))
     digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
     about = {"stage": stage, "class": type(config).__name__, **asdict(config), "training data": digest}
     claimed = home.claim(about, free=FREE, usual=asdict(type(config)()))
@@ -208,32 +199,9 @@ def _refuse_links(folder: Path) -> None:
 def finish(folder: Path, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     """Note that a stage is finished, with what its trainer logged and what else there is to say about it."""
     if is_main():
-        write_json(folder / "log.json", list(log))
+        write_json(folder / LOG, list(log))
         RunFolder(folder, "stage").note(finished=True, **facts)
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The numbers that a stage's trainer logged, entry by entry; each has a `step`.
-
-    Raises:
-        RecordError: the file cannot be read.
-    """
-
-    def entry(data: Any) -> dict[str, float]:
-        numbers = {name: value for name, value in mapping(data).items() if isinstance(value, (int, float))}
-        return {**numbers, "step": read(data, "step", integer(0))}
-
-    return list(read_json(folder / "log.json", many(entry, high=MAX_RECORDS), _LONGEST_LOG))
-
-
-def read_valid(folder: Path) -> dict[int, float]:
-    """Success rates on valid scenarios by step; step 0 is the policy that training began with. Raises RecordError."""
-    path = folder / VALID
-    rates = read_json(path, named(number(0, 1))) if path.exists() else {}
-    try:
-        return {int(step): rate for step, rate in rates.items()}
-    except ValueError as error:
-        raise RecordError(f"{path}: damaged, or not written by esc-env (each name must be a step)") from error
+        (folder / LINES).unlink(missing_ok=True)
 
 
 def clocked(folder: Path, **facts: Any) -> None:
@@ -246,17 +214,21 @@ _TIMES = ("_runtime", "_per_second", "step_time")
 """How the names of what Transformers and TRL log about time end."""
 
 
-class _Clock(transformers.TrainerCallback):
-    """Moves what a trainer logs about time from its log, which is part of checkpoints too, into a file of its own."""
+class _Log(transformers.TrainerCallback):
+    """Keeps what a trainer logs as it does, for those who look on. What it says about time is moved from its log, which
+    is part of checkpoints too, into a file of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lines: RecordWriter | None) -> None:
         self.folder = folder
+        self.lines = lines
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         entry = state.log_history[-1]
         taken = {name: entry.pop(name) for name in list(entry) if name.endswith(_TIMES)}
-        if taken and state.is_world_process_zero:
-            clocked(self.folder, step=state.global_step, **taken)
+        if self.lines is not None:
+            self.lines.write(entry)
+            if taken:
+                clocked(self.folder, step=state.global_step, **taken)
 
 
 # --- the trainer ----------------------------------------------------------------------------------
@@ -325,8 +297,9 @@ def run_trainer(trainer: Any, folder: Path) -> None:
     """Train from the newest whole checkpoint on, telling every logged step in a line."""
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(Telling)
-    trainer.add_callback(_Clock(folder))
-    trainer.train(resume_from_checkpoint=resume_from(folder, telling=is_main()))
+    with RecordWriter(folder / LINES, "log") if is_main() else nullcontext() as lines:
+        trainer.add_callback(_Log(folder, lines))
+        trainer.train(resume_from_checkpoint=resume_from(folder, telling=is_main()))
 
 
 @contextmanager

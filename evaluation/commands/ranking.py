@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from esc_env.cli_options import Critic, Models, Progress, grouped
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.commands.printing import print_imports
 from esc_env.evaluation.commands.tables import print_table
+from esc_env.evaluation.commands.usual import usually
 
 if TYPE_CHECKING:
     from esc_env.evaluation.ranking.leaderboard import Leaderboard
@@ -29,6 +29,10 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write pages into this folder: the first two runs' conversations side by side."),
+    ] = None,
 ) -> None:
     """Say whether one agent solves more than another, and how sure that is.
 
@@ -38,10 +42,12 @@ def compare(
     """
     from esc_env.evaluation.ranking.comparison import COLUMNS, compare
     from esc_env.evaluation.ranking.leaderboard import find_runs
+    from esc_env.evaluation.runs.runner import read_run
 
     if as_json and as_markdown:
         raise SpecError("--json and --markdown exclude each other; give one of them")
-    compared = compare(find_runs(runs), anyway=anyway)
+    reports = [read_run(folder) for folder in find_runs(runs)]
+    compared = compare(reports, anyway=anyway)
     if as_json:
         typer.echo(json.dumps(compared.to_json(), ensure_ascii=False))
     elif as_markdown:
@@ -54,19 +60,26 @@ def compare(
         print_table(f"Differences on {compared.scenarios}", columns, compared.rows())
         for line in (*(each.sentence for each in compared.differences), *notes):
             typer.echo(one_line(line))
+    if out:
+        from esc_env.evaluation.pages.compare import compare_pages
+        from esc_env.records import write_text
+
+        first, second, *_ = reports
+        _make(out)
+        for name, page in compare_pages(first, second, anyway=anyway):
+            write_text(out / name, page)
+        typer.echo(f"Written: {out / 'compare.html'}", err=True)
 
 
-class _Leaderboard(typer.core.TyperGroup):
-    """`esc leaderboard runs/` is `esc leaderboard rank runs/`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["rank", *args]
-        return super().parse_args(ctx, args)
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RecordError(f"{folder}: is a file; give a folder with --out") from None
 
 
 leaderboard = typer.Typer(
-    cls=_Leaderboard,
+    cls=usually("rank"),
     no_args_is_help=True,
     help="Rank runs that faced the same thing, check whether they happened as they say, send one to somebody.",
 )
@@ -93,9 +106,10 @@ def _rank(
 ) -> None:
     """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
 
-    Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
-    what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
-    critic, seed, …) are refused, naming what differs; with --out they are ranked in a table of their own.
+    Complete runs are ranked by SR. Incomplete ones are listed apart, and so are those that cannot be read, or that
+    contradict themselves or what comes out when embedded chairs are asked again. Runs with another fingerprint
+    (scenarios, persona, seeker, critic, seed, …) are refused, naming what differs; with --out they are ranked in a
+    table of their own.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
@@ -103,7 +117,11 @@ def _rank(
     from esc_env.records import write_json, write_text
 
     folders = find_runs(runs)
-    if folders and all(map(is_import, folders)):
+    try:
+        imported = all(map(is_import, folders))
+    except RecordError:  # one is damaged, and listed apart
+        imported = False
+    if imported:
         print_imports(folders)
         return
     with shown("Checking", progress) as told:
@@ -119,10 +137,7 @@ def _rank(
         from esc_env.evaluation.pages import markdown
         from esc_env.evaluation.pages.leaderboard import leaderboard_pages
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise RecordError(f"{out}: is a file; give a folder with --out") from None
+        _make(out)
         tables = [board.to_markdown() for board in boards]
         if len(boards) > 1:
             told_of = [board.differs(boards[0]) or board.name for board in boards]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esc_env.errors import SpecError
+from esc_env.evaluation.commands.annotate import annotate
 from esc_env.evaluation.commands.eval import eval_command
 from esc_env.evaluation.commands.judge import judge, rejudge
 from esc_env.evaluation.commands.printing import print_imports, print_reports
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("wording")(_wording)
     app.command("judge")(judge)
     app.command("rejudge")(rejudge)
+    app.add_typer(annotate, name="annotate")
     app.command("import")(_import)
     app.add_typer(validate, name="validate")
     app.add_typer(robustness, name="robustness")
@@ -39,7 +41,8 @@ def register(app: typer.Typer) -> None:
 
 def _report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of runs or of imported conversations, or folders that hold such.")
+        list[Path],
+        typer.Argument(help="Folders of runs, of imported conversations or of training, or folders that hold such."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Also write report.json and the pages of the only run into this folder.")
@@ -47,14 +50,26 @@ def _report(
 ) -> None:
     """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
 
-    Runs need not be complete, nor have faced the same thing: nothing is ranked.
+    Runs need not be complete, nor have faced the same thing: nothing is ranked. The curves of a training run are
+    written as report.html, into its own folder unless --out names another.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.ranking.leaderboard import find_runs
     from esc_env.evaluation.runs.runner import read_run
-    from esc_env.records import write_json
+    from esc_env.evaluation.view.kinds import KINDS, kind_of
+    from esc_env.records import write_json, write_text
 
+    others = {folder: kind for folder in runs if (kind := kind_of(folder)) in KINDS}
+    if out and others and len(runs) > 1:
+        raise SpecError("--out writes the pages of one run; name one")
+    for folder, kind in others.items():
+        home = out or folder
+        home.mkdir(parents=True, exist_ok=True)
+        write_text(home / "report.html", KINDS[kind]().page(folder))
+        typer.echo(str(home / "report.html"))
+    if not (runs := [folder for folder in runs if folder not in others]):
+        return
     folders = find_runs(runs)
     if out and (len(folders) > 1 or is_import(folders[0])):
         raise SpecError("--out writes the pages of one run; name one")

@@ -1,4 +1,4 @@
-"""How far two raters agree, or several: rank correlation, Cohen's κ, Krippendorff's α, each from its library.
+"""How far two raters agree, or several: rank correlation, Cohen's and Fleiss' κ, Krippendorff's α, from libraries.
 
 *Sources:* Spearman, American Journal of Psychology 15 (1904) 72–101, by SciPy; Cohen, Educational and Psychological
 Measurement 20 (1960) 37–46, by statsmodels; Krippendorff, Content Analysis (2004), chapter 11, by `krippendorff`.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from esc_env.errors import MissingExtra
 from esc_env.evaluation.validity.critics import Estimate
 
-__all__ = ["Array", "alpha", "check_libraries", "kappa", "rank_correlation", "resampled", "spearman"]
+__all__ = ["Array", "alpha", "check_libraries", "fleiss", "kappa", "rank_correlation", "resampled", "spearman"]
 
 Array = npt.NDArray[Any]
 RESAMPLES = 1000
@@ -60,6 +60,21 @@ def kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float | None:
         table[place[first], place[second]] += 1
     found: Any = cohens_kappa(table, return_results=False)
     return float(found)
+
+
+def fleiss(table: Sequence[Sequence[float]] | Array) -> float | None:
+    """Fleiss' κ of several raters; None without units, with a single rater, or where all always say one and the same.
+
+    Args:
+        table: a row per rater, a column per unit that all of them rated.
+    """
+    from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+
+    ratings = np.asarray(table, dtype=float)
+    if not ratings.size or len(ratings) < 2 or len(np.unique(ratings)) < 2:
+        return None
+    counts, _ = aggregate_raters(ratings.T)
+    return float(fleiss_kappa(counts))
 
 
 def alpha(table: Sequence[Sequence[float]] | Array, level: Literal["ordinal", "interval", "nominal"]) -> float | None:

@@ -34,7 +34,7 @@ from esc_env.evaluation.judges.design import Conversation, check_english, in_eng
 from esc_env.evaluation.runs.holding import check_models
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.validity.critics import Estimate
-from esc_env.fields import integer, optional, read, text
+from esc_env.fields import integer, mapping, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
 from esc_env.progress import Progress, Told
@@ -45,7 +45,7 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
-__all__ = ["AS_HELD", "CriticView", "Matrix", "Rejudging", "matrix", "rejudge"]
+__all__ = ["AS_HELD", "CriticView", "Kept", "Matrix", "Rejudging", "matrix", "read_rejudging", "rejudge"]
 
 VERDICTS = "verdicts.jsonl"
 View = Mapping[Conversation, Sequence[Verdict]]
@@ -200,15 +200,55 @@ def _turns(held: Trajectory, rules: Rules) -> int:
     return min(rules.max_turns, (len(held.dialogue) - held.history) // 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a rejudging has come to.
+
+    Attributes:
+        critic: as it was given, or its name.
+        keys: of the systems that were judged, by label.
+        most: T, where rules were given for imports; None for runs, of which every turn is judged.
+        verdicts: by conversation and turn; None where the critic failed.
+    """
+
+    critic: str
+    keys: Mapping[str, str]
+    most: int | None
+    verdicts: Mapping[Conversation, Mapping[int, Verdict | None]]
+
+
+def read_rejudging(path: str | Path) -> Kept:
+    """Read the folder of a rejudging. Raises RecordError where it is none, or cannot be read."""
+    folder = RunFolder(Path(path), "rejudging", (VERDICTS,))
+    about = folder.about()
+    try:
+        identity = about["identity"]
+        keys = {name: read(each, "run_key", text) for name, each in read(identity, "judged", mapping).items()}
+        most = read(identity, "max_turns", integer(1), None)
+        critic = read(about, "critic", text)
+    except SpecError as error:
+        raise RecordError(f"{folder.path}/run.json: no rejudging ({error}). Was it edited?") from error
+    found: dict[Conversation, dict[int, Verdict | None]] = defaultdict(dict)
+    for where, turn, verdict in folder.records(VERDICTS, "verdict", _from_json):
+        found[where][turn] = verdict
+    return Kept(critic, keys, most, found)
+
+
+def _from_json(data: Mapping[str, Any], scenario: Scenario) -> tuple[Conversation, int, Verdict | None]:
+    where = (read(data, "system", text), scenario.id, read(data, "trial", integer(0)))
+    return where, read(data, "turn", integer(1)), read(data, "verdict", optional(Verdict.from_json))
+
+
 def _kept(
     folder: RunFolder, people: Mapping[str, Scenario], known: Mapping[Conversation, Sequence[Any]]
 ) -> list[tuple[Conversation, int, Verdict | None]]:
     def made(data: Mapping[str, Any], scenario: Scenario) -> tuple[Conversation, int, Verdict | None]:
-        where = (read(data, "system", text), scenario.id, read(data, "trial", integer(0)))
+        where, turn, verdict = _from_json(data, scenario)
         if where not in known:
             raise SpecError(f"system: {where[0]!r}, trial {where[2]}, is no part of this rejudging")
-        turn = read(data, "turn", integer(1, len(known[where])))
-        return where, turn, read(data, "verdict", optional(Verdict.from_json))
+        if turn > len(known[where]):
+            raise SpecError(f"turn: must be a whole number from 1 to {len(known[where])}, not {turn}")
+        return where, turn, verdict
 
     return list(folder.records(VERDICTS, "verdict", made, people))
 

@@ -13,13 +13,13 @@ The same call resumes: what was answered is never asked again, readable or not; 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
 from esc_env.background import run
 from esc_env.dialogue import Dialogue
-from esc_env.errors import ScenarioError, SpecError, one_of, whole
+from esc_env.errors import RecordError, ScenarioError, SpecError, one_of, whole
 from esc_env.evaluation.judges.agreement import check_libraries
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.design import (
@@ -39,7 +39,7 @@ from esc_env.evaluation.judges.report import Judged, summarise
 from esc_env.evaluation.judges.seats import resolve_judge
 from esc_env.evaluation.runs.holding import check_models
 from esc_env.evaluation.runs.report import Report
-from esc_env.fields import integer, many, optional, read, text
+from esc_env.fields import integer, many, mapping, optional, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, effective
 from esc_env.progress import Progress, Told
@@ -49,7 +49,7 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed, derive
 from esc_env.trajectory import Failure
 
-__all__ = ["judge_runs"]
+__all__ = ["Judging", "judge_runs", "read_judging"]
 
 OPINIONS = "opinions.jsonl"
 
@@ -186,6 +186,38 @@ async def _answer(judge: Judge, mode: Mode, scenario: Scenario, shown: Sequence[
         return Answer(Opinion(None), failure_of("judge", error))
 
 
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What a judging has come to.
+
+    Attributes:
+        judge: as it was given, or its name.
+        mode: how it was asked.
+        keys: of the systems that were judged, by label.
+        known: the answers.
+    """
+
+    judge: str
+    mode: Mode
+    keys: Mapping[str, str]
+    known: Mapping[Question, Answer | None]
+
+
+def read_judging(path: str | Path) -> Judging:
+    """Read the folder of a judging. Raises RecordError where it is none, or cannot be read."""
+    folder = RunFolder(Path(path), "judging", (OPINIONS,))
+    about = folder.about()
+    try:
+        mode: Any = read(about["identity"], "mode", text)
+        one_of("mode", mode, get_args(Mode))
+        keys = {name: read(each, "run_key", text) for name, each in read(about["identity"], "judged", mapping).items()}
+        judge = read(about, "judge", text)
+    except SpecError as error:
+        raise RecordError(f"{folder.path}/run.json: no judging ({error}). Was it edited?") from error
+    known = folder.records(OPINIONS, "judgement", lambda data, scenario: _from_json(data, scenario, mode))
+    return Judging(judge, mode, keys, dict(known))
+
+
 def _answered(
     folder: RunFolder, asked: Iterable[Question], people: Mapping[str, Scenario], mode: Mode
 ) -> dict[Question, Answer | None]:
@@ -193,15 +225,10 @@ def _answered(
     found: dict[Question, Answer | None] = dict.fromkeys(asked)
 
     def made(data: Mapping[str, Any], scenario: Scenario) -> tuple[Question, Answer]:
-        shown = read(data, "shown", many(text, 1, 2))
-        question = Question(scenario.id, read(data, "trial", integer(0)), shown)
+        question, answer = _from_json(data, scenario, mode)
         if question not in found:
-            raise SpecError(f"shown: {', '.join(shown)}, trial {question.trial}, is no part of this judging")
-        failure = read(data, "failure", optional(Failure.from_json))
-        opinion = Opinion.from_json(data, len(shown), dimensions_of(mode))
-        if failure and opinion.marks is not None:
-            raise SpecError("marks: a call that failed gives none")
-        return question, Answer(opinion, failure)
+            raise SpecError(f"shown: {', '.join(question.shown)}, trial {question.trial}, is no part of this judging")
+        return question, answer
 
     found.update(folder.records(OPINIONS, "judgement", made, people))
     return found
@@ -211,3 +238,13 @@ def _to_json(question: Question, answer: Answer) -> dict[str, Any]:
     failure = asdict(answer.failure) if answer.failure else None
     about = {"scenario": question.scenario, "trial": question.trial, "shown": list(question.shown)}
     return {**about, **answer.opinion.to_json(), "failure": failure}
+
+
+def _from_json(data: Mapping[str, Any], scenario: Scenario, mode: Mode) -> tuple[Question, Answer]:
+    shown = read(data, "shown", many(text, 1, 2))
+    question = Question(scenario.id, read(data, "trial", integer(0)), shown)
+    failure = read(data, "failure", optional(Failure.from_json))
+    opinion = Opinion.from_json(data, len(shown), dimensions_of(mode))
+    if failure and opinion.marks is not None:
+        raise SpecError("marks: a call that failed gives none")
+    return question, Answer(opinion, failure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from io import StringIO
 from math import ceil, floor, isfinite, log10
@@ -27,7 +28,7 @@ from esc_env.evaluation.runs.report import interval_text, number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SIDE", "fan", "frequent", "heat_map", "success_by_price", "turn_histogram"]
+__all__ = ["SIDE", "Curve", "curves", "fan", "frequent", "heat_map", "success_by_price", "turn_histogram"]
 
 TURNS, SIDE, NAMED = 40, 20, 12
 """The last turn that has a bar of its own, rows and columns of a heat map, agents named in a text alternative. Ours."""
@@ -216,6 +217,65 @@ def success_by_price(points: Sequence[tuple[str, float, tuple[float, float], flo
     )
     label += f"; and {len(known) - NAMED:,} more" if len(known) > NAMED else ""
     return _drawn(f"{label}.", paint, 380, 230)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of `curves`.
+
+    Attributes:
+        name: what it is called beside others.
+        points: step and value, in order.
+        band: for each point the ends of its spread; nothing where none is known.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    band: Sequence[tuple[float, float]] = ()
+
+
+def curves(what: str, drawn: Sequence[Curve], *, share: bool = False) -> Markup | None:
+    """What changed step by step while something was trained.
+
+    Args:
+        what: the quantity, its unit included.
+        drawn: at most three curves, all of this quantity; numbers are finite.
+        share: from 0 to 1, shown as per cent.
+
+    Returns:
+        Inline SVG; None where Matplotlib is not installed or there is no point.
+    """
+    shown = [curve for curve in drawn if curve.points]
+    if not shown:
+        return None
+
+    def paint(axes: Axes, name: _Name) -> None:
+        for curve, ink, dashes in zip(shown, (ACCENT, GOOD, SOFT), ("-", "--", ":"), strict=False):
+            steps, values = zip(*curve.points, strict=True)
+            if curve.band:
+                lows, highs = zip(*curve.band, strict=True)
+                axes.fill_between(steps, lows, highs, color=BAND, alpha=0.6, lw=0)
+            marker = "o" if len(steps) <= 30 else ""
+            axes.plot(steps, values, color=ink, lw=1.8, ls=dashes, marker=marker, ms=3.5, label=name(curve.name))
+        axes.set(xlabel="step", ylabel=name(what))
+        axes.locator_params("x", integer=True, nbins=7)
+        axes.grid(axis="y", color=LINE, lw=0.6)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+        if share:
+            axes.set_ylim(-0.03, 1.03)
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        if len(shown) > 1:
+            _legend(axes)
+
+    tell = percent if share else (lambda value: f"{value:.3g}".replace("-", "−"))
+    told = []
+    for curve in shown:
+        (first, begun), (last, now) = curve.points[0], curve.points[-1]
+        since = f"from {tell(begun)} at step {first:,} to " if first != last else ""
+        told.append(f"{_short(curve.name)} {since}{tell(now)} at step {last:,}")
+        if curve.band:
+            told[-1] += f", its band from {tell(curve.band[-1][0])} to {tell(curve.band[-1][1])}"
+    return _drawn(f"{_short(what)} by step: {'; '.join(told)}.", paint)
 
 
 def _steps(low: float, high: float) -> list[float]:

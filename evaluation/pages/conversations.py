@@ -7,7 +7,7 @@ so. The pages are split by size before any is rendered, so that whoever links to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import escape
@@ -16,7 +16,7 @@ from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ScenarioError
 from esc_env.escaping import one_line, safe
-from esc_env.evaluation.pages.rendering import render
+from esc_env.evaluation.pages.sheets import Sheets
 from esc_env.evaluation.runs.report import Report, number
 from esc_env.protocols import VOTES, Verdict
 from esc_env.rules import PROTOCOL_VERSION
@@ -24,12 +24,25 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["OUTCOMES", "Conversation", "Said", "Text", "conversation_pages", "hrefs"]
+__all__ = [
+    "OUTCOMES",
+    "SHORT",
+    "STATES",
+    "Conversation",
+    "Said",
+    "Text",
+    "conversation_pages",
+    "hrefs",
+    "name_of",
+    "size_of",
+]
 
-PAGE, MOST = 1_000_000, 100
-"""Bytes of conversations, and conversations, on a page that opens at once. Ours."""
-LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 40
+ROOM = 500_000
+"""Bytes of a conversation's messages, after which the rest is left out. Ours."""
+LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 20
 """Characters shown of what was said or thought, of a line about a person, and of a name; lines about a person. Ours."""
+STATES = 1_000
+"""Conversations of a run whose hidden states are derived again, which takes as long as it took the seeker. Ours."""
 _FRAME, _LINE = 2_500, 450
 """Bytes of HTML around a conversation and around a message with its verdict and hidden state, more than there are."""
 
@@ -62,8 +75,8 @@ class Text:
         """The text up to `most` characters."""
         if len(text) <= most:
             return cls(text)
-        text = safe(text)  # before it is cut, so that no key is cut in two
-        return cls(text[:most], max(0, len(text) - most))
+        shown = safe(text[: 2 * most])[:most]  # keys are struck out first, so that none is cut in two
+        return cls(shown, len(text) - most)
 
     @property
     def size(self) -> int:
@@ -97,7 +110,7 @@ class Said:
         content, thought: what was said, and what was thought before.
         strategy: as the speaker names it; or nothing.
         ending: `cut`, `refused`, `filtered`; nothing for one that ended by itself.
-        given: whether it came with the scenario, before the first turn.
+        before: what it is if it stands before the first turn; else nothing.
         judged: the verdict that followed.
     """
 
@@ -106,7 +119,7 @@ class Said:
     thought: Text | None
     strategy: str
     ending: str
-    given: bool
+    before: str
     judged: Judged | None
 
     @property
@@ -120,7 +133,6 @@ class Conversation:
     """What `conversation.html` shows of a conversation.
 
     Attributes:
-        anchor: the id of its article.
         trajectory: as it is kept.
         name, about: the scenario's id, and what is known of the person in a line.
         kind, outcome: of its badge.
@@ -132,7 +144,6 @@ class Conversation:
         threshold: the score above which it is solved.
     """
 
-    anchor: str
     trajectory: Trajectory
     name: str
     about: str
@@ -151,15 +162,14 @@ class Conversation:
         return [each.judged for each in self.said if each.judged]
 
     @classmethod
-    def of(cls, trajectory: Trajectory, report: Report, anchor: str) -> Conversation:
-        """What is shown of a trajectory of this report, under this anchor."""
+    def of(cls, trajectory: Trajectory, report: Report, *, revealed: bool = True) -> Conversation:
+        """What is shown of a trajectory of this report; `revealed` with the seeker's hidden state, where it has one."""
         scenario, failure = trajectory.scenario, trajectory.failure
         said = list(_said(trajectory))
         kind, outcome = OUTCOMES[trajectory.stop_reason]
         return cls(
-            anchor=anchor,
             trajectory=trajectory,
-            name=_name(scenario.id),
+            name=name_of(scenario.id),
             about=" · ".join(filter(None, _about(scenario))),
             kind=kind,
             outcome=outcome,
@@ -167,23 +177,14 @@ class Conversation:
             said=said,
             left_out=len(trajectory.dialogue) - len(said),
             failure=Text.of(f"{failure.role}: {failure.message}") if failure else None,
-            states=_states(trajectory, report),
+            states=_states(trajectory, report) if revealed else (),
             threshold=float(report.fingerprint.parts["threshold"]),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Links:
-    """Where the keys of a conversation lead; nothing where there is none."""
-
-    previous: str | None
-    next: str | None
-    failure: str | None
-
-
 def hrefs(report: Report) -> tuple[str, ...]:
     """The address of each trajectory's conversation, as seen from the run's page: `report-0001.html#c17`."""
-    return _addresses(_sheets(report.trajectories))
+    return _sheets(report).addresses
 
 
 def conversation_pages(report: Report, only: str | None = None) -> Iterator[tuple[str, str]]:
@@ -196,90 +197,52 @@ def conversation_pages(report: Report, only: str | None = None) -> Iterator[tupl
         only: the name of the one page that is wanted; the others are not rendered.
     """
     held = report.trajectories
-    sheets = _sheets(held)
-    links = _links(_addresses(sheets), [_is_failure(trajectory) for trajectory in held])
-    for page, sheet in enumerate(sheets, 1):
-        if only not in (None, _page(page)):
-            continue
-        html = render(
-            "conversations.html",
-            title=f"{_name(report.agent)} on {_name(report.scenarios)}",
-            shown=[(Conversation.of(held[place], report, _anchor(place)), links[place]) for place in sheet],
-            first=sheet[0] + 1,
-            last=sheet[-1] + 1,
-            total=len(held),
-            earlier=_page(page - 1) if page > 1 else None,
-            later=_page(page + 1) if page < len(sheets) else None,
-        )
-        yield _page(page), html
+    return _sheets(report).rendered(
+        "conversations.html",
+        lambda place: Conversation.of(held[place], report, revealed=place < STATES),
+        [not trajectory.solved and trajectory.stop_reason is not StopReason.UNJUDGED for trajectory in held],
+        only,
+        title=f"{name_of(report.agent)} on {name_of(report.scenarios)}",
+    )
 
 
-def _page(number: int) -> str:
-    return f"report-{number:04}.html"
-
-
-def _anchor(place: int) -> str:
-    return f"c{place + 1}"
-
-
-def _sheets(held: Sequence[Trajectory]) -> list[range]:
-    """Which conversations stand on each page."""
-    sheets: list[range] = []
-    begin, size = 0, 0
-    for place, trajectory in enumerate(held):
-        more = _size(trajectory)
-        if place > begin and (size + more > PAGE or place - begin == MOST):
-            sheets.append(range(begin, place))
-            begin, size = place, 0
-        size += more
-    return [*sheets, range(begin, len(held))] if held else []
-
-
-def _addresses(sheets: Iterable[range]) -> tuple[str, ...]:
-    return tuple(f"{_page(number)}#{_anchor(place)}" for number, sheet in enumerate(sheets, 1) for place in sheet)
-
-
-def _links(addresses: Sequence[str], wanted: Sequence[bool]) -> list[_Links]:
-    """Of each conversation: the one before, the one after, and the next that is wanted."""
-    links: list[_Links] = []
-    failure = None
-    for place in reversed(range(len(addresses))):
-        later = addresses[place + 1] if place + 1 < len(addresses) else None
-        links.append(_Links(addresses[place - 1] if place else None, later, failure))
-        failure = addresses[place] if wanted[place] else failure
-    return links[::-1]
-
-
-def _is_failure(trajectory: Trajectory) -> bool:
-    return not trajectory.solved and trajectory.stop_reason is not StopReason.UNJUDGED
-
-
-def _size(trajectory: Trajectory) -> int:
-    """Bytes of a conversation on a page, about and at most."""
+def size_of(trajectory: Trajectory) -> int:
+    """Bytes of a conversation on a page, about, and rather more than less."""
     about = sum(text.size for lines in _person(trajectory.scenario).values() for text in lines)
     return _FRAME + about + sum(each.size for each in _said(trajectory))
 
 
+def name_of(text: str) -> str:
+    """A name on one line, cut where it is too long for one."""
+    line = " ".join(text[: 10 * NAME].split())
+    return line if len(line) <= NAME else f"{one_line(line)[:NAME]}…"
+
+
+def _sheets(report: Report) -> Sheets:
+    return Sheets.of("report", map(size_of, report.trajectories))
+
+
 def _said(trajectory: Trajectory) -> Iterator[Said]:
-    """The messages of a conversation, until a page is full."""
-    size, history = 0, trajectory.history
+    """The messages of a conversation, as many as there is room for."""
+    size, history = 0, 0 if trajectory.stop_reason is StopReason.UNJUDGED else trajectory.history
+    before = "opening" if history == 1 else "came with the scenario"
     for place, message in enumerate(trajectory.dialogue):
         turn = (place - history + 1) // 2 if place > history and message.role == "seeker" else 0
-        said = _message(message, place < history, _judged(trajectory.verdicts, turn))
+        said = _message(message, before if place < history else "", _judged(trajectory.verdicts, turn))
         size += said.size
-        if size > PAGE:
+        if size > ROOM:
             return
         yield said
 
 
-def _message(message: Message, given: bool, judged: Judged | None) -> Said:
+def _message(message: Message, before: str, judged: Judged | None) -> Said:
     return Said(
         role=message.role,
         content=Text.of(message.content),
         thought=Text.of(message.thought) if message.thought else None,
-        strategy=_name(message.strategy or ""),
+        strategy=name_of(message.strategy or ""),
         ending=_ENDINGS.get(message.finish_reason or "", ""),
-        given=given,
+        before=before,
         judged=judged,
     )
 
@@ -299,14 +262,9 @@ def _judged(verdicts: Sequence[Verdict], turn: int) -> Judged | None:
     )
 
 
-def _name(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= NAME else f"{one_line(text)[:NAME]}…"
-
-
 def _about(scenario: Scenario) -> Iterator[str]:
-    yield _name(scenario.emotion)
-    yield _name(scenario.problem)
+    yield name_of(scenario.emotion)
+    yield name_of(scenario.problem)
     yield scenario.persona
     yield f"intensity {scenario.intensity} of 5" if scenario.intensity else ""
     yield "at risk" if scenario.risk else ""

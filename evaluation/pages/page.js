@@ -30,10 +30,37 @@ choices.forEach((choice) => choice.addEventListener("change", filter));
 
 // Keys: whatever names one with data-key is followed (n: next, p: previous, f: next failure).
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio]), select, textarea")) return;
   const shown = document.querySelector("article:target") ?? document;
   shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
+
+// Questions that keys answer: <form data-keys>. What an answer has as data-pick answers the question at hand (the one
+// with the focus, else the first without an answer), and the focus goes on to the next, at last to the button.
+for (const form of document.querySelectorAll("form[data-keys]")) {
+  const questions = [...form.querySelectorAll("fieldset")];
+  const goal = (question) => question.querySelector("input:checked") ?? question.querySelector("input");
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
+    const open = questions.find((question) => !question.querySelector("input:checked"));
+    const question = event.target.closest("fieldset") ?? open;
+    const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
+    if (!answer) return;
+    answer.checked = true;
+    const following = questions[questions.indexOf(question) + 1];
+    (following ? goal(following) : form.querySelector("button")).focus();
+  });
+}
+
+// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
+for (const told of document.querySelectorAll("[data-grows]")) {
+  const source = new EventSource(told.dataset.grows);
+  source.addEventListener("grown", () => {
+    source.close();
+    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
+    else location.reload();
+  });
+}
 
 // A run that is followed: <section data-events="URL">. The newest conversations stand first, fifty at most.
 for (const section of document.querySelectorAll("[data-events]")) {

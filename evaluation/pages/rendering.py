@@ -22,18 +22,19 @@ from esc_env.evaluation.runs.report import interval_text, number, percent
 __all__ = ["plain", "render"]
 
 
-def render(template: str, *, connect: bool = False, **values: Any) -> str:
+def render(template: str, *, connect: bool = False, form: bool = False, **values: Any) -> str:
     """A page of `templates/`, with control characters as visible marks.
 
     Args:
         template: its file's name.
         connect: whether the page may ask the server that it came from, as one that follows a run does.
+        form: whether it may send a form there, as one that people judge on does.
         values: what the template shows.
     """
     style, script = _part("page.css"), _part("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
+        f"form-action '{'self' if form else 'none'}'"
     ) + ("; connect-src 'self'" if connect else "")
     page = _templates().get_template(template)
     return safe(page.render(style=Markup(style), script=Markup(script), policy=policy, **values))

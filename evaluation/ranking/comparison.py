@@ -20,8 +20,9 @@ from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, SpecErro
 from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.runs.report import Report, number, percent
 from esc_env.evaluation.statistics.intervals import detectable, mean_interval
+from esc_env.trajectory import Trajectory
 
-__all__ = ["Comparison", "Difference", "compare"]
+__all__ = ["Comparison", "Difference", "aligned", "compare"]
 
 PERMUTATIONS = 9_999
 """Drawn where there are more than that; p is then right to about a tenth of itself at .01."""
@@ -35,7 +36,7 @@ class Difference:
     Attributes:
         agent, base: labels of this run and of the first.
         pairs, scenarios: conversations with an outcome in both runs, and how many scenarios they are of.
-        unpaired: episodes of either run left out, since they have no outcome in both.
+        unpaired: episodes of either run left out, since they have no outcome in both, or none such is in the other.
         rate, base_rate: success rates over the pairs.
         difference: rate − base_rate.
         interval: its 95 % interval, by scenario.
@@ -102,8 +103,11 @@ class Comparison:
         notes = []
         if self.mismatch:
             notes.append(f"NOT COMPARABLE: these runs faced different things. What differs: {'; '.join(self.mismatch)}")
+        lacking = "they have no outcome in both runs"
+        if self.mismatch:
+            lacking = "the other run has none of that scenario and trial, or one of the two has no outcome"
         notes += [
-            f"{each.agent}: {each.unpaired:,} episodes are left out, since they have no outcome in both runs"
+            f"{each.agent}: {each.unpaired:,} episodes are left out, since {lacking}"
             for each in self.differences
             if each.unpaired
         ]
@@ -209,6 +213,15 @@ def compare(runs: Sequence[str | Path | Report], *, anyway: bool = False) -> Com
     )
 
 
+def aligned(base: Report, other: Report) -> list[tuple[Trajectory | None, Trajectory | None]]:
+    """Conversations of the same scenario and trial side by side, in the first run's order; None for one that is not.
+
+    What only the other run has stands last.
+    """
+    sides = [{(held.scenario.id, held.trial): held for held in report.trajectories} for report in (base, other)]
+    return [(sides[0].get(key), sides[1].get(key)) for key in {**sides[0], **sides[1]}]
+
+
 _Pairs = Mapping[str, Sequence[tuple[bool, bool]]]
 """By scenario: (solved in the first run, solved in the other) for each trial."""
 
@@ -221,12 +234,10 @@ def _mismatch(base: Report, others: Sequence[Report]) -> tuple[str, ...]:
 
 
 def _paired(base: Report, other: Report) -> _Pairs:
-    known = {(item.scenario.id, item.trial): item.solved for item in base.trajectories if item.completed}
     pairs: dict[str, list[tuple[bool, bool]]] = {}
-    for item in other.trajectories:
-        key = (item.scenario.id, item.trial)
-        if item.completed and key in known:
-            pairs.setdefault(item.scenario.id, []).append((known[key], item.solved))
+    for before, after in aligned(base, other):
+        if before and after and before.completed and after.completed:
+            pairs.setdefault(after.scenario.id, []).append((before.solved, after.solved))
     if not pairs:
         raise SpecError(f"{base.folder} and {other.folder} have no conversation in common: no scenario and trial")
     return pairs

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from hmac import compare_digest
 from pathlib import Path
 from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
@@ -33,6 +29,8 @@ from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.pages.run import run_pages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
 from esc_env.evaluation.view.following import Following, Run, find
+from esc_env.evaluation.view.guard import Guard
+from esc_env.evaluation.view.kinds import KINDS, Pages
 
 __all__ = ["viewer"]
 
@@ -42,17 +40,10 @@ SHOWN = 50
 """Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
 KEPT = 4
 """Runs whose pages are kept as rendered; a long run's take megabytes. Ours."""
+RELOAD = 5.0
+"""Seconds that a page which loads itself again stands at least. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
-
-_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.I)
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-    "x-frame-options": "DENY",
-}
 
 
 def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[], bool] = lambda: False) -> Starlette:
@@ -71,7 +62,9 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
         Route("/run/{name:path}/", shown.follow),
     ]
     handlers = {HTTPException: _refuse, RecordError: _damaged}
-    return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)], exception_handlers=handlers)
+    return Starlette(
+        routes=routes, middleware=[Middleware(Guard, token=token, command="esc view")], exception_handlers=handlers
+    )
 
 
 @dataclass(slots=True)
@@ -80,7 +73,7 @@ class _Viewer:
 
     folder: Path
     stopping: Callable[[], bool]
-    rendered: dict[Path, tuple[tuple[int, int], _Pages]] = field(default_factory=dict)
+    rendered: dict[Path, tuple[object, _Pages]] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
@@ -89,29 +82,51 @@ class _Viewer:
 
     def follow(self, request: Request) -> Response:
         run = self._run(request)
+        if run.kind in KINDS:
+            return self._shown(run)
         here = f"/run/{quote(run.name)}"
-        links = {"events": f"{here}/events", "report": f"{here}/report.html"}
-        return HTMLResponse(render("follow.html", connect=True, run=run, **links))
+        page = render("follow.html", connect=True, run=run, events=f"{here}/events", report=f"{here}/report.html")
+        return HTMLResponse(page)
 
     def page(self, request: Request) -> Response:
-        folder = self._run(request).folder
+        return self._shown(self._run(request), f"report{request.path_params['rest']}")
+
+    def _shown(self, run: Run, name: str = "report.html") -> Response:
+        """A page of a run, rendered anew if its folder has changed."""
+        folder, pages = run.folder, KINDS[run.kind]() if run.kind in KINDS else None
         with self.one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", TornLineWarning)  # of a line that is just being written
-            now = _stamp(folder / TRAJECTORIES)
-            if folder not in self.rendered or self.rendered[folder][0] != now:
+            now = pages.stamp(folder) if pages else _stamp(folder / TRAJECTORIES)
+            if folder not in self.rendered or self.rendered[folder][0] != (now, run.state):
                 self.rendered.pop(folder, None)
-                self.rendered[folder] = (now, _Pages(run_pages(read_run(folder))))
+                events = f"/run/{quote(run.name)}/events?since={now}"
+                made = (
+                    iter([("report.html", pages.page(folder, events=events))]) if pages else run_pages(read_run(folder))
+                )
+                self.rendered[folder] = ((now, run.state), _Pages(made))
                 if len(self.rendered) > KEPT:
                     del self.rendered[next(iter(self.rendered))]
-            page = self.rendered[folder][1].find(f"report{request.path_params['rest']}")
+            page = self.rendered[folder][1].find(name)
         if page is None:
             raise HTTPException(404, "no such page of this run")
         return HTMLResponse(page)
 
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
-        following = await run_in_threadpool(Following, run.folder)
-        return StreamingResponse(self._stream(following), media_type="text/event-stream")
+        if run.kind in KINDS:
+            told = self._growth(KINDS[run.kind](), run.folder, request.query_params.get("since", ""))
+        else:
+            told = self._stream(await run_in_threadpool(Following, run.folder))
+        return StreamingResponse(told, media_type="text/event-stream")
+
+    async def _growth(self, pages: Pages, folder: Path, since: str) -> AsyncIterator[str]:
+        """`grown`, once there is more than `since`."""
+        while not self.stopping():
+            yield ": still here\n\n"
+            await asyncio.sleep(RELOAD)
+            if await run_in_threadpool(pages.stamp, folder) != since:
+                yield _event("grown", {})
+                return
 
     async def _stream(self, following: Following) -> AsyncIterator[str]:
         """What has ended lately, then each that ends, until all have. `begin` has a page that comes back after its
@@ -181,44 +196,3 @@ def _refuse(_: Request, error: Exception) -> Response:
 
 def _damaged(_: Request, error: Exception) -> Response:
     return PlainTextResponse(one_line(str(error)), 500)
-
-
-class _Guard:
-    """Lets in who may read: by the name that the browser believes to talk to, or by the token."""
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app = app
-        self.token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        refused = self._refused(Request(scope))
-        await (refused or self.app)(scope, receive, guarded)
-
-    def _refused(self, request: Request) -> Response | None:
-        if request.method != "GET":
-            return PlainTextResponse("only GET is answered", 405, {"allow": "GET"})
-        if self.token is None:
-            known = _LOOPBACK.fullmatch(request.headers.get("host", ""))
-            return None if known else PlainTextResponse("ask by the address that esc view printed", 400)
-        name = f"esc-view-{(request.scope.get('server') or ('', 0))[1]}"  # cookies do not tell ports apart
-        if self._is(request.query_params.get("token", "")):
-            answer = RedirectResponse(
-                "/" + quote(request.scope["path"].lstrip("/")), 303
-            )  # so that the token stands in no history
-            answer.set_cookie(name, self.token or "", httponly=True, samesite="strict")
-            return answer
-        if self._is(request.cookies.get(name, "")):
-            return None
-        return PlainTextResponse("open the address that esc view printed, with its token", 403)
-
-    def _is(self, given: str) -> bool:
-        return compare_digest(given.encode(), (self.token or "").encode())

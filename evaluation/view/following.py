@@ -15,24 +15,19 @@ from functools import reduce
 from io import BufferedReader
 from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
+from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
 from esc_env.fields import flag, integer, number, optional, read, text
 from esc_env.protocols import Usage
 from esc_env.records import MAX_BYTES, check_version, open_plain, parse, read_json
 from esc_env.scenarios import Scenario
 from esc_env.trajectory import Trajectory
 
-__all__ = ["Ended", "Following", "Run", "State", "find"]
-
-State = Literal["complete", "being made", "incomplete"]
-
-LATELY = 300.0
-"""Seconds since something was written within which a run without a full report counts as being made. Nothing is asked
-of the process that makes it, whose lock a question would be in the way of. Ours: longer than most replies take."""
+__all__ = ["Ended", "Following", "Run", "find"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +39,7 @@ class Run:
         folder: where it is.
         written: when its folder was last written to, in seconds since 1970.
         state: whether it is complete or being made.
+        kind: `run`, of an agent, or one of `KINDS`, of which nothing more is said.
         agent, scenarios: who talked, with whom.
         total: conversations of the whole run.
         done: those with an outcome when it was last reported; None before that.
@@ -55,6 +51,7 @@ class Run:
     folder: Path
     written: float
     state: State = "incomplete"
+    kind: str = "run"
     agent: str = ""
     scenarios: str = ""
     total: int = 0
@@ -84,9 +81,12 @@ def _runs(folder: Path, only: str | None) -> Iterator[Run]:
         if only not in (None, name):
             continue
         try:
-            kept = run_folder(path)
-            if kept.begun:
-                yield _run(name, path, kept.about())
+            kind = kind_of(path)
+            if kind == "run":
+                yield _run(name, path, run_folder(path).about())
+            elif kind in KINDS:
+                written = max(map(_changed, (path, *path.glob("*.json*"))))
+                yield Run(name, path, written, KINDS[kind]().state(path), kind)
         except (RecordError, OSError) as error:
             yield Run(name, path, _written(path), trouble=one_line(str(error)))
 
@@ -101,10 +101,10 @@ def _run(name: str, path: Path, about: Mapping[str, Any]) -> Run:
         raise RecordError(f"{path}/run.json: not a run ({error}). Was it edited?") from error
     told, written = path / "report.json", _written(path)
     if not told.exists():
-        return Run(name, path, written, _state(written), agent, scenarios, total)
+        return Run(name, path, written, _state(written), "run", agent, scenarios, total)
     done, whole, rate, interval = read_json(told, _figures)
     state: State = "complete" if whole else _state(written if written > _changed(told) else 0)
-    return Run(name, path, written, state, agent, scenarios, total, done, rate, interval)
+    return Run(name, path, written, state, "run", agent, scenarios, total, done, rate, interval)
 
 
 def _figures(data: Any) -> tuple[int, bool, float | None, tuple[float, float] | None]:
