@@ -47,7 +47,7 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
-    const question = event.target.closest("fieldset") ?? open;
+    const question = event.target.closest("fieldset") ?? open ?? questions[0];
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
     answer.click();
