@@ -52,6 +52,48 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
   });
 }
 
+// Forms that are sent without loading the page: <form data-smooth>. What stands in main of the answer, a page of our own
+// server, takes the place of what stands here. What was said is shown while it is on its way.
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form[data-smooth]");
+  if (!form) return;
+  event.preventDefault();
+  const told = form.querySelector("[data-told]");
+  const body = new URLSearchParams(new FormData(form, event.submitter));
+  const bubbles = ["supporter", "seeker"].map((role) => {
+    const bubble = document.createElement("div");
+    bubble.className = `said ${role}`;
+    bubble.textContent = role === "seeker" ? "…" : body.get("said");
+    return bubble;
+  });
+  if (body.has("said")) document.querySelector(".chat").append(...bubbles);
+  bubbles[1].scrollIntoView({ block: "nearest" });
+  const parts = [...form.elements];
+  parts.forEach((part) => (part.disabled = true));
+  try {
+    const answer = await fetch(form.action, { method: "POST", body });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const main = page.querySelector("main");
+    if (!main) throw new Error(page.body.textContent);
+    document.querySelector("main").replaceWith(main);
+    document.title = page.title;
+    const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
+    document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
+    main.querySelector("[autofocus]")?.focus();
+    heard?.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    bubbles.forEach((bubble) => bubble.remove());
+    parts.forEach((part) => (part.disabled = false));
+    (told ?? document.querySelector("[data-heard]")).textContent =
+      error instanceof TypeError ? "No connection: nothing was sent. Is it still served?" : error.message;
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (!event.target.matches("textarea[data-enter]") || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  event.target.form.requestSubmit();
+});
+
 // A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
 for (const told of document.querySelectorAll("[data-grows]")) {
   const source = new EventSource(told.dataset.grows);
