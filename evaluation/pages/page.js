@@ -1,5 +1,6 @@
 "use strict";
-// What a page can do beyond showing itself. Only textContent and attributes are ever set: text stays text.
+// What a page can do beyond showing itself. Only textContent and attributes are set: text stays text. What is shown as
+// HTML is a page of the same server, escaped there.
 
 // Tables whose headings hold buttons can be sorted: by the cells' data-value, or their text.
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -75,11 +76,13 @@ document.addEventListener("submit", async (event) => {
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const main = page.querySelector("main");
     if (!main) throw new Error(page.body.textContent);
+    const focus = main.querySelector("[autofocus]");
+    focus?.removeAttribute("autofocus"); // which a browser heeds once a page
     document.querySelector("main").replaceWith(main);
     document.title = page.title;
     const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
     document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
-    main.querySelector("[autofocus]")?.focus();
+    focus?.focus({ preventScroll: true });
     heard?.scrollIntoView({ block: "nearest" });
   } catch (error) {
     bubbles.forEach((bubble) => bubble.remove());
@@ -146,17 +149,16 @@ for (const section of document.querySelectorAll("[data-events]")) {
       draw(".band", 100 * low, 100 * (high - low));
       draw(".dot", 99 * (rate ?? 0), rate === null ? 0 : 1);
     },
-    conversation({ number, scenario, trial, outcome, turns, score, solved }) {
+    conversation({ number, scenario, trial, kind, outcome, turns, score }) {
       const row = list.insertRow(0);
       const link = document.createElement("a");
       link.href = section.dataset.conversation + number;
-      link.textContent = scenario;
-      row.insertCell().append(link);
-      for (const value of [trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
-        row.insertCell().textContent = value;
-      }
+      link.textContent = trial ? `${scenario}, trial ${trial + 1}` : scenario;
+      const badge = document.createElement("span");
+      badge.className = `badge ${kind}`;
+      badge.textContent = outcome;
+      for (const value of [link, badge, turns, score.toFixed(2).replace("-", "−")]) row.insertCell().append(value);
       row.cells[0].className = "name";
-      row.cells[2].className = { solved: "solved", error: "failed", supporter_failed: "failed" }[outcome] ?? "";
       list.rows[50]?.remove();
     },
     end: () => is("complete", "solved"),

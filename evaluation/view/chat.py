@@ -22,6 +22,7 @@ from starlette.routing import Route
 from esc_env.errors import SpecError
 from esc_env.evaluation.pages.conversations import name_of, said_in
 from esc_env.evaluation.pages.rendering import render
+from esc_env.evaluation.runs.report import number
 from esc_env.evaluation.view.guard import Guard, cookie, form_of, form_token, of_session
 from esc_env.evaluation.view.talks import AGE, SWITCHES, Talk, Talks, trajectory_of
 
@@ -80,7 +81,7 @@ class _Chat:
         if (talk := self.talks.of(self._session(request))) is None:
             return await self._page(request, 410)
         await self._while_served(self.talks.say(talk, said, int(turn)))
-        return RedirectResponse("/", 303)
+        return RedirectResponse("/#last", 303)
 
     async def show(self, request: Request) -> Response:
         form = await self._own_form(request)
@@ -97,10 +98,12 @@ class _Chat:
         values: dict[str, Any] = {"talk": talk, "gone": status == 410, "age": AGE}
         if talk and (episode := talk.episode):
             states = await run_in_threadpool(self.talks.states, episode) if "state" in talk.shown else []
+            states = [{name: _plain(value) for name, value in state.items()} for state in states]
             values |= {
                 "episode": episode,
                 "name": name_of(episode.scenario.id),
                 "said": list(said_in(trajectory_of(episode))),
+                "states": states,
                 "columns": [(name.replace("_", " "), "") for name in ("turn", *states[0])] if states else [],
                 "rows": [(turn, *state.values()) for turn, state in enumerate(states)],
                 "again": self.again(talk),
@@ -135,6 +138,10 @@ class _Chat:
             task.result()
         except SpecError as error:
             raise HTTPException(400, str(error)) from error
+
+
+def _plain(value: Any) -> str:
+    return number(value, 2) if isinstance(value, float) else str(value)
 
 
 def _refuse(_: Request, error: Exception) -> Response:
