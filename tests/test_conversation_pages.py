@@ -35,6 +35,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.articles: dict[str, str] = {}
         self.keys: dict[str, dict[str, str]] = {}
+        self.begin: dict[str, str] = {}
         self.inside: str | None = None
         self.feed(html)
         self.close()
@@ -45,8 +46,9 @@ class Page(HTMLParser):
         if tag == "article":
             self.inside = attributes["id"]
             self.articles[self.inside], self.keys[self.inside] = "", {}
-        elif self.inside and "data-key" in attributes:
-            self.keys[self.inside][attributes["data-key"]] = attributes["href"]
+        elif "data-key" in attributes:
+            keys = self.keys[self.inside] if self.inside else self.begin
+            keys[attributes["data-key"]] = attributes["href"]
 
     def handle_endtag(self, tag):
         self.inside = None if tag == "article" else self.inside
@@ -96,7 +98,7 @@ def test_every_address_is_an_article_of_its_own_conversation(base):
 
 
 def test_keys_lead_to_the_next_the_previous_and_the_next_failure_over_the_borders_of_pages(base):
-    solved = [place % 70 != 40 for place in range(250)]
+    solved = [place % 60 != 40 for place in range(250)]
     report = replace(base, trajectories=tuple(held(place, "Yes.", solved=good) for place, good in enumerate(solved)))
     pages, addresses = pages_of(report), hrefs(report)
     assert len(pages) == 3
@@ -105,6 +107,9 @@ def test_keys_lead_to_the_next_the_previous_and_the_next_failure_over_the_border
         failures = [other for other in range(place + 1, 250) if not solved[other]]
         wanted = {"p": [place - 1] if place else [], "n": [place + 1] if place < 249 else [], "f": failures}
         assert pages[name].keys[anchor] == {key: addresses[to[0]] for key, to in wanted.items() if to}
+    begins = [page.begin for page in pages.values()]
+    assert begins[0] == {"n": addresses[0], "f": addresses[40]}
+    assert begins[1:] == [{"n": addresses[100], "f": addresses[100]}, {"n": addresses[200], "f": addresses[220]}]
 
 
 def test_whatever_anybody_wrote_is_text_and_nothing_else(base):
@@ -160,21 +165,26 @@ def test_thousands_of_conversations_are_many_pages_that_each_open_at_once(foreig
     assert not list(conversation_pages(report, only="report-9999.html"))
 
 
-def test_no_page_is_over_5_megabytes_whatever_is_in_one_conversation(base):
-    megabyte = "\x00&<\"'" * 200_000
+def wild(letters: str) -> Trajectory:
+    """A conversation of 801 messages, a megabyte each, with a person who is as long."""
+    megabyte = letters * (1_000_000 // len(letters))
     messages = [Message("seeker", megabyte, thought=megabyte)]
     for _ in range(400):
         messages += [Message("supporter", megabyte, thought=megabyte, strategy=megabyte), Message("seeker", megabyte)]
-    person = Scenario(megabyte, megabyte, emotion=megabyte, facts=(megabyte,) * 50, helps=(megabyte,) * 50)
+    lines = (megabyte,) * 50
+    person = Scenario(megabyte, megabyte, emotion=megabyte, facts=lines, helps=lines, hurts=lines, profile=megabyte)
     failure = Failure("supporter", megabyte, megabyte)
-    wild = held(0, scenario=person, dialogue=Dialogue(tuple(messages)), failure=failure)
-    report = replace(base, agent=megabyte, trajectories=(wild, held(1, "Yes."), wild))
+    return held(0, scenario=person, dialogue=Dialogue(tuple(messages)), failure=failure)
+
+
+@pytest.mark.parametrize("letters", ["\x00<&\"'", "x\x01", "\"'"])
+def test_no_page_is_over_5_megabytes_whatever_is_in_one_conversation(base, letters):
+    report = replace(base, agent=letters * 500_000, trajectories=(wild(letters), held(1, "Yes."), wild(letters)))
     pages = dict(conversation_pages(report))
-    assert list(pages) == ["report-0001.html", "report-0002.html", "report-0003.html"]
     assert all(len(html.encode()) < 5_000_000 for html in pages.values())
-    text = Page(pages["report-0001.html"]).articles["c1"]
-    assert "980,000 more characters" in text
-    assert "more messages; the run’s trajectories.jsonl has them all" in text
+    texts = [text for html in pages.values() for text in Page(html).articles.values()]
+    assert "980,000 more characters" in texts[0]
+    assert "more messages; the run’s trajectories.jsonl has them all" in texts[0]
 
 
 def test_a_key_is_not_cut_in_two_where_a_text_is_cut(base):
@@ -216,6 +226,27 @@ def test_how_a_conversation_went_is_told_in_words(base):
     assert "seeker opening" in solved
 
 
+def test_what_was_held_elsewhere_and_not_judged_has_no_opening_of_ours(base):
+    foreign = held(0, "Yes.", verdicts=(), stop_reason=StopReason.UNJUDGED, history=3)
+    ((_, html),) = conversation_pages(replace(base, trajectories=(foreign,)))
+    assert "not judged" in html
+    assert "came with the scenario" not in html
+
+
+def assert_every_link_leads_somewhere(pages: dict[str, str], *others: str) -> None:
+    ids = {(name, attributes["id"]) for name, html in pages.items() for _, attributes in Page(html).tags
+           if "id" in attributes}  # fmt: skip
+    for name, html in pages.items():
+        links = [attributes["href"].partition("#") for tag, attributes in Page(html).tags if tag == "a"]
+        assert {file for file, _, _ in links} <= {"", *pages, *others}
+        assert {(file or name, anchor) for file, _, anchor in links if anchor} <= ids
+
+
+def test_every_link_of_the_pages_leads_somewhere(base):
+    report = replace(base, trajectories=tuple(held(place, "Yes.", solved=place % 2 == 0) for place in range(201)))
+    assert_every_link_leads_somewhere(dict(conversation_pages(report)), "report.html")
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two runs, the second in another order: the first solves what is even, the second what can be divided by 3."""
@@ -236,6 +267,7 @@ def pair(tmp_path_factory):
 def test_runs_stand_side_by_side_by_person_and_trial_whatever_their_order(pair):
     pages = dict(compare_pages(*pair))
     assert list(pages) == ["compare.html", "compare-0001.html"]
+    assert_every_link_leads_somewhere(pages)
     page = Page(pages["compare-0001.html"])
     assert len(page.articles) == 12
     for place, text in enumerate(page.articles.values()):
@@ -288,6 +320,15 @@ def test_hostile_runs_side_by_side_stay_text(pair):
         assert tags.count("script") == tags.count("style") == 1
         assert "img" not in tags
         assert "&lt;script&gt;alert(1)" in html
+
+
+@pytest.mark.full
+def test_no_page_of_pairs_is_over_5_megabytes_either(pair):
+    runs = [replace(run, agent="\x01" * 1_000_000, trajectories=(wild("\x01"), replace(wild("\"'"), trial=1)))
+            for run in pair]  # fmt: skip
+    pages = dict(compare_pages(*runs))
+    assert len(pages) == 3
+    assert all(len(html.encode()) < 5_000_000 for html in pages.values())
 
 
 @pytest.mark.full

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from esc_env.cli import build_app
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation.commands.serving import serve
 
@@ -65,6 +66,7 @@ def beside(folder: Path, page: str = "now/") -> Iterator[None]:
 
 def _main() -> None:
     folder, page = sys.argv[1:]
+    build_app()  # which adds what other packages show
 
     def app(token: str | None, stopping: Callable[[], bool]) -> Any:
         from esc_env.evaluation.view.app import viewer

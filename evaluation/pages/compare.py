@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from esc_env.evaluation.pages.conversations import OUTCOMES, STATES, Conversation, name_of, size_of
+from esc_env.evaluation.pages.conversations import OUTCOMES, SHORT, STATES, Conversation, Text, name_of, size_of
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.pages.sheets import Sheets
 from esc_env.evaluation.ranking.comparison import aligned, compare
@@ -83,18 +83,18 @@ def compare_pages(a: Report, b: Report, *, anyway: bool = False) -> Iterator[tup
     pairs = [_Pair.of(*sides) for sides in aligned(a, b)]
     sheets = Sheets.of("compare", (sum(size_of(held) for held in pair.sides if held) for pair in pairs))
     counts = Counter(pair.kind for pair in pairs)
-    stamp, *notes = compared.notes if compared.mismatch else [None, *compared.notes]
+    told = [Text.of(note, SHORT) for note in (difference.sentence, *compared.notes)]  # which may quote a stranger's run
+    stamp = told.pop(1) if compared.mismatch else None
     about: dict[str, Any] = {"labels": (name_of(difference.base), name_of(difference.agent)), "stamp": stamp}
     yield (
         "compare.html",
         render(
             "compare.html",
-            compared=difference,
+            told=told,
             scenarios=name_of(compared.scenarios),
             counts={kind: counts[kind] for known, kind in _KINDS.items() if known or counts[kind]},
             rows=_listed(pairs, sheets.addresses),
             total=len(pairs),
-            notes=notes,
             outcomes=OUTCOMES,
             name_of=name_of,
             **about,

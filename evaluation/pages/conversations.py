@@ -16,7 +16,7 @@ from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ScenarioError
 from esc_env.escaping import one_line, safe
-from esc_env.evaluation.pages.sheets import PAGE, Sheets
+from esc_env.evaluation.pages.sheets import Sheets
 from esc_env.evaluation.runs.report import Report, number
 from esc_env.protocols import VOTES, Verdict
 from esc_env.rules import PROTOCOL_VERSION
@@ -24,9 +24,23 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["OUTCOMES", "Conversation", "Said", "Text", "conversation_pages", "hrefs", "name_of", "said_in", "size_of"]
+__all__ = [
+    "OUTCOMES",
+    "SHORT",
+    "STATES",
+    "Conversation",
+    "Said",
+    "Text",
+    "conversation_pages",
+    "hrefs",
+    "name_of",
+    "said_in",
+    "size_of",
+]
 
-LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 40
+ROOM = 500_000
+"""Bytes of a conversation's messages, after which the rest is left out. Ours."""
+LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 20
 """Characters shown of what was said or thought, of a line about a person, and of a name; lines about a person. Ours."""
 STATES = 1_000
 """Conversations of a run whose hidden states are derived again, which takes as long as it took the seeker. Ours."""
@@ -210,14 +224,14 @@ def _sheets(report: Report) -> Sheets:
 
 
 def said_in(trajectory: Trajectory) -> Iterator[Said]:
-    """The messages of a conversation, until a page is full."""
-    size, history = 0, trajectory.history
+    """The messages of a conversation, as many as there is room for."""
+    size, history = 0, 0 if trajectory.stop_reason is StopReason.UNJUDGED else trajectory.history
     before = "opening" if history == 1 else "came with the scenario"
     for place, message in enumerate(trajectory.dialogue):
         turn = (place - history + 1) // 2 if place > history and message.role == "seeker" else 0
         said = _message(message, before if place < history else "", _judged(trajectory.verdicts, turn))
         size += said.size
-        if size > PAGE:
+        if size > ROOM:
             return
         yield said
 

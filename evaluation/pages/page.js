@@ -41,13 +41,17 @@ document.addEventListener("keydown", (event) => {
 for (const form of document.querySelectorAll("form[data-keys]")) {
   const questions = [...form.querySelectorAll("fieldset")];
   const goal = (question) => question.querySelector("input:checked") ?? question.querySelector("input");
+  let unsaved = false;
+  form.addEventListener("change", () => (unsaved = true));
+  document.addEventListener("submit", () => (unsaved = false));
+  addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
     const question = event.target.closest("fieldset") ?? open;
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
-    answer.checked = true;
+    answer.click();
     const following = questions[questions.indexOf(question) + 1];
     (following ? goal(following) : form.querySelector("button")).focus();
   });
@@ -87,8 +91,9 @@ document.addEventListener("submit", async (event) => {
   } catch (error) {
     bubbles.forEach((bubble) => bubble.remove());
     parts.forEach((part) => (part.disabled = false));
+    form.querySelector("textarea")?.focus();
     (told ?? document.querySelector("[data-heard]")).textContent =
-      error instanceof TypeError ? "No connection: nothing was sent. Is it still served?" : error.message;
+      error instanceof TypeError ? "No connection; your words are still here. Is it still served?" : error.message;
   }
 });
 document.addEventListener("keydown", (event) => {
@@ -150,7 +155,9 @@ for (const section of document.querySelectorAll("[data-events]")) {
       draw(".dot", 99 * (rate ?? 0), rate === null ? 0 : 1);
     },
     conversation({ number, scenario, trial, kind, outcome, turns, score }) {
+      list.querySelector(`[data-number="${number}"]`)?.remove();
       const row = list.insertRow(0);
+      row.dataset.number = number;
       const link = document.createElement("a");
       link.href = section.dataset.conversation + number;
       link.textContent = trial ? `${scenario}, trial ${trial + 1}` : scenario;

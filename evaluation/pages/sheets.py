@@ -8,7 +8,7 @@ from typing import Any
 
 from esc_env.evaluation.pages.rendering import render
 
-__all__ = ["PAGE", "Links", "Sheets"]
+__all__ = ["Links", "Sheets"]
 
 PAGE, MOST = 1_000_000, 100
 """Bytes of things, and things, on a page that opens at once. Ours."""
@@ -70,13 +70,16 @@ class Sheets:
             only: the name of the one page that is wanted; None for all.
             values: what else the template shows.
         """
-        links = self._links(wanted)
+        addresses, links = self.addresses, self._links(wanted)
         for page, places in enumerate(self.places):
             if only in (None, self._page(page)):
+                first = places[0]
+                begin = Links(None, addresses[first], addresses[first] if wanted[first] else links[first].wanted)
                 html = render(
                     template,
                     shown=[(self.anchor(place), shown(place), links[place]) for place in places],
-                    first=places[0] + 1,
+                    begin=begin,
+                    first=first + 1,
                     last=places[-1] + 1,
                     total=self.places[-1][-1] + 1,
                     earlier=self._page(page - 1) if page else None,

@@ -105,9 +105,13 @@ class _Viewer:
         return _events(self._growth(self._begun, ""))
 
     def _begun(self) -> str:
-        begun = {run.name: _stamp(run.folder / "run.json")[0] for run in find(self.folder) if not run.trouble}
-        last = max(begun, key=begun.__getitem__, default="")
-        return last if last and begun[last] >= self.since else ""
+        """Its name; of a pipeline, which holds the runs that it makes, that of the whole."""
+        begun = {
+            run.name: (run.folder == self.folder, when)
+            for run in find(self.folder)
+            if not run.trouble and (when := _stamp(run.folder / "run.json")[0]) >= self.since
+        }
+        return max(begun, key=begun.__getitem__, default="")
 
     @property
     def _name(self) -> str:
@@ -160,7 +164,7 @@ class _Viewer:
 
     async def _growth(self, now: Callable[[], str], since: str) -> AsyncIterator[str]:
         """`grown`, once there is another state than `since`."""
-        due = 0.0
+        due = time.monotonic() + RELOAD if since else 0.0  # what was just loaded stands for a while
         while not self.stopping():
             if time.monotonic() >= due:
                 if await run_in_threadpool(now) != since:
