@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -27,9 +28,10 @@ pytest.importorskip("starlette", reason="needs the extra 'web'")
 pytest.importorskip("krippendorff", reason="needs the extra 'judge'")
 
 from conftest import bank
+from typer.main import get_command
 
 from esc_env import Reply, Rules, ScenarioSet
-from esc_env.cli import main
+from esc_env.cli import build_app, main
 from esc_env.errors import ConfigError, ProtocolMismatch, RecordError, SpecError
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.annotation.agreement import agreement_of, pilot_agreement, read_records
@@ -285,6 +287,19 @@ def test_a_text_on_risk_comes_with_a_warning_first_and_skipping_it_is_no_rating(
     assert len(ratings(store)) == 2 * len(DIMENSIONS)
 
 
+def test_what_cannot_be_kept_is_told_without_the_name_of_a_file(runs: tuple[Path, Path], db: Path) -> None:
+    app = opened(runs, db)[2]
+    anna = Person(app, "Anna")
+    token = anna.token()
+    other = sqlite3.connect(db)
+    with other:
+        other.execute("DROP TABLE answers")
+    other.close()
+    answer = anna.post("/item/1", token=token, do="skip")
+    assert answer.status_code == 503
+    assert "sqlite" not in answer.text
+
+
 def test_nothing_is_overwritten(runs: tuple[Path, Path], db: Path) -> None:
     _, store, app = opened(runs, db)
     anna = Person(app, "Anna")
@@ -416,13 +431,14 @@ def test_the_file_goes_on_with_the_same_study_and_refuses_another_by_name(runs: 
     Person(app, "Anna").answer(1, all_on("a"))
     again = kept(Store.of(db, study_of(runs)))
     assert (again.last(), again.design) == (store.last(), store.design)
-    for other, told in (
+    others: list[tuple[dict[str, Any], str]] = [
         ({"seed": 1}, "seed: 0 / 1"),
         ({"mode": "rubric"}, "mode: pairwise / rubric"),
         ({"sample": 5}, r"judged\.secret-alpha\.conversations: 12, content \w+ / 5, content"),
         ({"guide": Guide(instructions="Other.")}, "guide.instructions: "),
         ({"guide": Guide(dimensions={"warmth": "warm"})}, "guide.dimensions.warmth: None / warm"),
-    ):
+    ]
+    for other, told in others:
         with pytest.raises(ProtocolMismatch, match=f"another study.*{told}"):
             Store.of(db, study_of(runs, **other))
 
@@ -638,6 +654,22 @@ def test_agreement_is_that_of_the_libraries_on_the_same_table(runs: tuple[Path, 
     assert two.kappa.interval[0] < two.kappa.value < two.kappa.interval[1]
 
 
+def test_what_people_said_of_each_system_stands_beside_how_far_they_agree(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study, store, app = opened(runs, tmp_path / "pairs", guide=FEW)
+    rated(app, study, {"A": lambda item, _: int(item < 6), "B": lambda item, _: int(item < 6)})
+    said = agreement_of(store).said
+    assert {system: row["overall"] and row["overall"].value for system, row in said.items()} == {
+        "secret-alpha": 0.75, "secret-beta": 0.25,
+    }  # fmt: skip
+    study, store, app = opened(runs, tmp_path / "marks", mode="rubric", guide=FEW)
+    first = [item.question.shown[0] == "secret-alpha" for item in study.design.items]
+    rated(app, study, {"A": lambda item, _: 4 if first[item] else 2})
+    said = agreement_of(store).said
+    assert [row["overall"] and row["overall"].value for row in said.values()] == [4, 2]
+
+
 def test_of_people_who_rated_different_items_each_number_says_how_many_it_is_of(
     runs: tuple[Path, Path], db: Path
 ) -> None:
@@ -744,10 +776,19 @@ def test_the_commands_write_ratings_and_print_agreement(
     study, _, app = opened(runs, db, guide=FEW)
     rated(app, study, {"Anna": lambda item, _: item % 3 - 1, "Ben": lambda item, _: (item + item // 6) % 3 - 1})
     assert run("annotate", "export", str(db), "--out", str(tmp_path / "out.jsonl")) == 0
-    assert "48 ratings" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "48 ratings" in told
+    assert "Ben: 12 of 12 rated, 0 skipped" in told
     assert run("annotate", "agreement", str(db), "--judge", str(runs[0]), "--judge", str(runs[1])) == 0
     told = capsys.readouterr().out
-    for words in ("2 people together", "Anna : Ben", "Anna : as held", "as held beside people's mean", "Fleiss' κ"):
+    for words in (
+        "2 people together",
+        "Anna : Ben",
+        "Anna : as held",
+        "as held beside people's mean",
+        "Fleiss' κ",
+        "secret-beta",
+    ):
         assert words in told
     assert run("annotate", "agreement", str(db), "--json") == 0
     assert json.loads(capsys.readouterr().out)["people"]["overall"]["items"] == PEOPLE
@@ -769,6 +810,22 @@ def test_without_its_packages_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run("annotate", *map(str, runs), "--db", str(db)) == 1
     assert "pip install 'esc-env[web]'" in capsys.readouterr().err
+
+
+def test_what_the_documentation_shows_is_taken(runs: tuple[Path, Path], db: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "human-evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "guide.yaml").write_text(re.findall("```yaml\n(.*?)```", page, re.S)[0])
+    assert list(read_guide(tmp_path / "guide.yaml").dimensions) == ["warmth", "next_step", "overall"]
+    study, store, served = opened(runs, db, guide=FEW)
+    rated(served, study, {"Anna": lambda item, _: 1}, items=1)
+    assert json.loads(re.findall("```json\n(.*?)```", page, re.S)[0]).keys() == ratings(store)[0].keys()
+    lines = re.findall(r"^esc annotate (.*?)(?:  #.*)?$", page, re.M)
+    assert len(lines) == 6
+    app: Any = get_command(build_app())
+    group = app.commands["annotate"]
+    for words in map(shlex.split, lines):
+        name = words.pop(0) if words[0] in group.commands else "serve"
+        group.commands[name].make_context(name, words)
 
 
 # --- a real server ------------------------------------------------------------------------------
@@ -815,7 +872,7 @@ def start(runs: tuple[Path, Path], db: Path) -> Iterator[Callable[[int], tuple[s
     started = []
 
     def begin(port: int) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-c", "from esc_env.cli import main; main()", "annotate", *map(str, runs)]
+        command = [sys.executable, "-c", "from esc_env.cli import build_app, main; main()", "annotate", *map(str, runs)]
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
         process = subprocess.Popen(
             [*command, "--db", str(db), "--port", str(port)], env=env, text=True, stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -65,12 +66,13 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def held(out, count=8, **options) -> Report:
-    options = {
+def held(out, count=8, **changes) -> Report:
+    options: dict[str, Any] = {
         "agent": ScriptedAgent(["What happened?", "I hear you."]), "seeker": ScriptedSeeker(["I see."]),
         "critic": ScriptedCritic(["same", "solved"]), "rules": Rules(max_turns=3),
-    } | options  # fmt: skip
-    return evaluate(options.pop("agent"), options.pop("scenarios", bank(count)), out=out, **options)
+        "scenarios": bank(count), **changes,
+    }  # fmt: skip
+    return evaluate(out=out, **options)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -21,6 +23,7 @@ from pyarrow import parquet
 
 from esc_env.cli import build_app, main
 from esc_env.errors import RecordError
+from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view import app as served
 from esc_env.evaluation.view.app import viewer
 from esc_env.evaluation.view.following import find
@@ -292,3 +295,23 @@ def test_no_link_is_followed(stage: Path, tmp_path: Path) -> None:
     (stage / "log.json").symlink_to(secret)
     with pytest.raises(RecordError, match="is a link"):
         pages.page(stage)
+
+
+def test_what_is_trained_goes_on_when_its_viewer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("BROWSER", "true")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    viewers = []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **more: viewers.append(start(*given, **more)) or viewers[0])
+    folder = tmp_path / "runs" / "sft"
+    with beside(folder):
+        address = next(word for word in capsys.readouterr().err.split() if word.startswith("http"))
+        lines(begun(folder, "sft"), entry(1))
+        with urlopen(address, timeout=60) as page:
+            assert last(page.read().decode(), "loss, training") == ["1", "0.5"]
+        viewers[0].kill()
+        viewers[0].wait(60)
+        lines(folder, entry(2))
+    assert [each["step"] for each in read_log(folder)] == [1, 2]

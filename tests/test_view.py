@@ -143,8 +143,8 @@ def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(runs: Pat
 
 
 def test_folders_of_other_kinds_and_links_are_passed_over(runs: Path, tmp_path: Path) -> None:
-    (runs / "stage").mkdir()
-    (runs / "stage" / "run.json").write_text('{"kind": "stage", "version": 2, "identity": {}}')
+    (runs / "collection").mkdir()
+    (runs / "collection" / "run.json").write_text('{"kind": "collection", "version": 2, "identity": {}}')
     copytree(runs / "one", tmp_path / "elsewhere")
     (runs / "link").symlink_to(tmp_path / "elsewhere")
     assert [run.name for run in find(runs)] == ["one"]
@@ -191,7 +191,7 @@ def test_what_others_wrote_gains_no_tag_and_a_page_may_ask_only_where_it_came_fr
         assert "alert(1)" in page
         assert "\x1b" not in page
         assert "\u202e" not in page
-        assert ("connect-src" in page) == (place == "/run/one/")
+        assert ("connect-src" in page) == (place != "/run/one/report.html")
     assert 'data-events="/run/one/events"' in asking.get("/run/one/").text
 
 
@@ -201,9 +201,13 @@ def test_events_of_a_complete_run_tell_all_and_end(runs: Path) -> None:
     told = events(answer.text)
     assert [kind for kind, _ in told] == ["begin", *["conversation"] * 3, "progress", "end"]
     assert told[1][1] == {
-        "scenario": "person-0", "trial": 0, "outcome": "solved", "turns": 2, "score": 1.0, "solved": True,
+        "number": 0, "scenario": "person-0", "trial": 0, "outcome": "solved", "turns": 2, "score": 1.0, "solved": True,
     }  # fmt: skip
-    assert told[-2][1] == {"done": 3, "total": 3, "solved": 3, "errors": 0, "cost": 0.0}
+    interval = told[-2][1].pop("interval")
+    assert interval == pytest.approx([0.438, 1], abs=0.001)
+    assert told[-2][1] == {
+        "done": 3, "total": 3, "solved": 3, "errors": 0, "rate": 1.0, "cost": 0.0, "failures": [],
+    }  # fmt: skip
 
 
 def test_following_leaves_a_torn_line_for_later_and_survives_that_the_file_is_written_anew(runs: Path) -> None:
@@ -282,7 +286,7 @@ def test_elsewhere_than_on_loopback_a_token_is_asked_for_once(runs: Path) -> Non
     assert asking.get("/", headers={b"cookie": b"esc-view-80=wr\xf6ng"}).status_code == 403
     answer = asking.get("/?token=right")
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
-    assert {"HttpOnly", "SameSite=strict"} <= set(answer.headers["set-cookie"].split("; "))
+    assert {"HttpOnly", "SameSite=lax"} <= set(answer.headers["set-cookie"].split("; "))
     assert asking.get("/run/one/report.html").status_code == 200
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import signal
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
+from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view.kinds import KINDS, Pages
 from esc_env.progress import again
 from esc_env.training.config import STAGES, is_main, processes
@@ -33,6 +34,11 @@ def _pages() -> Pages:
     from esc_env.training import pages
 
     return pages
+
+
+def _shown(out: Path, view: bool, page: str = "now/") -> AbstractContextManager[None]:
+    """With `--view`, the pages of what is trained meanwhile; of several processes the first one shows them."""
+    return beside(out, page) if view and is_main() else nullcontext()
 
 
 @grouped
@@ -132,6 +138,16 @@ Preset = Annotated[
 ]
 
 
+View = Annotated[
+    bool,
+    typer.Option(
+        "--view",
+        help="Follow it in the browser: curves, samples. By a process that only reads; end it and training goes on. "
+        "The page stays until Ctrl-C; `esc report OUT` writes it. Needs the extras 'web' and 'pages'.",
+    ),
+]
+
+
 class _Fields(TyperCommand):
     """A command that takes the fields of a configuration too; its help says what they are."""
 
@@ -181,6 +197,7 @@ def _sft(
     ],
     out: Out,
     preset: Preset = None,
+    view: View = False,
 ) -> None:
     """Fine-tune a policy on what supporters said. The result: local:OUT."""
     whole = read_pipeline(preset, ctx.args, stage="sft")
@@ -188,7 +205,8 @@ def _sft(
     from esc_env.training.stage import asked
 
     items = lessons_from(data)
-    typer.echo(str(train_sft(whole.sft, out, items, system=asked(whole.setting, items))))
+    with _shown(out, view):
+        typer.echo(str(train_sft(whole.sft, out, items, system=asked(whole.setting, items))))
 
 
 @train.command("rm", cls=_Fields, context_settings=_OPEN)
@@ -197,19 +215,21 @@ def _rm(
     data: Annotated[Path, typer.Option("--data", "-d", help="A folder that `esc collect` wrote.")],
     out: Out,
     preset: Preset = None,
+    view: View = False,
 ) -> None:
     """Train a reward model on collected futures, and measure it on scenarios it has not seen."""
     config = read_pipeline(preset, ctx.args, stage="rm").rm
     from esc_env.training.data import read_samples
     from esc_env.training.reward_model import train_reward_model
 
-    report = train_reward_model(config, out, read_samples(data))
-    for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
-        value = getattr(report, name)
-        if value is not None:
-            ends = getattr(report, f"{name}_interval", None)
-            typer.echo(f"{name:14} {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
-    typer.echo(str(out))
+    with _shown(out, view):
+        report = train_reward_model(config, out, read_samples(data))
+        for name in ("auc", "auc_within", "accuracy", "base_accuracy", "ece", "error"):
+            value = getattr(report, name)
+            if value is not None:
+                ends = getattr(report, f"{name}_interval", None)
+                typer.echo(f"{name:14} {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
+        typer.echo(str(out))
 
 
 @train.command("grpo", cls=_Fields, context_settings=_OPEN)
@@ -235,6 +255,7 @@ def _grpo(
         ),
     ] = None,
     preset: Preset = None,
+    view: View = False,
 ) -> None:
     """Train a policy with GRPO. The result: local:OUT.
 
@@ -247,19 +268,20 @@ def _grpo(
     from esc_env.training.pipeline import on_valid
 
     judged = replace(whole, evaluate=replace(whole.evaluate, concurrency=whole.grpo.concurrency))
-    made = optimise(
-        whole.grpo, whole.setting, out,
-        samples=read_samples(data, tails=False) if data is not None else (),
-        reward_model=reward_model,
-        continuing=agent or f"local:{whole.grpo.model}#{whole.setting.style}",
-        success=None if whole.setting.valid == "none" else on_valid(judged, out, told=typer.echo),
-        models=whole.calls(whole.grpo),
-    )  # fmt: skip
-    typer.echo(str(made))
+    with _shown(out, view):
+        made = optimise(
+            whole.grpo, whole.setting, out,
+            samples=read_samples(data, tails=False) if data is not None else (),
+            reward_model=reward_model,
+            continuing=agent or f"local:{whole.grpo.model}#{whole.setting.style}",
+            success=None if whole.setting.valid == "none" else on_valid(judged, out, told=typer.echo),
+            models=whole.calls(whole.grpo),
+        )  # fmt: skip
+        typer.echo(str(made))
 
 
 @train.command("pipeline", cls=_Fields, context_settings=_OPEN)
-def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b") -> None:
+def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b", view: View = False) -> None:
     """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
 
     Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), and how
@@ -269,9 +291,10 @@ def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b") -> 
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.pipeline import run_pipeline
 
-    run_pipeline(config, out, told=typer.echo)
-    if is_main():  # the others may be through before it is written
-        typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
+    with _shown(out, view):
+        run_pipeline(config, out, told=typer.echo)
+        if is_main():  # the others may be through before it is written
+            typer.echo(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\n{out / 'report.md'}")
 
 
 @train.command("ablate", cls=_Fields, context_settings=_OPEN)
@@ -299,6 +322,7 @@ def _ablate(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="How many are trained at the same time, each in its own process.")
     ] = 1,
+    view: View = False,
 ) -> None:
     """Train with every reward and control at identical settings, and print the table of what each one gains.
 
@@ -308,7 +332,8 @@ def _ablate(
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
 
-    typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
+    with _shown(out, view, page=""):
+        typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
 
 
 @train.command("presets")

@@ -19,7 +19,7 @@ from esc_env.training.config import PipelineConfig
 from esc_env.training.logs import read_valid
 
 __all__ = [
-    "TEXTURE", "best_start", "evaluations", "gain", "outcome", "page", "shown", "texture", "texture_cells",
+    "TEXTURE", "best_start", "evaluations", "gain", "measured", "outcome", "page", "shown", "texture", "texture_cells",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def outcome(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         "gain": gain([(runs[best], runs["grpo"])]) if best and "grpo" in runs else None,
         "gain_over": best,
         "valid": {str(step): rate for step, rate in read_valid(folder / "grpo").items()} or None,
-        "reward_model": _read(folder / "rm" / "report.json", _measured),
+        "reward_model": _read(folder / "rm" / "report.json", measured),
         "collection": _read(folder / "collect" / "card.json", mapping),
     }  # fmt: skip
 
@@ -107,7 +107,7 @@ def texture_cells(look: Mapping[str, Any]) -> list[str]:
     return [shown(look[name], form) for name, form in TEXTURE.values()]
 
 
-def _measured(data: Any) -> Mapping[str, Any]:
+def measured(data: Any) -> Mapping[str, Any]:
     """A reward model's report, of which a page tells these."""
     read(data, "kind", text)
     read(data, "pairs_within", integer(0))

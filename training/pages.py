@@ -15,24 +15,26 @@ from typing import Any
 from markupsafe import Markup
 
 from esc_env.dialogue import ChatMessage
-from esc_env.errors import MissingExtra, RecordError, SpecError
+from esc_env.errors import MissingExtra, RecordError
 from esc_env.escaping import one_line
 from esc_env.evaluation.pages.charts import Curve, curves
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.runs.report import percent
 from esc_env.evaluation.view.kinds import LATELY, State
-from esc_env.fields import named, number, optional, read, text
+from esc_env.fields import many, named, number, optional, read, text
 from esc_env.folder import TIMING, RunFolder
 from esc_env.records import read_json, read_records
 from esc_env.training.logs import LINES, LOG, VALID, Said, read_log, read_said, read_valid, said_steps
+from esc_env.training.outcome import measured
+from esc_env.training.signs import failure_signs
 
 __all__ = ["KINDS", "QUANTITIES", "Quantity", "page", "stamp", "state"]
 
 KINDS = ("stage", "pipeline")
 """The kinds of folders that have such a page."""
 
-POINTS = 300
-"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a chart has about as many pixels."""
+POINTS = 200
+"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a phone shows no more."""
 STEPS, GROUP, MESSAGES, LETTERS = 8, 4, 20, 2000
 """Steps, completions of each, messages of a prompt and letters of a text that are shown, so that a page stays small."""
 NAMES = 100
@@ -51,6 +53,7 @@ class Quantity:
         spread: the name of what is drawn as a band to both sides of the first line.
         ends: the names of the band's two ends.
         share: whether it lies in [0, 1].
+        aside: whether it is looked at only where something is wrong.
     """
 
     title: str
@@ -59,10 +62,17 @@ class Quantity:
     spread: str = ""
     ends: tuple[str, ...] = ()
     share: bool = False
+    aside: bool = False
 
 
 QUANTITIES = (
-    Quantity("SR on valid", {"SR": "valid/success_rate"}, "what counts: the reward may rise without it", share=True),
+    Quantity(
+        "SR on valid",
+        {"SR": "valid/success_rate"},
+        "what counts, with its 95 % interval; the reward may rise without it",
+        ends=("valid/low", "valid/high"),
+        share=True,
+    ),
     Quantity(
         "reward", {"reward": "reward"}, "all parts together, with the standard deviation in a batch", "reward_std"
     ),
@@ -78,16 +88,24 @@ QUANTITIES = (
     ),
     Quantity("ended", {"ended": "text/ended"}, "share of replies that end by themselves", share=True),
     Quantity("groups without spread", {"groups": "frac_reward_zero_std"}, "they teach nothing", share=True),
-    Quantity("distinct-2", {"distinct-2": "text/distinct_2"}, "share of word pairs that are new in it", share=True),
-    Quantity("commonest reply", {"share": "text/top_reply"}, "its share of a batch", share=True),
-    Quantity("failed", {"failed": "rewards/failed"}, "share of completions without a reward", share=True),
-    Quantity("clipped", {"clipped": "clip_ratio/region_mean"}, "share of tokens whose ratio was clipped", share=True),
+    Quantity("distinct-2", {"distinct-2": "text/distinct_2"}, "share of new word pairs in a batch", share=True),
+    Quantity("commonest reply", {"share": "text/top_reply"}, "its share of a batch", share=True, aside=True),
+    Quantity("failed", {"failed": "rewards/failed"}, "share of completions without a reward", share=True, aside=True),
+    Quantity("clipped", {"ratio": "clip_ratio/region_mean"}, "share of tokens", share=True, aside=True),
     Quantity("turns", {"held": "env/turns", "trained": "env/trained_turns"}, "of a conversation, and those trained"),
-    Quantity("cut", {"cut": "env/cut"}, "share of conversations that outgrew the prompt's length", share=True),
-    Quantity("gradient", {"norm": "grad_norm"}, "its norm before clipping"),
-    Quantity("learning rate", {"rate": "learning_rate"}, "as scheduled"),
+    Quantity("cut", {"cut": "env/cut"}, "share of conversations longer than a prompt", share=True, aside=True),
+    Quantity("gradient", {"norm": "grad_norm"}, "its norm before clipping", aside=True),
+    Quantity("learning rate", {"rate": "learning_rate"}, "as scheduled", aside=True),
 )
 """The charts of a stage, from the first to the last; after the reward stand its parts, whatever they are called."""
+
+MEASURED = {
+    "auc_within": "AUC within contexts: does it rank the responses to one context, which is all that GRPO compares",
+    "auc": "AUC over all contexts",
+    "accuracy": "accuracy",
+    "ece": "expected calibration error",
+}
+"""What is told of a reward model on scenarios that it has not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +126,8 @@ class Shown:
         state: whether it is complete.
         step: the last one that was logged.
         about: its configuration.
+        signs: what in the log is a sign of failure.
+        measured: how good a reward model is, by what is measured.
         panels: its charts.
         rest: everything else that was logged, with its last value.
         said: what the policy said, by step.
@@ -119,6 +139,8 @@ class Shown:
     state: State
     step: int
     about: Mapping[str, str]
+    signs: Sequence[str]
+    measured: Sequence[tuple[str, str, str]]
     panels: Sequence[Panel]
     rest: Sequence[tuple[str, str]]
     said: Mapping[int, Sequence[Said]]
@@ -139,10 +161,10 @@ def page(folder: Path, *, events: str | None = None) -> str:
     about = _about(folder)
     if about["kind"] == "pipeline":
         names = [name for name in ("sft", "rm", "grpo") if RunFolder(folder / name, "stage").begun]
-        stages = [_stage(folder / name, name) for name in names]
+        stages = [_stage(folder / name, name, folder / "valid") for name in names]
         whole = _pipeline(folder, about)
     else:
-        stages = [_stage(folder, one_line(str(about["identity"].get("stage"))))]
+        stages = [_stage(folder, one_line(str(about["identity"].get("stage"))), folder / "valid")]
         whole = None
     return render(
         "training.html", connect=events is not None, name=one_line(folder.resolve().name), events=events,
@@ -177,24 +199,65 @@ def _about(folder: Path) -> dict[str, Any]:
 # --- a stage --------------------------------------------------------------------------------------
 
 
-def _stage(folder: Path, name: str) -> Shown:
+def _stage(folder: Path, name: str, judged: Path) -> Shown:
+    """What is known of a stage, whose checkpoints' conversations with people of valid are in `judged`."""
     about = RunFolder(folder, "stage").about()
-    log = read_log(folder)
-    found: dict[str, dict[int, float]] = {}
-    for entry in log:
-        for key, value in entry.items():
-            known = key in found or (len(found) < NAMES and len(key) < NAMES)
-            if known and key != "step" and abs(value) < _LARGEST:  # neither infinite nor no number
-                found.setdefault(key, {})[int(entry["step"])] = float(value)
-    if valid := read_valid(folder):
-        found["valid/success_rate"] = valid
+    found, signs = _logged(folder, judged, str(about["identity"].get("model")))
     step = max((step for line in found.values() for step in line), default=0)
     quantities = [quantity for quantity in _quantities(found) if any(key in found for key in quantity.lines.values())]
     used = {key for quantity in quantities for key in (*quantity.lines.values(), quantity.spread, *quantity.ends)}
     rest = [(one_line(key), _told(line[max(line)])) for key, line in sorted(found.items()) if key not in used]
     said, logged, untold = _said(folder, step)
     panels = [_panel(quantity, found) for quantity in quantities]
-    return Shown(name, _state(folder, about), step, _facts(about["identity"]), panels, rest, said, logged, untold)
+    return Shown(
+        name, _state(folder, about), step, _facts(about["identity"]), signs, _measured(folder), panels, rest, said,
+        logged, untold,
+    )  # fmt: skip
+
+
+def _logged(folder: Path, judged: Path, start: str) -> tuple[dict[str, dict[int, float]], Sequence[str]]:
+    """Every line of a log, by name and step, with what is known of valid; and signs of failure in it."""
+    found: dict[str, dict[int, float]] = {}
+    log: list[dict[str, float]] = []
+    for entry in read_log(folder):
+        step = int(entry["step"])
+        log.append({"step": step})
+        for key, value in entry.items():
+            known = key in found or (len(found) < NAMES and len(key) < NAMES)
+            if known and key != "step" and not key.startswith("valid/") and abs(value) < _LARGEST:  # no NaN
+                log[-1][key] = found.setdefault(key, {})[step] = float(value)
+    for step, rate in sorted(read_valid(folder).items()):
+        log.append({"step": step, "valid/success_rate": rate})
+        found.setdefault("valid/success_rate", {})[step] = rate
+        name = f"checkpoint-{step}" if step else Path(start).name
+        if ends := _interval(judged / name / "report.json", rate):
+            found.setdefault("valid/low", {})[step], found.setdefault("valid/high", {})[step] = ends
+    return found, tuple(failure_signs(sorted(log, key=lambda entry: entry["step"])).values())
+
+
+def _interval(report: Path, rate: float) -> tuple[float, float] | None:
+    """The interval of a success rate, where this is what the report of the conversations says too."""
+    if not report.is_file():
+        return None
+    known, ends = read_json(report, lambda data: (read(data, "success_rate", optional(number(0, 1))), _pair(data)))
+    return ends if known == rate else None
+
+
+def _pair(data: Any) -> tuple[float, float] | None:
+    ends = read(data, "interval", optional(many(number(-1, 1), 2, 2)), None)
+    return (ends[0], ends[1]) if ends else None
+
+
+def _measured(folder: Path) -> list[tuple[str, str, str]]:
+    """What a reward model's report says: name, value, interval."""
+    if not (folder / "report.json").is_file():
+        return []
+    told = read_json(folder / "report.json", measured)
+    return [
+        (title, _told(told[name]), " to ".join(map(_told, told.get(f"{name}_interval") or ())) or "–")
+        for name, title in MEASURED.items()
+        if told[name] is not None
+    ]
 
 
 def _facts(parts: Any) -> dict[str, str]:
@@ -329,21 +392,14 @@ def _pipeline(folder: Path, about: Mapping[str, Any]) -> Whole:
 def _outcome(data: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None, str]:
     rate = optional(number(0, 1))
 
-    def ends(value: Any) -> tuple[float, float] | None:
-        if value is None:
-            return None
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise SpecError("must be two numbers")
-        return number(-1)(value[0]), number(-1)(value[1])
-
     def one(run: Any) -> dict[str, Any]:
         return {
-            "rate": read(run, "success_rate", rate, None), "interval": read(run, "interval", ends, None),
+            "rate": read(run, "success_rate", rate, None), "interval": _pair(run),
             "turns": read(run, "average_turns", optional(number(0)), None),
         }  # fmt: skip
 
     def gained(value: Any) -> dict[str, Any]:
-        return {"difference": read(value, "difference", number(-1)), "interval": read(value, "interval", ends)}
+        return {"difference": read(value, "difference", number(-1)), "interval": _pair(value)}
 
     return (
         dict(list(read(data, "evaluation", named(one)).items())[:NAMES]),

@@ -20,7 +20,7 @@ from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.annotation.store import Store
 from esc_env.evaluation.annotation.study import PILOT, Design
 from esc_env.evaluation.judges.agreement import alpha, check_libraries, fleiss, kappa, rank_correlation, resampled
-from esc_env.evaluation.judges.counting import paired, share
+from esc_env.evaluation.judges.counting import mean_mark, paired, share
 from esc_env.evaluation.judges.design import systems_of
 from esc_env.evaluation.judges.rejudging import AS_HELD, read_rejudging
 from esc_env.evaluation.judges.session import read_judging
@@ -89,14 +89,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far people agree, with each other and with records; intervals are of 95 %, scenarios being clusters.
+    """What people said, and how far they agree, with each other and with records; intervals are of 95 %, scenarios
+    being clusters.
 
     Attributes:
+        said: by system, by dimension: the mean mark; of pairs the share that it wins, a tie counting half.
         people: by dimension, all people.
         pairs: by two (people, or one of them and a record), by dimension.
         records: by record, by dimension, beside people's mean.
     """
 
+    said: Mapping[str, Mapping[str, Estimate | None]]
     people: Mapping[str, Among]
     pairs: Mapping[tuple[str, str], Mapping[str, Two]]
     records: Mapping[str, Mapping[str, Ranks]]
@@ -104,6 +107,10 @@ class Agreement:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return {
+            "said": {
+                system: {name: asdict(each) if each else None for name, each in row.items()}
+                for system, row in self.said.items()
+            },
             "people": {name: asdict(each) for name, each in self.people.items()},
             "pairs": [
                 {"between": list(two), **{name: asdict(each) for name, each in row.items()}}
@@ -130,6 +137,10 @@ def agreement_of(store: Store, records: Sequence[Record] = ()) -> Agreement:
     pairs = [*combinations(said, 2), *((person, record) for person in said for record in alike)]
     every: dict[str, Marks] = {**said, **alike}
     return Agreement(
+        {
+            system: {name: _result(said, design, system, name) for name in design.guide.dimensions}
+            for system in design.systems
+        },
         {name: _among(said, design, name) for name in design.guide.dimensions},
         {two: _dimensions(design, every[two[0]], every[two[1]], _two) for two in pairs},
         {record.name: _dimensions(design, _means(said), record.marks, _ranks) for record in records},
@@ -192,6 +203,16 @@ def _said(store: Store) -> dict[str, dict[int, Mapping[str, int]]]:
         for who in store.annotators()
     }
     return {name: marks for name, marks in said.items() if marks}
+
+
+def _result(said: Mapping[str, Marks], design: Design, system: str, name: str) -> Estimate | None:
+    given = [
+        (question.scenario, marks[item][name] if question.shown[0] == system else -marks[item][name])
+        for marks in said.values()
+        for item in marks
+        if system in (question := design.items[item].question).shown
+    ]
+    return mean_mark(given) if design.mode == "rubric" else share((each, (mark + 1) / 2) for each, mark in given)
 
 
 def _among(said: Mapping[str, Marks], design: Design, name: str) -> Among:

@@ -50,8 +50,8 @@ class Guide:
 
     title: str = "How good is the emotional support?"
     instructions: str = (
-        "You will read conversations between a person with a problem and a supporter. Judge how well the supporter "
-        "supports, as if you were that person.\n\n"
+        "You will read conversations between a person with a problem, the seeker, and a supporter. Judge how well the "
+        "supporter supports, as if you were the seeker.\n\n"
         "Read to the end before you judge. Judge each question by itself. There is no right answer: we want to know "
         "what you think. Length alone is no merit.\n\n"
         "You can stop at any time and go on later under the same name, and you can change an answer by going back. If "

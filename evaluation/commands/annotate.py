@@ -95,6 +95,11 @@ def _export(db: _Database, out: Annotated[Path, typer.Option(help="A file that e
 
     with Store(db) as store:
         count = export(store, out)
+        for who in store.annotators():
+            places = store.places(who, store.design)
+            given = [place.answer for place in places if place.answer]
+            skipped = sum(answer.marks is None for answer in given)
+            typer.echo(f"{who.name}: {len(given) - skipped:,} of {len(places):,} rated, {skipped:,} skipped")
     typer.echo(f"Written: {out}, {count:,} ratings")
 
 
@@ -110,15 +115,29 @@ def _agreement(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Say how far people agree, with each other and with judges and critics; 95 % intervals, over scenarios."""
+    """Say what people said and how far they agree, with each other and with judges and critics.
+
+    Intervals are of 95 %, over scenarios. Needs the extra `judge`.
+    """
     from esc_env.evaluation.annotation.agreement import agreement_of, read_records
     from esc_env.evaluation.annotation.store import Store
 
     with Store(db) as store:
-        found = agreement_of(store, read_records(judge or (), store.design))
+        design = store.design
+        found = agreement_of(store, read_records(judge or (), design))
     if as_json:
         typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
         return
+    pairwise = design.mode == "pairwise"
+    what = "Share of pairs won, %, a tie counting half" if pairwise else "Mean mark, 1 to 5"
+    print_table(
+        f"{what}, with its 95 % interval",
+        [("system", False), *((name, True) for name in design.guide.dimensions)],
+        [
+            (system, *(_percent(each) if pairwise else _value(each) for each in row.values()))
+            for system, row in found.said.items()
+        ],
+    )
     raters = next(iter(found.people.values())).raters
     print_table(
         f"{raters:,} people together",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,7 @@ from esc_env.errors import SpecError
 if TYPE_CHECKING:
     from esc_env.evaluation.runs.report import Report
     from esc_env.rules import Rules
+from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.commands.printing import print_reports
 from esc_env.evaluation.commands.tables import print_table
 
@@ -97,6 +99,14 @@ def eval_command(
         bool, typer.Option("--fresh", help="Start over; the run that is there is kept beside it as NAME~1.")
     ] = False,
     progress: Progress = None,
+    view: Annotated[
+        bool,
+        typer.Option(
+            "--view",
+            help="Follow the run in the browser, in a process that only reads: end it, and the run goes on. The page "
+            "stays after the run until Ctrl-C; report.html in the run's folder is for later. Needs the extra 'web'.",
+        ),
+    ] = False,
     time_limit: Annotated[
         float | None,
         typer.Option(help="Seconds for each run; what goes on then is cut off. The same command goes on from there."),
@@ -159,30 +169,32 @@ def eval_command(
     supporters = [
         resolve_agent(each.agent, models, temperature=each.temperature or 0.0, options=each.options) for each in lineup
     ]
-    if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
-        run(check_models(*supporters))
     several = len(lineup) * len(sources) > 1
     complete = True
-    for source in sources:
-        reports: list[Report] = []
-        resumed: dict[str, int | None] = {}
-        pages: dict[str, Path] = {}
-        for place, each in enumerate(lineup):
-            name = each.agent
-            again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
-            mark = f"~{again + 1}" if again else ""
-            folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
-            with shown(f"{name} on {source}", progress) as told:
-                report = evaluate(
-                    name, source, **chairs, rules=rules, persona=persona, limit=limit, trials=trials, seed=seed,
-                    out=folder, fresh=fresh, progress=told, temperature=each.temperature or 0.0,
-                    agent_options=each.options, time_limit=time_limit, **asdict(models),
-                )  # fmt: skip
-            reports.append(report)
-            resumed[report.run_key] = told.first.done if told.first else None
-            pages[report.run_key] = write_pages(run_pages(report), report.folder)
-        print_reports(source, reports, resumed, pages)
-        complete = complete and all(report.complete for report in reports)
+    home = out or Path("runs")
+    with beside(home, "" if several else "now/") if view else nullcontext():
+        if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
+            run(check_models(*supporters))
+        for source in sources:
+            reports: list[Report] = []
+            resumed: dict[str, int | None] = {}
+            pages: dict[str, Path] = {}
+            for place, each in enumerate(lineup):
+                name = each.agent
+                again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
+                mark = f"~{again + 1}" if again else ""
+                folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
+                with shown(f"{name} on {source}", progress) as told:
+                    report = evaluate(
+                        name, source, **chairs, rules=rules, persona=persona, limit=limit, trials=trials, seed=seed,
+                        out=folder, fresh=fresh, progress=told, temperature=each.temperature or 0.0,
+                        agent_options=each.options, time_limit=time_limit, **asdict(models),
+                    )  # fmt: skip
+                reports.append(report)
+                resumed[report.run_key] = told.first.done if told.first else None
+                pages[report.run_key] = write_pages(run_pages(report), report.folder)
+            print_reports(source, reports, resumed, pages)
+            complete = complete and all(report.complete for report in reports)
     if not complete:
         raise typer.Exit(1)
 

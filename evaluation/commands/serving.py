@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
@@ -23,7 +24,14 @@ Browser = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the 
 
 
 def serve(
-    app: Callable[[str | None, Callable[[], bool]], Any], name: str, *, host: str, port: int, browser: bool
+    app: Callable[[str | None, Callable[[], bool]], Any],
+    name: str,
+    *,
+    host: str,
+    port: int,
+    browser: bool,
+    page: str = "",
+    until: Callable[[], object] | None = None,
 ) -> None:
     """Serve an app until Ctrl-C, and print where.
 
@@ -31,6 +39,8 @@ def serve(
         app: makes it, given the token (None on loopback) and what says whether the server is ending.
         name: what stands before the address.
         host, port, browser: as the options have it.
+        page: which one to begin with.
+        until: returns when to end before Ctrl-C.
 
     Raises:
         MissingExtra: the packages that serve are not installed.
@@ -51,10 +61,18 @@ def serve(
         made, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
     )
     server = uvicorn.Server(settings)
-    address = _address(host, listening.getsockname()[1], token)
-    typer.echo(f"{name}: {address} (Ctrl-C ends it)")
-    if browser:
-        typer.launch(address)
+    address = _address(host, listening.getsockname()[1], page, token)
+    typer.echo(f"{name}: {address}{'' if until else ' (Ctrl-C ends it)'}")
+    if browser:  # in a thread: some browsers hold up whoever opens them until they are closed
+        threading.Thread(target=typer.launch, args=(address,), daemon=True).start()
+
+    def end() -> None:
+        assert until is not None
+        until()
+        server.should_exit = True
+
+    if until:
+        threading.Thread(target=end, daemon=True).start()
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
@@ -75,6 +93,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SpecError(f"{host}, port {port}: cannot be listened on ({told}). Another port: --port 0") from error
 
 
-def _address(host: str, port: int, token: str | None) -> str:
+def _address(host: str, port: int, page: str, token: str | None) -> str:
     named = f"[{host}]" if ":" in host else host
-    return f"http://{named}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{named}:{port}/{page}" + (f"?token={token}" if token else "")

@@ -40,13 +40,17 @@ document.addEventListener("keydown", (event) => {
 for (const form of document.querySelectorAll("form[data-keys]")) {
   const questions = [...form.querySelectorAll("fieldset")];
   const goal = (question) => question.querySelector("input:checked") ?? question.querySelector("input");
+  let unsaved = false;
+  form.addEventListener("change", () => (unsaved = true));
+  document.addEventListener("submit", () => (unsaved = false));
+  addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
     const question = event.target.closest("fieldset") ?? open;
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
-    answer.checked = true;
+    answer.click();
     const following = questions[questions.indexOf(question) + 1];
     (following ? goal(following) : form.querySelector("button")).focus();
   });
@@ -64,32 +68,76 @@ for (const told of document.querySelectorAll("[data-grows]")) {
 
 // A run that is followed: <section data-events="URL">. The newest conversations stand first, fifty at most.
 for (const section of document.querySelectorAll("[data-events]")) {
-  const source = new EventSource(section.dataset.events);
-  const told = section.querySelector("[data-progress]");
-  const list = section.querySelector("[data-conversations]");
-  const on = (kind, does) => source.addEventListener(kind, (event) => does(JSON.parse(event.data)));
-  on("begin", () => list.replaceChildren());
-  on("progress", ({ done, total, solved, errors, cost }) => {
-    const price = cost === null ? "cost unknown" : `${cost.toFixed(2)} USD`;
-    told.textContent = `${done} of ${total} conversations, ${solved} solved, ${errors} errors, ${price}`;
-  });
-  on("conversation", ({ scenario, trial, outcome, turns, score, solved }) => {
-    const row = list.insertRow(0);
-    for (const value of [scenario, trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
-      row.insertCell().textContent = value;
+  const part = (name) => section.querySelector(`[data-${name}]`);
+  const list = part("conversations");
+  const count = (number) => number.toLocaleString("en");
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const is = (state, kind = "") => {
+    part("state").textContent = state;
+    part("state").className = `badge ${kind}`;
+  };
+  const shows = {
+    begin() {
+      list.replaceChildren();
+      is("being made");
+    },
+    progress({ done, total, solved, errors, rate, interval, cost, failures }) {
+      part("done").textContent = `${count(done)} of ${count(total)}`;
+      part("whole").max = total;
+      part("whole").value = done;
+      part("errors").textContent = count(errors);
+      part("errors").className = errors ? "failed" : "";
+      part("cost").textContent = cost === null ? "unknown" : cost.toFixed(2);
+      part("troubles").hidden = !failures.length;
+      part("failures").replaceChildren(
+        ...failures.map(([role, message, times]) => {
+          const line = document.createElement("li");
+          line.textContent = `${count(times)} × ${role}: ${message}`;
+          return line;
+        }),
+      );
+      part("rate").textContent = rate === null ? "–" : percent(rate);
+      const [low, high] = interval ?? [0, 0];
+      const told = interval ? `${count(solved)} solved; 95 % interval ${percent(low)} to ${percent(high)}` : "no outcome yet";
+      part("interval").textContent = told;
+      part("bar").setAttribute("aria-label", `Success rate so far: ${told}`);
+      const draw = (kind, x, width) => {
+        part("bar").querySelector(kind).setAttribute("x", x);
+        part("bar").querySelector(kind).setAttribute("width", width);
+      };
+      draw(".band", 100 * low, 100 * (high - low));
+      draw(".dot", 99 * (rate ?? 0), rate === null ? 0 : 1);
+    },
+    conversation({ number, scenario, trial, outcome, turns, score, solved }) {
+      const row = list.insertRow(0);
+      const link = document.createElement("a");
+      link.href = section.dataset.conversation + number;
+      link.textContent = scenario;
+      row.insertCell().append(link);
+      for (const value of [trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
+        row.insertCell().textContent = value;
+      }
+      row.cells[0].className = "name";
+      row.cells[2].className = { solved: "solved", error: "failed", supporter_failed: "failed" }[outcome] ?? "";
+      list.rows[50]?.remove();
+    },
+    end: () => is("complete", "solved"),
+    trouble: ({ message }) => is(message, "failed"),
+  };
+  const follow = () => {
+    const source = new EventSource(section.dataset.events);
+    for (const [kind, show] of Object.entries(shows)) {
+      source.addEventListener(kind, (event) => {
+        if (kind === "end" || kind === "trouble") source.close();
+        show(JSON.parse(event.data));
+      });
     }
-    row.cells[0].className = "name";
-    if (solved) row.cells[2].className = "solved";
-    list.rows[50]?.remove();
-  });
-  on("end", () => {
-    source.close();
-    told.textContent += ". The run is complete.";
-  });
-  on("trouble", ({ message }) => {
-    source.close();
-    told.textContent = message;
-  });
+    source.addEventListener("error", () => {
+      is("no connection; trying again", "failed");
+      if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5000); // else the browser does by itself
+    });
+  };
+  follow();
 }
 
 // A long list: rows of JSON that are searched, narrowed, sorted and shown a hundred at a time, as copies of its first row.

@@ -17,12 +17,11 @@ from esc_env.evaluation.statistics.intervals import success_interval, wilson
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
 from esc_env.rules import Fingerprint
 from esc_env.scenarios import Scenario
-from esc_env.trajectory import StopReason, Trajectory
+from esc_env.trajectory import Failure, StopReason, Trajectory
 
 __all__ = [
-    "FIGURES", "FirstVotes", "Group", "Replies", "Report", "figures", "interval_text", "number", "percent",
-    "success_text",
-    "summarise_run",
+    "FIGURES", "FirstVotes", "Group", "Replies", "Report", "failure_messages", "figures", "interval_text", "number",
+    "percent", "success_text", "summarise_run",
 ]  # fmt: skip
 
 _GROUPS = ("emotion", "problem", "persona", "intensity", "risk", "source")
@@ -400,7 +399,7 @@ def summarise_run(
         replies=Replies.of(done, agent.get("max_tokens")),
         unreadable_votes=first_votes.share if first_votes else None,
         first_votes=first_votes,
-        failure_messages=_failures(ended),
+        failure_messages=failure_messages(trajectory.failure for trajectory in ended),
         usage=reduce(Usage.__add__, (trajectory.usage for trajectory in ended), Usage()),
         seconds=seconds,
         folder=folder,
@@ -457,15 +456,13 @@ def _share(count: int, of: int) -> str:
     return f"{share:.0f} %" if share >= 1 else f"{max(share, 0.1):.1f} %"
 
 
-def _failures(ended: Sequence[Trajectory]) -> tuple[tuple[str, str, int], ...]:
-    """Failures of one kind and chair together, each with the message of the first."""
+def failure_messages(failures: Iterable[Failure | None]) -> tuple[tuple[str, str, int], ...]:
+    """Whose they are, what the first says, and how many: of one kind and chair together, the most first."""
     first: dict[tuple[str, str], str] = {}
     counts: Counter[tuple[str, str]] = Counter()
-    for trajectory in ended:
-        if trajectory.failure:
-            key = (trajectory.failure.role, trajectory.failure.kind)
-            first.setdefault(key, trajectory.failure.message)
-            counts[key] += 1
+    for failure in filter(None, failures):
+        first.setdefault((failure.role, failure.kind), failure.message)
+        counts[failure.role, failure.kind] += 1
     return tuple((key[0], first[key], count) for key, count in counts.most_common())
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -20,17 +22,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
+from esc_env.evaluation.pages.conversations import Conversation
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.pages.run import run_pages
-from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
-from esc_env.evaluation.view.following import Following, Run, find
+from esc_env.evaluation.runs.runner import TRAJECTORIES, begun_run, read_run
+from esc_env.evaluation.view.following import Following, Run, find, stamp
 from esc_env.evaluation.view.guard import Guard
-from esc_env.evaluation.view.kinds import KINDS, Pages
+from esc_env.evaluation.view.kinds import KINDS
 
 __all__ = ["viewer"]
 
@@ -40,8 +43,8 @@ SHOWN = 50
 """Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
 KEPT = 4
 """Runs whose pages are kept as rendered; a long run's take megabytes. Ours."""
-RELOAD = 5.0
-"""Seconds that a page which loads itself again stands at least. Ours."""
+RELOAD = 2.0
+"""Seconds from one look to the next whether there is more than a page shows that loads itself again. Ours."""
 _BEAT = 30
 """Looks after which a silent stream says that it lives, so that one whose page is gone is noticed. Ours."""
 
@@ -57,8 +60,12 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
     shown = _Viewer(Path(folder), stopping)
     routes = [
         Route("/", shown.index),
+        Route("/events", shown.growth),
+        Route("/now/", shown.now),
+        Route("/now/events", shown.beginning),
         Route("/run/{name:path}/report{rest}", shown.page),
         Route("/run/{name:path}/events", shown.events),
+        Route("/run/{name:path}/conversation/{number:int}", shown.conversation),
         Route("/run/{name:path}/", shown.follow),
     ]
     handlers = {HTTPException: _refuse, RecordError: _damaged}
@@ -69,24 +76,52 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
 
 @dataclass(slots=True)
 class _Viewer:
-    """The answers, and the pages rendered last, those of each run with the state of its file then."""
+    """The answers, and of the runs that were shown last: the pages, with the state of its file then, and how far it
+    was read."""
 
     folder: Path
     stopping: Callable[[], bool]
+    since: int = field(default_factory=time.time_ns)
     rendered: dict[Path, tuple[object, _Pages]] = field(default_factory=dict)
+    followed: dict[Path, Following] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
+        now = stamp(self.folder)
         runs = [(run, quote(run.name)) for run in find(self.folder)]
-        return HTMLResponse(render("runs.html", folder=one_line(str(self.folder)), runs=runs))
+        return HTMLResponse(render("runs.html", connect=True, folder=self._name, runs=runs, stamp=now))
+
+    def growth(self, request: Request) -> Response:
+        since = request.query_params.get("since", "")
+        return _events(self._growth(lambda: stamp(self.folder), since))
+
+    def now(self, _: Request) -> Response:
+        """The page of the run that was begun last, or gone on with, since this is served."""
+        if name := self._begun():
+            return RedirectResponse(f"/run/{quote(name)}/", 303)
+        return HTMLResponse(render("waiting.html", connect=True, folder=self._name))
+
+    def beginning(self, _: Request) -> Response:
+        return _events(self._growth(self._begun, ""))
+
+    def _begun(self) -> str:
+        """Its name; of a pipeline, which holds the runs that it makes, that of the whole."""
+        begun = {
+            run.name: (run.folder == self.folder, when)
+            for run in find(self.folder)
+            if not run.trouble and (when := _stamp(run.folder / "run.json")[0]) >= self.since
+        }
+        return max(begun, key=begun.__getitem__, default="")
+
+    @property
+    def _name(self) -> str:
+        return one_line(str(self.folder))
 
     def follow(self, request: Request) -> Response:
         run = self._run(request)
         if run.kind in KINDS:
             return self._shown(run)
-        here = f"/run/{quote(run.name)}"
-        page = render("follow.html", connect=True, run=run, events=f"{here}/events", report=f"{here}/report.html")
-        return HTMLResponse(page)
+        return HTMLResponse(render("follow.html", connect=True, run=run, here=f"/run/{quote(run.name)}"))
 
     def page(self, request: Request) -> Response:
         return self._shown(self._run(request), f"report{request.path_params['rest']}")
@@ -111,27 +146,44 @@ class _Viewer:
             raise HTTPException(404, "no such page of this run")
         return HTMLResponse(page)
 
+    def conversation(self, request: Request) -> Response:
+        """One conversation of a run, as it stands there now."""
+        run = self._run(request)
+        with self.one_at_a_time:
+            following = self.followed.pop(run.folder, None) or Following(run.folder)
+            self.followed[run.folder] = following
+            if len(self.followed) > KEPT:
+                del self.followed[next(iter(self.followed))]
+            held = following.conversation(request.path_params["number"])
+        if held is None:
+            raise HTTPException(404, "no such conversation has ended here")
+        shown = Conversation.of(held, begun_run(run.folder))
+        return HTMLResponse(render("held.html", run=run, here=f"/run/{quote(run.name)}", shown=shown))
+
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
         if run.kind in KINDS:
-            told = self._growth(KINDS[run.kind](), run.folder, request.query_params.get("since", ""))
-        else:
-            told = self._stream(await run_in_threadpool(Following, run.folder))
-        return StreamingResponse(told, media_type="text/event-stream")
+            pages = KINDS[run.kind]()
+            return _events(self._growth(lambda: pages.stamp(run.folder), request.query_params.get("since", "")))
+        return _events(self._stream(await run_in_threadpool(Following, run.folder)))
 
-    async def _growth(self, pages: Pages, folder: Path, since: str) -> AsyncIterator[str]:
-        """`grown`, once there is more than `since`."""
+    async def _growth(self, now: Callable[[], str], since: str) -> AsyncIterator[str]:
+        """`grown`, once there is another state than `since`."""
+        due = time.monotonic() + RELOAD if since else 0.0  # what was just loaded stands for a while
         while not self.stopping():
-            yield ": still here\n\n"
-            await asyncio.sleep(RELOAD)
-            if await run_in_threadpool(pages.stamp, folder) != since:
-                yield _event("grown", {})
-                return
+            if time.monotonic() >= due:
+                if await run_in_threadpool(now) != since:
+                    yield _event("grown", {})
+                    return
+                yield ": still here\n\n"
+                due = time.monotonic() + RELOAD
+            await asyncio.sleep(min(POLL, RELOAD))
 
     async def _stream(self, following: Following) -> AsyncIterator[str]:
         """What has ended lately, then each that ends, until all have. `begin` has a page that comes back after its
         connection broke empty its list."""
         first, silent = True, 0
+        told: dict[str, Any] = {}
         while not self.stopping():
             try:
                 news = await run_in_threadpool(following.read)
@@ -142,8 +194,8 @@ class _Viewer:
                 yield _event("begin", {})
             for ended in news[-SHOWN:]:
                 yield _event("conversation", ended.to_json())
-            if news or first:
-                yield _event("progress", following.progress())
+            if (progress := following.progress()) != told:
+                yield _event("progress", told := progress)
             silent = 0 if news or first else silent + 1
             if silent and not silent % _BEAT:
                 yield ": still here\n\n"
@@ -183,6 +235,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return about.st_mtime_ns, about.st_size
+
+
+def _events(told: AsyncIterator[str]) -> Response:
+    return StreamingResponse(told, media_type="text/event-stream")
 
 
 def _event(kind: str, data: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -19,15 +20,20 @@ from typing import Any
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
+from esc_env.evaluation.runs.report import failure_messages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
+from esc_env.evaluation.statistics.intervals import success_interval
 from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
 from esc_env.fields import flag, integer, number, optional, read, text
 from esc_env.protocols import Usage
 from esc_env.records import MAX_BYTES, check_version, open_plain, parse, read_json
 from esc_env.scenarios import Scenario
-from esc_env.trajectory import Trajectory
+from esc_env.trajectory import Failure, Trajectory
 
-__all__ = ["Ended", "Following", "Run", "find"]
+__all__ = ["Ended", "Following", "Run", "find", "stamp"]
+
+LONGEST, MOST = 400, 20
+"""Characters of a failure's message that are told while a run is made, and kinds of failures. Ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,15 @@ def find(folder: Path, name: str | None = None) -> list[Run]:
         name: the only one to read; None for all.
     """
     return sorted(_runs(folder, name), key=lambda run: (-run.written, run.name))
+
+
+def stamp(folder: Path) -> str:
+    """What changes when a list of the folder's runs does. Cheap: nothing is opened."""
+    told = (Path(place) / name for place, _, files in os.walk(folder) for name in files if name in _LISTED)
+    return f"{hash(tuple(sorted((str(path), _changed(path)) for path in told))):x}"
+
+
+_LISTED = ("run.json", "report.json")
 
 
 def _runs(folder: Path, only: str | None) -> Iterator[Run]:
@@ -144,14 +159,17 @@ class Ended:
     """A conversation that ended or broke off, as it is told while a run is made.
 
     Attributes:
+        number: which of the run's, from 0: trial by trial, in the order of scenarios.jsonl.
         scenario, trial: whom it was held with, and which repetition.
         outcome: why it ended, as `StopReason` names it.
         turns: exchanges done.
         score: the critic's last.
         completed, solved: whether it has an outcome, and a good one.
         usage: what it cost, all attempts together.
+        failure: what went wrong, where something did.
     """
 
+    number: int
     scenario: str
     trial: int
     outcome: str
@@ -160,18 +178,20 @@ class Ended:
     completed: bool
     solved: bool
     usage: Usage
+    failure: Failure | None
 
     @classmethod
-    def of(cls, held: Trajectory) -> Ended:
+    def of(cls, held: Trajectory, number: int) -> Ended:
         """What is told of a trajectory."""
         return cls(
-            one_line(held.scenario.id), held.trial, held.stop_reason.value, held.turns, held.final_score,
-            held.completed, held.solved, held.usage,
+            number, one_line(held.scenario.id), held.trial, held.stop_reason.value, held.turns, held.final_score,
+            held.completed, held.solved, held.usage, held.failure,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """What a page shows of it."""
-        return {name: getattr(self, name) for name in ("scenario", "trial", "outcome", "turns", "score", "solved")}
+        shown = ("number", "scenario", "trial", "outcome", "turns", "score", "solved")
+        return {name: getattr(self, name) for name in shown}
 
 
 class Following:
@@ -189,12 +209,14 @@ class Following:
         about = kept.about()
         self._path = folder / TRAJECTORIES
         self._people: dict[str, Scenario] = kept.scenarios()
+        self._places = {scenario: place for place, scenario in enumerate(self._people)}
         try:
             self._trials = read(about["identity"], "trials", integer(1))
         except SpecError as error:
             raise RecordError(f"{folder}/run.json: not a run ({error}). Was it edited?") from error
         self._total = self._trials * len(self._people)
-        self._known: dict[tuple[str, int], Ended] = {}
+        self._known: dict[int, Ended] = {}
+        self._lines: dict[int, tuple[int, int]] = {}  # of each conversation: the offset and the number of its last line
         self._file, self._offset, self._line = 0, 0, 0
 
     def read(self) -> list[Ended]:
@@ -204,50 +226,89 @@ class Following:
             RecordError: a whole line cannot be read; the message names it.
         """
         try:
-            file = BufferedReader(open_plain(self._path))
+            file = self._opened()
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise RecordError(f"{self._path}: cannot be read ({error.strerror})") from error
-        news: dict[tuple[str, int], Ended] = {}
+        news: dict[int, Ended] = {}
+        before = self._known
         with file:
             about = os.fstat(file.fileno())
-            if about.st_ino != self._file or about.st_size < self._offset:  # written anew, in order
+            if about.st_ino != self._file or about.st_size < self._offset:  # written anew: in order, or for a new run
                 self._file, self._offset, self._line = about.st_ino, 0, 0
+                self._known, self._lines = {}, {}
             file.seek(self._offset)
             while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
-                held = self._made(line)
-                episode = (held.scenario, held.trial)
-                if self._known.get(episode) != held:
-                    self._known[episode] = news[episode] = held
+                held = self._made(line, self._line + 1)
+                number = self._number(held)
+                if before.get(number) != (told := Ended.of(held, number)):
+                    news[number] = told
+                self._known[number], self._lines[number] = told, (self._offset, self._line + 1)
                 self._offset += len(line)
                 self._line += 1
             if len(line) > MAX_BYTES:
                 raise RecordError(f"{self._path}:{self._line + 1}: more than {MAX_BYTES >> 20} MiB")
         return list(news.values())
 
-    def _made(self, line: bytes) -> Ended:
-        where = f"{self._path}:{self._line + 1}"
+    def conversation(self, number: int) -> Trajectory | None:
+        """One that has ended, as it stands in the file now; None for one that has not.
+
+        Raises:
+            RecordError: the file cannot be read.
+        """
+        self.read()
+        if number not in self._lines:
+            return None
+        offset, line = self._lines[number]
+        with self._opened() as file:
+            file.seek(offset)
+            return self._made(file.readline(MAX_BYTES), line)
+
+    def _opened(self) -> BufferedReader:
+        try:
+            return BufferedReader(open_plain(self._path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RecordError(f"{self._path}: cannot be read ({error.strerror})") from error
+
+    def _made(self, line: bytes, number: int) -> Trajectory:
+        where = f"{self._path}:{number}"
         try:
             data = parse(line)
             check_version(read(data, "version", integer(0)), where)
             scenario = read(data, "scenario", text)
             if scenario not in self._people or read(data, "trial", integer(0)) >= self._trials:
                 raise SpecError(f"{scenario!r} and its trial are no part of this run")
-            return Ended.of(Trajectory.from_json(data, self._people[scenario]))
+            return Trajectory.from_json(data, self._people[scenario])
         except ValueError as error:
             raise RecordError(f"{where}: not a trajectory ({error}). Was the file edited or damaged?") from error
 
+    def _number(self, held: Trajectory) -> int:
+        return held.trial * len(self._people) + self._places[held.scenario.id]
+
     def progress(self) -> dict[str, Any]:
-        """How far the run is: conversations with an outcome, of all; solved, errors, and US dollars (None: unknown)."""
+        """How far the run is.
+
+        `done` conversations with an outcome of `total`, how many are `solved` and broke off (`errors`), their `rate`
+        and its `interval`, US dollars (`cost`; None: unknown), and `failures`: chair, message, how many.
+        """
         held = self._known.values()
-        done = sum(each.completed for each in held)
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for each in held:
+            if each.completed:
+                outcomes[each.scenario].append(each.solved)
+        done = sum(map(len, outcomes.values()))
+        solved = sum(each.solved for each in held)
+        failures = failure_messages(each.failure for each in held)
         return {
             "done": done,
             "total": self._total,
-            "solved": sum(each.solved for each in held),
+            "solved": solved,
             "errors": len(held) - done,
+            "rate": solved / done if done else None,
+            "interval": success_interval(outcomes.values()),
             "cost": reduce(add, (each.usage for each in held), Usage()).cost,
+            "failures": [(role, one_line(message)[:LONGEST], count) for role, message, count in failures[:MOST]],
         }
 
     @property

@@ -76,10 +76,10 @@ class Guard:
             return None if known else PlainTextResponse(f"ask by the address that {self.command} printed", 400)
         name = cookie(request, self.command)
         if self._is(request.query_params.get("token", "")):
-            answer = RedirectResponse(
-                "/" + quote(request.scope["path"].lstrip("/")), 303
-            )  # so that the token stands in no history
-            answer.set_cookie(name, self.token or "", httponly=True, samesite="strict")
+            # so that the token stands in no history; lax, since a strict cookie does not survive this where a link in a
+            # mail was followed, and no GET changes anything
+            answer = RedirectResponse("/" + quote(request.scope["path"].lstrip("/")), 303)
+            answer.set_cookie(name, self.token or "", httponly=True, samesite="lax")
             return answer
         if self._is(request.cookies.get(name, "")):
             return None
