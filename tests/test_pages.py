@@ -197,7 +197,7 @@ def test_best_worst_and_most_surprising_conversations_are_linked_to(report):
     html = first(made_of(report, (*usual, odd, worst, best)))
     picks = {
         title: re.findall(r'<a href="(report-0001.html#c\d+)">(person-\d+)</a>', rest)
-        for title, rest in re.findall(r'<div>\s*<h3>(.*?)</h3>(.*?)</div>', html, re.DOTALL)
+        for title, rest in re.findall(r"<div>\s*<h3>(.*?)</h3>(.*?)</div>", html, re.DOTALL)
     }
     assert picks["Best"][0] == ("report-0001.html#c11", "person-10")
     assert picks["Worst"] == [("report-0001.html#c10", "person-9"), ("report-0001.html#c9", "person-8")]

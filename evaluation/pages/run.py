@@ -32,8 +32,8 @@ from esc_env.trajectory import Trajectory
 
 __all__ = ["run_pages", "write_pages"]
 
-ROWS, PART = 100, 2_000_000
-"""Rows of the list that are shown at a time; bytes of it after which it goes on in a page of its own. Ours."""
+PART = 2_000_000
+"""Bytes of the list after which it goes on in a page of its own. Ours."""
 PICKED, KINDS = 5, 10
 """Conversations that are pointed to of each sort, and kinds of failures that are told. Ours."""
 NAME, WORDS = 80, 600
