@@ -319,10 +319,11 @@ def test_a_list_that_is_too_long_goes_on_in_pages_of_its_own_which_lead_to_each_
 def test_names_and_groups_of_any_size_and_number_leave_the_page_small(report):
     group = next(iter(report.by_emotion.values()))
     groups = {f"{n}{'x' * 5000}": replace(group, episodes=n) for n in range(1, 2001)}
-    failures = tuple((f"seeker{n}", "y" * 100_000, 1) for n in range(100))
-    parts = {**report.fingerprint.parts, "seeker": {"name": "z" * 5_000_000}}
+    failures = tuple((f"seeker{n}" * 10_000, "y" * 100_000, 1) for n in range(100))
+    parts = {**report.fingerprint.parts, "seeker": {"name": "z" * 5_000_000}, **{f"n{n}": 1 for n in range(10_000)}}
     big = replace(
         report, by_emotion=groups, by_source=groups, failure_messages=failures, agent="a" * 1_000_000,
+        run_key="k" * 1_000_000,
         fingerprint=type(report.fingerprint)(parts),
     )  # fmt: skip
     html = first(big)
