@@ -123,10 +123,14 @@ class Part:
         return htmlsafe_json_dumps({"names": names, "rows": [astuple(row) for row in self.rows]}, dumps=_compact)
 
     @property
-    def choices(self) -> Mapping[str, Sequence[str]]:
-        """What the list can be narrowed to, by the field."""
+    def choices(self) -> Mapping[str, tuple[Sequence[str], bool]]:
+        """What the list can be narrowed to, by the field, and whether these are all."""
         counted = {name: Counter(getattr(row, name) for row in self.rows) for name in ("outcome", "emotion", "persona")}
-        return {name: sorted(frequent(counts.items())) for name, counts in counted.items() if len(counts) > 1}
+        return {
+            name: (sorted(frequent(counts.items())), len(counts) <= SIDE)
+            for name, counts in counted.items()
+            if len(counts) > 1
+        }
 
 
 def _row(trajectory: Trajectory, href: str) -> Row:
