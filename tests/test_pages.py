@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,13 +67,12 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def held(out, count=8, **changes) -> Report:
-    options: dict[str, Any] = {
+def held(out: Path, count: int = 8, **options: Any) -> Report:
+    chosen: dict[str, Any] = {
         "agent": ScriptedAgent(["What happened?", "I hear you."]), "seeker": ScriptedSeeker(["I see."]),
         "critic": ScriptedCritic(["same", "solved"]), "rules": Rules(max_turns=3),
-        "scenarios": bank(count), **changes,
-    }  # fmt: skip
-    return evaluate(out=out, **options)
+    } | options  # fmt: skip
+    return evaluate(chosen.pop("agent"), chosen.pop("scenarios", bank(count)), out=out, **chosen)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,6 @@ pytest.importorskip("matplotlib", reason="needs the extra 'pages'")
 pytest.importorskip("pyarrow", reason="needs the extra 'data'")
 pytest.importorskip("starlette", reason="needs the extra 'web'")
 
-import pyarrow as arrow
-from pyarrow import parquet
-
 from esc_env.cli import build_app, main
 from esc_env.errors import RecordError
 from esc_env.evaluation.commands.beside import beside
@@ -35,6 +32,8 @@ from esc_env.training.logs import read_log
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # which of two HTTP clients it is built on
     from starlette.testclient import TestClient
+
+arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 pytestmark = pytest.mark.full
 
@@ -302,9 +301,14 @@ def test_what_is_trained_goes_on_when_its_viewer_is_killed(
 ) -> None:
     monkeypatch.setenv("BROWSER", "true")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    viewers = []
+    viewers: list[subprocess.Popen[str]] = []
     start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *given, **more: viewers.append(start(*given, **more)) or viewers[0])
+
+    def kept(*given: Any, **more: Any) -> subprocess.Popen[str]:
+        viewers.append(start(*given, **more))
+        return viewers[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", kept)
     folder = tmp_path / "runs" / "sft"
     with beside(folder):
         address = next(word for word in capsys.readouterr().err.split() if word.startswith("http"))

@@ -42,7 +42,7 @@ def render(template: str, *, connect: bool = False, form: bool = False, **values
 
 @cache
 def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files("esc_env.evaluation.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache

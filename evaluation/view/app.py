@@ -76,8 +76,8 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
 
 @dataclass(slots=True)
 class _Viewer:
-    """The answers, and of the runs that were shown last: the pages, with the state of its file then, and how far it
-    was read."""
+    """The answers, and of the runs that were shown last: the pages, with the state of its file then, and how far it was
+    read."""
 
     folder: Path
     stopping: Callable[[], bool]
