@@ -197,7 +197,7 @@ def test_best_worst_and_most_surprising_conversations_are_linked_to(report):
     html = first(made_of(report, (*usual, odd, worst, best)))
     picks = {
         title: re.findall(r'<a href="(report-0001.html#c\d+)">(person-\d+)</a>', rest)
-        for title, rest in re.findall(r'<div class="pick">\s*<h3>(.*?)</h3>(.*?)</div>', html, re.DOTALL)
+        for title, rest in re.findall(r"<div>\s*<h3>(.*?)</h3>(.*?)</div>", html, re.DOTALL)
     }
     assert picks["Best"][0] == ("report-0001.html#c11", "person-10")
     assert picks["Worst"] == [("report-0001.html#c10", "person-9"), ("report-0001.html#c9", "person-8")]
@@ -297,6 +297,7 @@ def test_ten_thousand_conversations_are_one_page_of_a_few_megabytes(report):
     page = Page(html)
     assert len(page.lists[0]["rows"]) == 10_000
     assert "Only the most frequent are shown" in html
+    assert "Emotion, most frequent" in html
     assert len(page.all("tr")) < 250
 
 
@@ -319,10 +320,11 @@ def test_a_list_that_is_too_long_goes_on_in_pages_of_its_own_which_lead_to_each_
 def test_names_and_groups_of_any_size_and_number_leave_the_page_small(report):
     group = next(iter(report.by_emotion.values()))
     groups = {f"{n}{'x' * 5000}": replace(group, episodes=n) for n in range(1, 2001)}
-    failures = tuple((f"seeker{n}", "y" * 100_000, 1) for n in range(100))
-    parts = {**report.fingerprint.parts, "seeker": {"name": "z" * 5_000_000}}
+    failures = tuple((f"seeker{n}" * 10_000, "y" * 100_000, 1) for n in range(100))
+    parts = {**report.fingerprint.parts, "seeker": {"name": "z" * 5_000_000}, **{f"n{n}": 1 for n in range(10_000)}}
     big = replace(
         report, by_emotion=groups, by_source=groups, failure_messages=failures, agent="a" * 1_000_000,
+        run_key="k" * 1_000_000,
         fingerprint=type(report.fingerprint)(parts),
     )  # fmt: skip
     html = first(big)

@@ -107,14 +107,18 @@ def turn_histogram(solved: Mapping[int, int], others: Mapping[int, int]) -> Mark
     def paint(axes: Axes, name: _Name) -> None:
         good, rest = kinds
         under = [good[turn] for turn in rest]
-        axes.bar(list(good), list(good.values()), color=GOOD, edgecolor=GOOD, label="solved")
-        axes.bar(list(rest), list(rest.values()), bottom=under, color=LINE, edgecolor=SOFT, label="not solved")
+        if good:
+            axes.bar(list(good), list(good.values()), color=GOOD, edgecolor=GOOD, label="solved")
+        if rest:
+            axes.bar(list(rest), list(rest.values()), bottom=under, color=LINE, edgecolor=SOFT, label="not solved")
         axes.set(xlabel="turn", ylabel="conversations")
         axes.locator_params(integer=True)
         axes.set_xlim(turns[0] - 0.8, turns[-1] + 0.8)
         if turns[-1] == TURNS:
             axes.set_xticks([turn for turn in turns if turn % 10 == 0])
             axes.xaxis.set_major_formatter(lambda turn, _: f"{turn:.0f}{'+' if turn == TURNS else ''}")
+        elif len(turns) < 3:  # too few for whole numbers to be found
+            axes.set_xticks(turns)
         _legend(axes)
 
     label = f"Turn in which conversations ended: {total[0]:,} solved, {total[1]:,} not solved"

@@ -32,10 +32,10 @@ from esc_env.trajectory import Trajectory
 
 __all__ = ["run_pages", "write_pages"]
 
-ROWS, PART = 100, 2_000_000
-"""Rows of the list that are shown at a time; bytes of it after which it goes on in a page of its own. Ours."""
-PICKED, KINDS = 5, 10
-"""Conversations that are pointed to of each sort, and kinds of failures that are told. Ours."""
+PART = 2_000_000
+"""Bytes of the list after which it goes on in a page of its own. Ours."""
+PICKED, KINDS, FACTS = 5, 10, 50
+"""Conversations that are pointed to of each sort, kinds of failures, and facts of a fingerprint. Ours."""
 NAME, WORDS = 80, 600
 """Characters of a name, and of a longer text. Ours."""
 
@@ -123,10 +123,14 @@ class Part:
         return htmlsafe_json_dumps({"names": names, "rows": [astuple(row) for row in self.rows]}, dumps=_compact)
 
     @property
-    def choices(self) -> Mapping[str, Sequence[str]]:
-        """What the list can be narrowed to, by the field."""
+    def choices(self) -> Mapping[str, tuple[Sequence[str], bool]]:
+        """What the list can be narrowed to, by the field, and whether these are all."""
         counted = {name: Counter(getattr(row, name) for row in self.rows) for name in ("outcome", "emotion", "persona")}
-        return {name: sorted(frequent(counts.items())) for name, counts in counted.items() if len(counts) > 1}
+        return {
+            name: (sorted(frequent(counts.items())), len(counts) <= SIDE)
+            for name, counts in counted.items()
+            if len(counts) > 1
+        }
 
 
 def _row(trajectory: Trajectory, href: str) -> Row:
@@ -181,12 +185,16 @@ def _first_page(report: Report, rows: Sequence[Row], others: Mapping[str, Any]) 
     ended = [_ended(done, solved=solved) for solved in (True, False)]
     scores = _scores(done, len(report.course.moments))
     cells = _cells(done)
+    facts = list(report.fingerprint.parts.items())[:FACTS]
     return render(
         "run.html",
         report=report,
         success=success_text(report),
         price=_price(report),
-        failures=[(role, one_line(message, WORDS), count) for role, message, count in report.failure_messages[:KINDS]],
+        failures=[
+            (one_line(role, NAME), one_line(message, WORDS), count)
+            for role, message, count in report.failure_messages[:KINDS]
+        ],
         kinds=len(report.failure_messages),
         fan=fan(report.course.moments, scores),
         moments=list(zip(report.course.moments, _middles(scores), strict=True)),
@@ -200,7 +208,7 @@ def _first_page(report: Report, rows: Sequence[Row], others: Mapping[str, Any]) 
         answers=_answers(report),
         wording={name: show(report.wording) for name, show in TABLE.items()} if report.wording else {},
         cost=_cost(report),
-        facts={one_line(name, NAME): one_line(plain(value), WORDS) for name, value in report.fingerprint.parts.items()},
+        facts={one_line(name, NAME): one_line(plain(value), WORDS) for name, value in facts},
         **others,
     )
 
@@ -256,10 +264,10 @@ class _Grid:
         )
 
 
-def _frequent_groups(groups: Mapping[str, Group]) -> tuple[dict[str, Group], int]:
+def _frequent_groups(groups: Mapping[str, Group]) -> tuple[list[tuple[str, Group]], int]:
     """The largest groups, by name, and how many there are."""
     kept = set(frequent((name, group.episodes) for name, group in groups.items()))
-    return {one_line(name, NAME): group for name, group in groups.items() if name in kept}, len(groups)
+    return [(one_line(name, NAME), group) for name, group in groups.items() if name in kept], len(groups)
 
 
 def _answers(report: Report) -> list[str]:
