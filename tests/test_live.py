@@ -237,6 +237,27 @@ def test_a_run_that_begins_anew_is_followed_anew(tmp_path: Path) -> None:
     assert trajectory.scenario.id == "person-0"
 
 
+def test_a_page_that_is_open_follows_the_run_that_is_begun_anew_in_the_same_folder(tmp_path: Path) -> None:
+    out = held(tmp_path / "one")
+    (out / "report.json").unlink()
+    whole = (out / "trajectories.jsonl").read_bytes()
+    (out / "trajectories.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    looks = 0
+
+    def stopping() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            held(out, ScriptedAgent(["Oh."]), fresh=True)
+        return looks == 3
+
+    asking = TestClient(viewer(tmp_path, stopping=stopping), base_url="http://127.0.0.1")
+    told = events(asking, "/run/one/events")
+    kinds = [kind for kind, _ in told]
+    assert kinds == ["begin", "conversation", "progress", "begin", *["conversation"] * 3, "progress", "end"]
+    assert [data["done"] for kind, data in told if kind == "progress"] == [1, 3]
+
+
 # --- a conversation in the browser ----------------------------------------------------------------
 
 
