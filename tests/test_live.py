@@ -397,6 +397,25 @@ def test_the_cookie_is_for_this_server_and_no_script_and_a_page_may_only_ask_her
     assert answer.headers["x-frame-options"] == "DENY"
 
 
+def test_a_link_from_elsewhere_takes_no_conversation_away() -> None:
+    window = Window(talks())
+    window.begin()
+    cookies = dict(window.client.cookies)
+    window.client.cookies.clear()  # which is what a browser sends with such a link
+    answer = window.client.get("/", headers={"sec-fetch-site": "cross-site"})
+    assert "set-cookie" not in answer.headers
+    assert '<a class="act" href="/">' in answer.text
+    window.client.cookies.update(cookies)
+    assert "turn 1 of 4" in window.client.get("/").text
+
+
+def test_a_cookie_that_is_none_of_ours_is_not_taken_up() -> None:
+    window = Window(talks())
+    window.client.cookies.clear()
+    answer = window.client.get("/", headers={"cookie": "esc-chat-80=short"})
+    assert "short" not in answer.headers["set-cookie"]
+
+
 def test_what_a_seeker_or_a_scenario_says_gains_no_tag() -> None:
     people = [
         replace(person, emotion=f"{HOSTILE} a", situation=f"I am here. {HOSTILE}", id=f"{HOSTILE} b")
