@@ -237,6 +237,27 @@ def test_a_run_that_begins_anew_is_followed_anew(tmp_path: Path) -> None:
     assert trajectory.scenario.id == "person-0"
 
 
+def test_a_page_that_is_open_follows_the_run_that_is_begun_anew_in_the_same_folder(tmp_path: Path) -> None:
+    out = held(tmp_path / "one")
+    (out / "report.json").unlink()
+    whole = (out / "trajectories.jsonl").read_bytes()
+    (out / "trajectories.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    looks = 0
+
+    def stopping() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            held(out, ScriptedAgent(["Oh."]), fresh=True)
+        return looks == 3
+
+    asking = TestClient(viewer(tmp_path, stopping=stopping), base_url="http://127.0.0.1")
+    told = events(asking, "/run/one/events")
+    kinds = [kind for kind, _ in told]
+    assert kinds == ["begin", "conversation", "progress", "begin", *["conversation"] * 3, "progress", "end"]
+    assert [data["done"] for kind, data in told if kind == "progress"] == [1, 3]
+
+
 # --- a conversation in the browser ----------------------------------------------------------------
 
 
@@ -374,6 +395,25 @@ def test_the_cookie_is_for_this_server_and_no_script_and_a_page_may_only_ask_her
     assert "unsafe" not in policy
     assert "form-action &#39;self&#39;" in policy
     assert answer.headers["x-frame-options"] == "DENY"
+
+
+def test_a_link_from_elsewhere_takes_no_conversation_away() -> None:
+    window = Window(talks())
+    window.begin()
+    cookies = dict(window.client.cookies)
+    window.client.cookies.clear()  # which is what a browser sends with such a link
+    answer = window.client.get("/", headers={"sec-fetch-site": "cross-site"})
+    assert "set-cookie" not in answer.headers
+    assert '<a class="act" href="/">' in answer.text
+    window.client.cookies.update(cookies)
+    assert "turn 1 of 4" in window.client.get("/").text
+
+
+def test_a_cookie_that_is_none_of_ours_is_not_taken_up() -> None:
+    window = Window(talks())
+    window.client.cookies.clear()
+    answer = window.client.get("/", headers={"cookie": "esc-chat-80=short"})
+    assert "short" not in answer.headers["set-cookie"]
 
 
 def test_what_a_seeker_or_a_scenario_says_gains_no_tag() -> None:

@@ -176,6 +176,7 @@ for (const section of document.querySelectorAll("[data-events]")) {
     for (const [kind, show] of Object.entries(shows)) {
       source.addEventListener(kind, (event) => {
         if (kind === "end" || kind === "trouble") source.close();
+        if (kind === "trouble") setTimeout(follow, 5000);
         show(JSON.parse(event.data));
       });
     }

@@ -83,7 +83,8 @@ class _Viewer:
     stopping: Callable[[], bool]
     since: int = field(default_factory=time.time_ns)
     rendered: dict[Path, tuple[object, _Pages]] = field(default_factory=dict)
-    followed: dict[Path, Following] = field(default_factory=dict)
+    followed: dict[Path, tuple[tuple[int, int], Following]] = field(default_factory=dict)
+    looking_up: threading.Lock = field(default_factory=threading.Lock)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
@@ -149,12 +150,9 @@ class _Viewer:
     def conversation(self, request: Request) -> Response:
         """One conversation of a run, as it stands there now."""
         run = self._run(request)
-        with self.one_at_a_time:
-            following = self.followed.pop(run.folder, None) or Following(run.folder)
-            self.followed[run.folder] = following
-            if len(self.followed) > KEPT:
-                del self.followed[next(iter(self.followed))]
-            held = following.conversation(request.path_params["number"])
+        if run.kind in KINDS:
+            raise HTTPException(404, "no conversations here")
+        held = self._following(run.folder).conversation(request.path_params["number"])
         if held is None:
             raise HTTPException(404, "no such conversation has ended here")
         shown = Conversation.of(held, begun_run(run.folder))
@@ -165,7 +163,17 @@ class _Viewer:
         if run.kind in KINDS:
             pages = KINDS[run.kind]()
             return _events(self._growth(lambda: pages.stamp(run.folder), request.query_params.get("since", "")))
-        return _events(self._stream(await run_in_threadpool(Following, run.folder)))
+        return _events(self._stream(run.folder))
+
+    def _following(self, folder: Path) -> Following:
+        """What was read of a run, for all who follow it, until another one is begun there."""
+        begun = _stamp(folder / "scenarios.jsonl")
+        with self.looking_up:
+            known = self.followed.pop(folder, None)
+            self.followed[folder] = known = known if known and known[0] == begun else (begun, Following(folder))
+            if len(self.followed) > KEPT:
+                del self.followed[next(iter(self.followed))]
+        return known[1]
 
     async def _growth(self, now: Callable[[], str], since: str) -> AsyncIterator[str]:
         """`grown`, once there is another state than `since`."""
@@ -179,30 +187,33 @@ class _Viewer:
                 due = time.monotonic() + RELOAD
             await asyncio.sleep(min(POLL, RELOAD))
 
-    async def _stream(self, following: Following) -> AsyncIterator[str]:
+    async def _stream(self, folder: Path) -> AsyncIterator[str]:
         """What has ended lately, then each that ends, until all have. `begin` has a page that comes back after its
-        connection broke empty its list."""
-        first, silent = True, 0
+        connection broke, or whose run is begun anew, empty its list."""
+        following, place, silent = None, 0, 0
         told: dict[str, Any] = {}
         while not self.stopping():
             try:
-                news = await run_in_threadpool(following.read)
+                now = await run_in_threadpool(self._following, folder)
+                await run_in_threadpool(now.read)
             except RecordError as error:
                 yield _event("trouble", {"message": one_line(str(error))})
                 return
-            if first:
+            if now is not following:
+                following, place = now, max(0, len(now.told) - SHOWN)
                 yield _event("begin", {})
-            for ended in news[-SHOWN:]:
+            news = now.told[place:]
+            place += len(news)
+            for ended in news:
                 yield _event("conversation", ended.to_json())
-            if (progress := following.progress()) != told:
+            if (progress := await run_in_threadpool(now.progress)) != told:
                 yield _event("progress", told := progress)
-            silent = 0 if news or first else silent + 1
+            silent = 0 if news else silent + 1
             if silent and not silent % _BEAT:
                 yield ": still here\n\n"
-            if following.complete:
+            if now.complete:
                 yield _event("end", {})
                 return
-            first = False
             await asyncio.sleep(POLL)
 
     def _run(self, request: Request) -> Run:

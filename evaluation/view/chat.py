@@ -29,6 +29,7 @@ from esc_env.evaluation.view.talks import AGE, SWITCHES, Talk, Talks, trajectory
 __all__ = ["chat"]
 
 _COMMAND = "esc chat"
+_SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 _LOOK = 0.2
 """Seconds between two looks whether the server ends, while a seeker is asked. Ours."""
 
@@ -93,7 +94,11 @@ class _Chat:
 
     async def _page(self, request: Request, status: int = 200) -> Response:
         """The conversation of a session, or the way to one. Nothing is held for whoever only looks."""
-        session = self._session(request) or secrets.token_urlsafe(32)
+        session = self._session(request)
+        if not session and request.headers.get("sec-fetch-site") == "cross-site":
+            # a link elsewhere was followed, with which no browser sends the cookie: one may be there all the same
+            return HTMLResponse(render("chat_door.html", safety=self.safety))
+        session = session or secrets.token_urlsafe(32)
         talk = self.talks.of(session)
         values: dict[str, Any] = {"talk": talk, "gone": status == 410, "age": AGE}
         if talk and (episode := talk.episode):
@@ -118,7 +123,8 @@ class _Chat:
         return answer
 
     def _session(self, request: Request) -> str:
-        return request.cookies.get(cookie(request, _COMMAND), "")
+        given = request.cookies.get(cookie(request, _COMMAND), "")
+        return given if _SESSION.fullmatch(given) else ""
 
     async def _own_form(self, request: Request) -> dict[str, str]:
         form = await form_of(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -197,16 +198,21 @@ class Ended:
 
 
 class Following:
-    """The conversations of one run, as they end.
+    """The conversations of one run, as they end. Several threads may ask.
 
     Args:
         folder: of the run.
+
+    Attributes:
+        told: what has ended, or ended otherwise than before, in that order, as far as it was read.
 
     Raises:
         RecordError: it holds no run, or one that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.told: list[Ended] = []
+        self._one_at_a_time = threading.Lock()
         kept = run_folder(folder)
         about = kept.about()
         self._path = folder / TRAJECTORIES
@@ -222,11 +228,17 @@ class Following:
         self._file, self._offset, self._line = 0, 0, 0
 
     def read(self) -> list[Ended]:
-        """What has ended, or ended otherwise than before, since the last call.
+        """Read on: what has ended, or ended otherwise than before, since the last call.
 
         Raises:
             RecordError: a whole line cannot be read; the message names it.
         """
+        with self._one_at_a_time:
+            news = self._read()
+            self.told += news
+        return news
+
+    def _read(self) -> list[Ended]:
         try:
             file = self._opened()
         except FileNotFoundError:
@@ -294,7 +306,7 @@ class Following:
         `done` conversations with an outcome of `total`, how many are `solved` and broke off (`errors`), their `rate`
         and its `interval`, US dollars (`cost`; None: unknown), and `failures`: chair, message, how many.
         """
-        held = self._known.values()
+        held = list(self._known.values())
         outcomes: dict[str, list[bool]] = defaultdict(list)
         for each in held:
             if each.completed:
@@ -316,4 +328,4 @@ class Following:
     @property
     def complete(self) -> bool:
         """Whether every conversation has an outcome."""
-        return self._total > 0 and sum(each.completed for each in self._known.values()) >= self._total
+        return self._total > 0 and sum(each.completed for each in list(self._known.values())) >= self._total
