@@ -8,6 +8,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,9 +18,6 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra 'pages'")
 pytest.importorskip("pyarrow", reason="needs the extra 'data'")
 pytest.importorskip("starlette", reason="needs the extra 'web'")
-
-import pyarrow as arrow
-from pyarrow import parquet
 
 from esc_env.cli import build_app, main
 from esc_env.errors import RecordError
@@ -62,6 +60,7 @@ def lines(folder: Path, *entries: dict[str, float]) -> None:
 
 def said(folder: Path, step: int, words: str, rows: int = 8, **columns: Any) -> None:
     """What TRL keeps of a step: two groups of four."""
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     place = folder / "checkpoints" / "completions"
     place.mkdir(parents=True, exist_ok=True)
     prompts = [[{"role": "user", "content": f"I cannot sleep {row // 4}. {HOSTILE}"}] for row in range(rows)]
@@ -302,9 +301,14 @@ def test_what_is_trained_goes_on_when_its_viewer_is_killed(
 ) -> None:
     monkeypatch.setenv("BROWSER", "true")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    viewers = []
-    start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *given, **more: viewers.append(start(*given, **more)) or viewers[0])
+    viewers: list[Any] = []
+
+    class Viewer(subprocess.Popen[str]):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            viewers.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Viewer)
     folder = tmp_path / "runs" / "sft"
     with beside(folder):
         address = next(word for word in capsys.readouterr().err.split() if word.startswith("http"))
