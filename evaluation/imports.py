@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
 from esc_env.data.cards import sage_profile
 from esc_env.data.files import Record, Unusable, records
+from esc_env.data.readers import read_file
 from esc_env.dialogue import Dialogue, Message
-from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning, did_you_mean
+from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError, TornLineWarning, did_you_mean
 from esc_env.evaluation.statistics.intervals import mean_interval
 from esc_env.fields import many, mapping, number, optional, read, text
 from esc_env.folder import RunFolder
@@ -263,9 +265,16 @@ def _read(path: Path, source: str | None) -> tuple[str, list[Imported]]:
     first = whole[0].value
     kind = source or next((n for n, s in SOURCES.items() if isinstance(first, Mapping) and s.knows(first)), None)
     if kind is None:
+        try:
+            layout = read_file(path).format
+        except ScenarioError:
+            raise RecordError(
+                f"{path}: {whole[0].place} is of no known kind ({', '.join(SOURCES)}). Name it with --source, or see "
+                "docs/imports.md"
+            ) from None
         raise RecordError(
-            f"{path}: {whole[0].place} is of no known kind ({', '.join(SOURCES)}). Name it with --source, or see "
-            "docs/imports.md"
+            f"{path}: holds scenarios to talk with ({layout}), no conversations of a supporter that is measured. Type: "
+            f"esc scenarios {quote(str(path))}"
         )
     held = list(_conversations(path, whole, SOURCES[kind]))
     if torn:

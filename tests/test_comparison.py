@@ -109,6 +109,13 @@ def test_runs_that_faced_different_things_are_refused_unless_asked_for_and_then_
         assert "NOT COMPARABLE" in capsys.readouterr().out
 
 
+def test_what_has_no_partner_is_not_said_to_have_no_outcome(runs, tmp_path):
+    (found,) = (compared := compare([runs[0], held(10, tmp_path / "once", trials=1)], anyway=True)).differences
+    assert (found.pairs, found.unpaired) == (PEOPLE, PEOPLE)
+    (note,) = [note for note in compared.notes if "are left out" in note]
+    assert "the other run has none of that scenario and trial" in note
+
+
 @pytest.mark.parametrize("form", [[], ["--markdown"], ["--json"]])
 def test_the_command_prints_the_difference_in_every_form(runs, capsys, form):
     with pytest.raises(SystemExit) as ended:

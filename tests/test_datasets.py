@@ -278,9 +278,9 @@ def test_numbers_without_sense_are_left_out(read: Any) -> None:
     ("record", "what"),
     [
         ({"kind": "trajectory", "version": 1, "scenario": {}}, "esc leaderboard"),
-        ({"id": "1", "player": "p", "history": [], "emo_point": 5, "task": "t"}, "SAGE trajectories"),
+        ({"id": "1", "player": "p", "history": [], "emo_point": 5, "task": "t"}, "SAGE trajectories.*esc import"),
         ({"0": {"fluency": 3, "empathic": 2}}, "ESC-Eval scores"),
-        ({"0": ["AI assistant：Hi", "ESC-Role：Hello"]}, "ESC-Eval dialogues"),
+        ({"0": ["AI assistant：Hi", "ESC-Role：Hello"]}, "ESC-Eval dialogues.*esc import"),
     ],
 )
 def test_files_for_other_parts_are_named_and_refused(read: Any, record: Any, what: str) -> None:

@@ -20,8 +20,10 @@ from esc_env.conversation import Chairs
 from esc_env.errors import ModelUnavailable, ProtocolMismatch, RecordError, ScenarioError, SpecError
 from esc_env.evaluation.runs.holding import hold
 from esc_env.evaluation.statistics.intervals import auc_estimate
+from esc_env.evaluation.validity import gaming
 from esc_env.evaluation.validity.critics import validate_critic
 from esc_env.evaluation.validity.gaming import PROBES, climb, in_order, probe, run_probes, summary
+from esc_env.evaluation.validity.robustness import attacks
 from esc_env.testing import FakeChatModel
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -61,6 +63,28 @@ def test_hill_climbing_is_deterministic_and_never_worse_than_its_start():
     few = bank("train")[:6]
     assert climb(6, few) == climb(6, few)
     assert len(climb(3, few)) == 8
+
+
+def test_what_is_complete_is_not_searched_for_again(tmp_path, monkeypatch):
+    searched: list[str] = []
+    told: list[Any] = []
+
+    def found() -> tuple[int, ...]:
+        searched.append("once more")
+        return tuple(range(8))
+
+    def both() -> None:
+        climbed = [probe("hill climbed")]
+        list(run_probes(tmp_path, probes=climbed, personas=["cooperative"], trials=1, limit=1, progress=told.append))
+        list(attacks(tmp_path / "attacks", names=["hill climbed"], limit=1, progress=told.append))
+
+    monkeypatch.setattr(gaming, "_climbed", found)
+    both()
+    assert searched
+    assert [each.what for each in told].count("preparations of hill climbed") == 2
+    searched.clear()
+    both()
+    assert not searched
 
 
 def talk(name: str, turns: int, word: str) -> Scenario:

@@ -69,10 +69,10 @@ def _seconds(read: Callable[[str], Any], text: str, times: int = 1) -> float:
 def _slow(read: Callable[[str], Any], source: str) -> str:
     """A text on which `read` takes more than it may, and how long; "" when there is none."""
     for text, quarter in zip(_texts(source, LENGTH), _texts(source, LENGTH // 4), strict=True):
-        if _seconds(read, text) < BOUND or (took := _seconds(read, text, 5)) < BOUND:
+        if _seconds(read, text) < BOUND or (took := _seconds(read, text, 2)) < BOUND:
             continue
         # 4 when every character costs the same, 16 when each looks at all others. A slowed processor may show 8 once.
-        if all((grown := _seconds(read, text, 5) / _seconds(read, quarter, 5)) > 8 for _ in range(4)):
+        if all((grown := _seconds(read, text) / _seconds(read, quarter, 3)) > 8 for _ in range(6)):
             return f"{text[:20]!r}: {took:.3f} s, {grown:.0f} times what a quarter of it takes"
     return ""
 

@@ -132,6 +132,12 @@ def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path):
 def test_what_is_of_no_known_kind_is_refused(tmp_path):
     with pytest.raises(RecordError, match="of no known kind"):
         import_file(written(tmp_path, "chat", '{"a": 1}'), tmp_path / "out")
+    talk = [{"speaker": "usr", "text": "I lost my job."}, {"speaker": "sys", "text": "I am sorry."}]
+    esconv = json.dumps(
+        {"situation": "I lost my job.", "emotion_type": "sadness", "problem_type": "job", "dialog": talk}
+    )
+    with pytest.raises(RecordError, match=r"holds scenarios .*esconv.*esc scenarios .*chat"):
+        import_file(written(tmp_path, "chat", esconv), tmp_path / "out")
     with pytest.raises(SpecError, match=r"no source 'saga'. Did you mean 'sage'"):
         import_file(written(tmp_path, "sage"), tmp_path / "out", source="saga")
 

@@ -627,6 +627,20 @@ def test_the_command_prints_and_keeps_tables_and_says_that_the_plain_judge_is_no
     assert "nothing here is a result to publish" in data["notes"][0]
 
 
+@pytest.mark.parametrize("mode", ["rubric", "pairwise"])
+def test_what_the_command_prints_fits_a_terminal(
+    runs: list[Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    words = ["--judge", "builtin:plain", "--mode", mode, "--out", tmp_path / "j", "--no-progress"]
+    assert command("judge", *(run.folder for run in runs), *words) == 0
+    tables = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("builtin:plain:")]
+    assert any("identification" in line for line in tables)
+    assert max(len(line.rstrip()) for line in tables) <= 80
+
+
 def test_the_command_ends_with_1_while_answers_are_missing(
     runs: list[Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -439,6 +439,12 @@ def test_the_command_line_takes_the_same_options(fakes, tmp_path, capsys):
     assert "requests to models" in out
     assert "0.00 USD at list prices" in out
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    timing = tmp_path / "a" / "timing.jsonl"
+    taken = [json.loads(line) for line in timing.read_text().splitlines()]
+    timing.write_text("".join(json.dumps({**each, "seconds": 2 + place}) + "\n" for place, each in enumerate(taken)))
+    with pytest.raises(SystemExit):
+        main(["report", "a"])
+    assert "requests and 2.5 s, all of them 5.0 s one after another" in capsys.readouterr().out
     faced = json.loads((tmp_path / "a" / "run.json").read_text())
     assert faced["identity"]["seeker"]["temperature"] == 0.2
     assert faced["identity"]["critic"]["temperature"] == 0.3

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
-import subprocess
 import sys
 import warnings
-from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
 from conftest import bank
-from tiny_models import CHATML, save_model
+from pipelines import a_world, alternate, arguments, assert_tables_are_even
 
-from esc_env import Dialogue, Message, Rules
+from esc_env import Rules
 from esc_env.cli import main
 from esc_env.errors import BudgetExceeded, ConfigError, ProtocolMismatch, SpecError
 from esc_env.evaluation.runs.runner import evaluate, read_run
-from esc_env.folder import PLACE, TIMING
 from esc_env.models.budget import spent
-from esc_env.models.local import LocalModel
-from esc_env.protocols import Completion, Request
 from esc_env.testing import ScriptedAgent
-from esc_env.training.ablate import Claim, ablate
+from esc_env.training.ablate import Claim
 from esc_env.training.collect import collect
 from esc_env.training.config import Setting
 from esc_env.training.config_loading import presets, read_pipeline
@@ -38,83 +29,14 @@ from esc_env.training.outcome import gain, texture
 from esc_env.training.pipeline import run_pipeline
 from esc_env.training.stage import asked
 
+__all__ = ["a_world", "alternate"]  # fixtures
+
 pytestmark = [
     pytest.mark.full,
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),  # TRL's own
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
     pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),  # untrained models support nobody
 ]
-
-TALK = ("I cannot sleep.", "What happened?", "My job.", "That sounds hard.", "It is.", "Tell me more about it.")
-TROUBLES = (
-    "My manager said that I would be let go.", "We broke up after six years.", "I failed the exam twice.",
-    "My father is ill and far away.", "I moved and know nobody here.", "Debts keep me awake at night.",
-)  # fmt: skip
-SMALL = [
-    "--sft.max_steps=1", "--sft.max_length=300", "--collect.limit=6", "--collect.contexts=8",
-    "--collect.candidates=2", "--collect.rollouts=1", "--collect.trials=1", "--collect.valid=0.5",
-    "--collect.temperature=1.0",
-    "--rm.max_steps=1", "--rm.max_length=300", "--grpo.max_steps=1", "--grpo.batch_size=4", "--grpo.accumulation=1",
-    "--grpo.group_size=4", "--grpo.prompt_length=200", "--grpo.completion_length=8", "--grpo.vllm=off",
-    "--grpo.save_steps=1", "--evaluate.limit=2", "--evaluate.trials=1", "--valid_limit=2", "--max_turns=2",
-    *(f"--{stage}.{name}" for stage in ("sft", "rm", "grpo") for name in ("precision=fp32", "cpu=true")),
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A policy, a reward model, and files of scenarios with human dialogues."""
-    folder = tmp_path_factory.mktemp("world")
-    plain = CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
-    said = Dialogue(tuple(Message("supporter" if place % 2 else "seeker", text) for place, text in enumerate(TALK)))
-    for name in ("train", "valid", "test"):
-        lines = [
-            json.dumps(
-                {**person.to_json(), "id": f"{name}-{person.id}", "situation": trouble, "dialogue": said.to_json()}
-            )
-            for person, trouble in zip(bank(len(TROUBLES)), TROUBLES, strict=True)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {
-        "policy": save_model(folder / "policy", template=plain),
-        "reward_model": save_model(folder / "reward", template=plain, seed=1),
-        **{name: folder / f"{name}.jsonl" for name in ("train", "valid", "test")},
-    }
-
-
-def arguments(world: dict[str, Path], *more: str) -> list[str]:
-    return [
-        f"--model={world['policy']}", f"--reward_model={world['reward_model']}", f"--scenarios={world['train']}",
-        f"--valid={world['valid']}", f"--test={world['test']}", f"--sft_data={world['train']}",
-        "--seeker=builtin", "--critic=builtin", "--evaluate.seeker=builtin", "--evaluate.critic=builtin",
-        *SMALL, *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def alternating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untrained models solve nothing; let every other future be solved, so that there are two classes."""
-    import esc_env.training.data as data
-
-    read = data.read_samples
-
-    def mixed(folder: Any, **options: Any) -> list[Any]:
-        from dataclasses import replace
-
-        samples = read(folder, **options)
-        return [
-            replace(sample, futures=tuple(replace(each, solved=place % 2 == 0) for each in sample.futures))
-            for place, sample in enumerate(samples)
-        ]
-
-    monkeypatch.setattr("esc_env.training.pipeline.read_samples", mixed)
-
-
-def assert_tables_are_even(page: str) -> None:
-    """Every row of a Markdown table has as many cells as its header."""
-    for block in page.split("\n\n"):
-        rows = [line for line in block.splitlines() if line.startswith("|")]
-        assert len({line.count("|") for line in rows}) <= 1, block
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -146,92 +68,6 @@ def test_the_models_of_the_tiny_preset_are_made_on_the_way(world: dict[str, Path
         run_pipeline(
             read_pipeline("tiny", arguments(world, *tiny, "--skip", "sft")), tmp_path / "b", told=lambda line: None
         )
-
-
-@pytest.mark.usefixtures("alternating")
-def test_the_same_seed_is_the_same_run_in_every_byte_also_on_a_busy_machine(
-    world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = ["--model=tiny", "--reward_model=tiny", "--sft_data=population", "--collect.contexts=none"]
-    more = ["--grpo.max_steps=2", "--grpo.completion_length=24", "--evaluate.personas=none", "--evaluate.sweep=none"]
-    config = read_pipeline("tiny", arguments(world, *tiny, *more))
-
-    def run_once() -> dict[str, str]:
-        """The hash of every file but those that say how long things took."""
-        run_pipeline(config, tmp_path / "run", told=lambda line: None)
-        kept = (tmp_path / "run").rename(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        files = [path for path in kept.rglob("*") if path.is_file() and path.name not in (PLACE, TIMING)]
-        return {str(path.relative_to(kept)): sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
-
-    quiet = run_once()
-    answer, draw = LocalModel.complete, random.Random(0)
-
-    async def delayed(self: LocalModel, request: Request) -> Completion:
-        await asyncio.sleep(draw.choice((0.0, 0.002, 0.02)))
-        found = await answer(self, request)
-        await asyncio.sleep(draw.choice((0.0, 0.002, 0.02)))
-        return found
-
-    monkeypatch.setattr(LocalModel, "complete", delayed)
-    with ExitStack() as stack:
-        for _ in range(2):
-            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
-            stack.callback(busy.kill)
-        assert run_once() == quiet
-    for made in ("collect/candidates.jsonl", "eval/grpo/trajectories.jsonl", "grpo/model.safetensors"):
-        assert made in quiet
-
-
-@pytest.mark.usefixtures("alternating")
-def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict[str, Path], tmp_path: Path) -> None:
-    few = ["--evaluate.personas", "guarded", "--evaluate.sweep", "0.0", "0.5"]
-    config = read_pipeline("tiny", arguments(world, *few))
-    arms = ["rlff", "no tails", "no think-format", "noise + format", "env", "rlff, steady start"]
-    table = ablate(config, tmp_path, seeds=1, grpo_seeds=2, arms=arms, told=lambda line: None)
-    assert_tables_are_even(table)
-    tables = [
-        [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("| ")]
-        for block in table.split("\n\n")
-        if block.startswith("|")
-    ]
-    before = ["before GRPO", "before GRPO, temperature 0", "before GRPO, temperature 0.5"]
-    steady = [name.replace("GRPO", "GRPO, steady start") for name in before]
-    assert tables[0][1:] == [*before, *steady, *arms]
-    assert table.count("does not hold") + table.count("| holds |") == 4
-    assert tables[2][1:] == [before[0], steady[0], *arms]
-    assert "† rests on fewer than 240 conversations" in table
-    assert "what is paid for" in table.lower()
-    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert {name: len(report["rows"][name]["each"]) for name in ("rlff", "env", "no think-format")} == {
-        "rlff": 2, "env": 2, "no think-format": 1,
-    }  # fmt: skip
-    gains = [report["rows"][name]["gain"] for name in ("rlff", "no think-format")]
-    assert [(gain["runs"], gain["between"] is None) for gain in gains] == [(2, False), (1, True)]
-    assert report["rows"]["rlff"]["last"] is not None
-    assert set(report["moves"]["scores"]) == {"R_fut", "rm-classification", "rm-classification-no-tail"}
-    home = tmp_path / "seed-0"
-    assert (home / "rlff-2" / "sft").resolve() == (home / "rlff" / "sft").resolve() == home / "shared" / "sft"
-    about = [json.loads((home / name / "grpo" / "run.json").read_text(encoding="utf-8")) for name in ("rlff", "rlff-2")]
-    assert [each["identity"]["seed"] for each in about] == [0, 1000]
-    assert {(home / arm / "rm").resolve() for arm in ("rlff", "no-think-format")} == {home / "rm-classification" / "rm"}
-    assert (home / "no-tails" / "rm").resolve() == home / "rm-classification-no-tail" / "rm"
-    assert (home / "rlff-steady-start" / "rm").resolve() == home / "steady-rm-classification" / "rm"
-    assert (home / "rlff-steady-start" / "sft").resolve() == home / "steady" / "sft"
-    assert not (home / "noise-and-format" / "rm").exists()
-    curves = ElementTree.parse(tmp_path / "curves.svg")
-    assert len(curves.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4 * len(arms)
-    begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert ablate(config, tmp_path, seeds=1, grpo_seeds=2, arms=arms, told=lambda line: None) == table
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
-    wider = ablate(config, tmp_path, seeds=2, arms=["noise", "env"], jobs=2)
-    assert_tables_are_even(wider)
-    row = next(line for line in wider.splitlines() if line.startswith("| noise |"))
-    assert row.split("|")[3].count("%") == 2
-    now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert {**now, **begun} == now
-    assert home / "noise" / "grpo" / "model.safetensors" in now
-    with pytest.raises(SpecError, match="Did you mean 'ranking'"):
-        ablate(config, tmp_path, seeds=1, arms=["rankin"])
 
 
 @pytest.mark.usefixtures("alternating")

@@ -22,7 +22,7 @@ from esc_env.evaluation import Report, evaluate
 from esc_env.evaluation.imports import import_file
 from esc_env.evaluation.judges.agreement import alpha, kappa, rank_correlation, spearman
 from esc_env.evaluation.judges.rejudging import AS_HELD, matrix, rejudge
-from esc_env.testing import FakeServer, Fault
+from esc_env.testing import FakeServer, Fault, ScriptedAgent
 
 pytestmark = pytest.mark.full
 
@@ -217,6 +217,29 @@ def test_the_command_states_the_rules_by_which_it_judged_an_import(tmp_path: Pat
     shown = capsys.readouterr().out
     assert "T 2, 10 votes, solved above 0.5" in shown
     assert "as held" not in shown
+
+
+def test_where_no_style_can_be_read_none_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    talks = imported(tmp_path, [("user", "我睡不着。"), ("assistant", "怎么了？"), ("user", "工作。")])
+    critics = [word for name in ("never", "at_once") for word in ("--critic", f"python:{__name__}:{name}")]
+    assert command("rejudge", talks, *critics, "--out", tmp_path / "out", "--no-progress") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "against the mean" in line]
+    assert [line.endswith("with length – (0)") for line in lines] == [True, True]
+
+
+def test_rates_of_many_systems_fit_a_terminal(
+    runs: list[Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("one-of-a-long-name", "another-of-a-long-name", "a-third-of-a-long-name"):
+        evaluate(ScriptedAgent([name]), limit=8, out=tmp_path / name)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    words = ["--critic", "builtin", "--out", tmp_path / "out", "--no-progress"]
+    assert command("rejudge", tmp_path, *(run.folder for run in runs), *words) == 0
+    table = capsys.readouterr().out.partition("SR by system")[2].partition("How far")[0]
+    assert "another-of" in table
+    assert max(map(len, table.splitlines())) <= 80
 
 
 # --- the libraries' numbers -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ModelError, RecordError, SpecError
 from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.pages.leaderboard import leaderboard_pages
+from esc_env.evaluation.ranking.leaderboard import rank_each
 from esc_env.evaluation.ranking.submission import submit
 from esc_env.evaluation.ranking.verify import verify
 from esc_env.evaluation.runs.runner import read_run, run_key
@@ -459,6 +460,34 @@ def test_a_submitted_file_that_was_edited_is_refused_naming_file_and_line(run, t
     file.write_text("hello\n")
     with pytest.raises(RecordError, match=rf"{file}:1: no line of a submitted run"):
         verify(file)
+
+
+@pytest.mark.parametrize("text", ["hello\n", "", "\x00\x01", "[" * 5000, '{"kind": "run", "version": 2}\n'])
+def test_a_file_that_cannot_be_read_is_listed_apart_and_stops_no_other(run, tmp_path, esc, text):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(text)
+    for boards in ([rank([bad, run])], rank_each([bad, run])):
+        (board,) = boards
+        assert [entry.report.folder for entry in board.entries] == [run]
+        assert [path for path, _ in board.unread] == [bad]
+        assert [each["file"] for each in board.to_json()["unread"]] == [str(bad)]
+        for page in (board.to_markdown(), *dict(leaderboard_pages([board])).values()):
+            assert "Not read, not ranked" in page
+            assert "bad.jsonl" in page
+    with pytest.raises(RecordError, match=r"bad\.jsonl"):
+        rank([bad])
+    assert esc("leaderboard", bad, run)[0] == 0
+
+
+def test_a_damaged_run_folder_is_listed_apart_and_stops_no_other(run, tmp_path, esc):
+    bad = Path(shutil.copytree(run, tmp_path / "bad"))
+    for name in ("run.json", "scenarios.jsonl", "trajectories.jsonl"):
+        whole = (bad / name).read_bytes()
+        (bad / name).write_text("{\n{")
+        assert [path for path, _ in rank([tmp_path]).unread] == [bad]
+        code, out = esc("leaderboard", tmp_path)
+        assert (code, "Not read, not ranked" in out) == (0, True)
+        (bad / name).write_bytes(whole)
 
 
 @pytest.mark.full

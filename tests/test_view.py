@@ -142,8 +142,8 @@ def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(runs: Pat
 
 
 def test_folders_of_other_kinds_and_links_are_passed_over(runs: Path, tmp_path: Path) -> None:
-    (runs / "stage").mkdir()
-    (runs / "stage" / "run.json").write_text('{"kind": "stage", "version": 2, "identity": {}}')
+    (runs / "collection").mkdir()
+    (runs / "collection" / "run.json").write_text('{"kind": "collection", "version": 2, "identity": {}}')
     copytree(runs / "one", tmp_path / "elsewhere")
     (runs / "link").symlink_to(tmp_path / "elsewhere")
     assert [run.name for run in find(runs)] == ["one"]
@@ -191,7 +191,8 @@ def test_events_of_a_complete_run_tell_all_and_end(runs: Path) -> None:
     told = events(answer.text)
     assert [kind for kind, _ in told] == ["begin", *["conversation"] * 3, "progress", "end"]
     assert told[1][1] == {
-        "number": 0, "scenario": "person-0", "trial": 0, "outcome": "solved", "turns": 2, "score": 1.0, "solved": True,
+        "number": 0, "scenario": "person-0", "trial": 0, "kind": "solved", "outcome": "solved", "turns": 2,
+        "score": 1.0,
     }  # fmt: skip
     interval = told[-2][1].pop("interval")
     assert interval == pytest.approx([0.438, 1], abs=0.001)
@@ -232,7 +233,7 @@ def test_an_error_is_counted_apart_until_its_conversation_has_an_outcome(runs: P
     path = runs / "one" / "trajectories.jsonl"
     path.write_text(json.dumps(data) + "\n")
     following = Following(runs / "one")
-    assert [ended.outcome for ended in following.read()] == ["error"]
+    assert [ended.outcome for ended in following.read()] == ["error, no outcome"]
     assert (following.progress()["errors"], following.progress()["done"]) == (1, 0)
     with path.open("ab") as file:
         file.write(whole[0])

@@ -154,6 +154,8 @@ def _layout(record: Any, path: Path) -> str | None:
     return "plain" if "situation" in keys else None
 
 
+_IMPORTED = "read it with `esc import`"
+
 _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
     (
         "trajectories of an esc-env run",
@@ -162,7 +164,7 @@ _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
     ),
     (
         "SAGE trajectories (finished conversations in Chinese)",
-        "esc-env has no reader for them yet",
+        _IMPORTED,
         lambda record: {"history", "emo_point"} <= set(record),
     ),
     (
@@ -172,7 +174,7 @@ _FOREIGN: tuple[tuple[str, str, Callable[[Mapping[Any, Any]], bool]], ...] = (
     ),
     (
         "ESC-Eval dialogues (ESC-Role with a model)",
-        "esc-env has no reader for them yet",
+        _IMPORTED,
         lambda record: (
             bool(record)
             and all(str(k).isdecimal() and isinstance(v, list) for k, v in record.items())

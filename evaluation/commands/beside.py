@@ -51,7 +51,7 @@ def beside(folder: Path, page: str = "now/") -> Iterator[None]:
         typer.echo(told.rstrip("\n"), err=True)
         yield
         if viewer.poll() is None:
-            typer.echo("The pages stay until Ctrl-C", err=True)
+            typer.echo("Its pages stay until Ctrl-C", err=True)
             with suppress(KeyboardInterrupt):
                 viewer.wait()
     finally:
@@ -73,7 +73,7 @@ def _main() -> None:
 
         return viewer(folder, token=token, stopping=stopping)
 
-    serve(app, "esc view", host="127.0.0.1", port=0, browser=True, page=page, until=lambda: os.read(0, 1))
+    serve(app, "Follow it here", host="127.0.0.1", port=0, browser=True, page=page, until=lambda: os.read(0, 1))
 
 
 if __name__ == "__main__":

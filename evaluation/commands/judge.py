@@ -203,14 +203,15 @@ def _show_matrix(compared: Matrix) -> None:
             for name, view in compared.views.items()
         ],
     )  # fmt: skip
-    labels = list(next(iter(compared.views.values())).by_system)
+    views = list(compared.views.values())
+    labels = list(views[0].by_system)
     if len(labels) > 1:
         print_table(
             "SR by system",
-            [("critic", False), *((label, True) for label in labels)],
+            [("system", False), *((name, True) for name in compared.views)],
             [
-                (name, *(bounds(*view.by_system[label]) if label in view.by_system else "–" for label in labels))
-                for name, view in compared.views.items()
+                (label, *(bounds(*there) if (there := view.by_system.get(label)) else "–" for view in views))
+                for label in labels
             ],
         )
     if AS_HELD not in compared.views:
@@ -231,8 +232,8 @@ def _show_matrix(compared: Matrix) -> None:
     )
     typer.echo(f"All critics, scores turn by turn: Krippendorff's α {_kappa(compared.alpha)}")
     for name, view in compared.views.items():
-        styles = "; ".join(f"{style} {mean}" for style, mean in view.style.items())
-        typer.echo(f"{name}, against the mean of the others: with length {view.length or '–'} (0); {styles}")
+        leanings = [f"with length {view.length or '–'} (0)", *(f"{style} {mean}" for style, mean in view.style.items())]
+        typer.echo(f"{name}, against the mean of the others: {'; '.join(leanings)}")
 
 
 def _show(judged: Judged) -> None:

@@ -106,9 +106,10 @@ def _rank(
 ) -> None:
     """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
 
-    Complete runs are ranked by SR; incomplete ones are listed apart, and so are those that contradict themselves or
-    what comes out when embedded chairs are asked again. Runs with another fingerprint (scenarios, persona, seeker,
-    critic, seed, …) are refused, naming what differs; with --out they are ranked in a table of their own.
+    Complete runs are ranked by SR. Incomplete ones are listed apart, and so are those that cannot be read, or that
+    contradict themselves or what comes out when embedded chairs are asked again. Runs with another fingerprint
+    (scenarios, persona, seeker, critic, seed, …) are refused, naming what differs; with --out they are ranked in a
+    table of their own.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
@@ -116,7 +117,11 @@ def _rank(
     from esc_env.records import write_json, write_text
 
     folders = find_runs(runs)
-    if folders and all(map(is_import, folders)):
+    try:
+        imported = all(map(is_import, folders))
+    except RecordError:  # one is damaged, and listed apart
+        imported = False
+    if imported:
         print_imports(folders)
         return
     with shown("Checking", progress) as told:

@@ -11,6 +11,7 @@ import typer
 
 from esc_env.errors import SpecError
 from esc_env.evaluation.commands.annotate import annotate
+from esc_env.evaluation.commands.chat import chat
 from esc_env.evaluation.commands.eval import eval_command
 from esc_env.evaluation.commands.judge import judge, rejudge
 from esc_env.evaluation.commands.printing import print_imports, print_reports
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
     app.command("report")(_report)
     app.command("view")(view)
+    app.command("chat")(chat)
     app.command("wording")(_wording)
     app.command("judge")(judge)
     app.command("rejudge")(rejudge)

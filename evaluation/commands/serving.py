@@ -62,7 +62,7 @@ def serve(
     )
     server = uvicorn.Server(settings)
     address = _address(host, listening.getsockname()[1], page, token)
-    typer.echo(f"{name}: {address} (Ctrl-C ends it)")
+    typer.echo(f"{name}: {address}{'' if until else ' (Ctrl-C ends it)'}")
     if browser:  # in a thread: some browsers hold up whoever opens them until they are closed
         threading.Thread(target=typer.launch, args=(address,), daemon=True).start()
 

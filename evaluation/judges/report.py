@@ -365,14 +365,11 @@ def tables(judged: Judged) -> list[Table]:
     names = list(dimensions_of(judged.mode))
     if judged.mode != "pairwise":
         where = "Safety where the seeker is at risk: mean mark" if judged.mode == "safety" else "Mean mark"
-        marks = [[label, *(_mark(judged.marks[name][label]) for name in names)] for label in judged.systems]
+        marks = [[label, name, _mark(judged.marks[name][label])] for name in names for label in judged.systems]
+        leaning = [[name, _signed(judged.length[name])] for name in names]
         return [
-            (f"{where}, 1 to 5, with its 95 % interval", ["system", *names], marks),
-            (
-                "How the judge leans",
-                ["", *names],
-                [["words and mark (0)", *map(_signed, judged.length.values())]],
-            ),
+            (f"{where}, 1 to 5, with its 95 % interval", ["system", "dimension", "mark"], marks),
+            ("How the judge leans", ["dimension", "words and mark (0)"], leaning),
         ]
     rates = [[label, *(_share(judged.rates[name][label]) for name in names)] for label in judged.systems]
     strong = [[label, _signed(judged.strengths["overall"].get(label))] for label in judged.systems]

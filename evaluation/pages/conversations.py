@@ -24,7 +24,7 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
 from esc_env.trajectory import StopReason, Trajectory
 
-__all__ = ["OUTCOMES", "Conversation", "Said", "Text", "conversation_pages", "hrefs", "name_of", "size_of"]
+__all__ = ["OUTCOMES", "Conversation", "Said", "Text", "conversation_pages", "hrefs", "name_of", "said_in", "size_of"]
 
 LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 40
 """Characters shown of what was said or thought, of a line about a person, and of a name; lines about a person. Ours."""
@@ -152,7 +152,7 @@ class Conversation:
     def of(cls, trajectory: Trajectory, report: Report, *, revealed: bool = True) -> Conversation:
         """What is shown of a trajectory of this report; `revealed` with the seeker's hidden state, where it has one."""
         scenario, failure = trajectory.scenario, trajectory.failure
-        said = list(_said(trajectory))
+        said = list(said_in(trajectory))
         kind, outcome = OUTCOMES[trajectory.stop_reason]
         return cls(
             trajectory=trajectory,
@@ -196,7 +196,7 @@ def conversation_pages(report: Report, only: str | None = None) -> Iterator[tupl
 def size_of(trajectory: Trajectory) -> int:
     """Bytes of a conversation on a page, about, and rather more than less."""
     about = sum(text.size for lines in _person(trajectory.scenario).values() for text in lines)
-    return _FRAME + about + sum(each.size for each in _said(trajectory))
+    return _FRAME + about + sum(each.size for each in said_in(trajectory))
 
 
 def name_of(text: str) -> str:
@@ -209,7 +209,7 @@ def _sheets(report: Report) -> Sheets:
     return Sheets.of("report", map(size_of, report.trajectories))
 
 
-def _said(trajectory: Trajectory) -> Iterator[Said]:
+def said_in(trajectory: Trajectory) -> Iterator[Said]:
     """The messages of a conversation, until a page is full."""
     size, history = 0, trajectory.history
     before = "opening" if history == 1 else "came with the scenario"

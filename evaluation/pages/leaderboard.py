@@ -135,7 +135,7 @@ def _value(column: Column, entry: Entry) -> str:
     text = column.show(entry)
     if text in ("–", "unknown"):
         return ""
-    found = re.match(r"[+−-]?[\d,]*\.?\d+", text)
+    found = re.match(r"[+−-]?\d[\d,.]*", text)
     return found[0].replace("−", "-").replace(",", "").removeprefix("+") if found else text
 
 

@@ -1,5 +1,6 @@
 "use strict";
-// What a page can do beyond showing itself. Only textContent and attributes are ever set: text stays text.
+// What a page can do beyond showing itself. Only textContent and attributes are set: text stays text. What is shown as
+// HTML is a page of the same server, escaped there.
 
 // Tables whose headings hold buttons can be sorted: by the cells' data-value, or their text.
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -35,16 +36,6 @@ document.addEventListener("keydown", (event) => {
   shown.querySelector(`a[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
 
-// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
-for (const told of document.querySelectorAll("[data-grows]")) {
-  const source = new EventSource(told.dataset.grows);
-  source.addEventListener("grown", () => {
-    source.close();
-    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
-    else location.reload();
-  });
-}
-
 // Questions that keys answer: <form data-keys>. What an answer has as data-pick answers the question at hand (the one
 // with the focus, else the first without an answer), and the focus goes on to the next, at last to the button.
 for (const form of document.querySelectorAll("form[data-keys]")) {
@@ -59,6 +50,60 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
     answer.checked = true;
     const following = questions[questions.indexOf(question) + 1];
     (following ? goal(following) : form.querySelector("button")).focus();
+  });
+}
+
+// Forms that are sent without loading the page: <form data-smooth>. What stands in main of the answer, a page of our own
+// server, takes the place of what stands here. What was said is shown while it is on its way.
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form[data-smooth]");
+  if (!form) return;
+  event.preventDefault();
+  const told = form.querySelector("[data-told]");
+  const body = new URLSearchParams(new FormData(form, event.submitter));
+  const bubbles = ["supporter", "seeker"].map((role) => {
+    const bubble = document.createElement("div");
+    bubble.className = `said ${role}`;
+    bubble.textContent = role === "seeker" ? "…" : body.get("said");
+    return bubble;
+  });
+  if (body.has("said")) document.querySelector(".chat").append(...bubbles);
+  bubbles[1].scrollIntoView({ block: "nearest" });
+  const parts = [...form.elements];
+  parts.forEach((part) => (part.disabled = true));
+  try {
+    const answer = await fetch(form.action, { method: "POST", body });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const main = page.querySelector("main");
+    if (!main) throw new Error(page.body.textContent);
+    const focus = main.querySelector("[autofocus]");
+    focus?.removeAttribute("autofocus"); // which a browser heeds once a page
+    document.querySelector("main").replaceWith(main);
+    document.title = page.title;
+    const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
+    document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
+    focus?.focus({ preventScroll: true });
+    heard?.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    bubbles.forEach((bubble) => bubble.remove());
+    parts.forEach((part) => (part.disabled = false));
+    (told ?? document.querySelector("[data-heard]")).textContent =
+      error instanceof TypeError ? "No connection: nothing was sent. Is it still served?" : error.message;
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (!event.target.matches("textarea[data-enter]") || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  event.target.form.requestSubmit();
+});
+
+// A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
+for (const told of document.querySelectorAll("[data-grows]")) {
+  const source = new EventSource(told.dataset.grows);
+  source.addEventListener("grown", () => {
+    source.close();
+    if (document.querySelector("main details[open]")) told.textContent = "There is more: load this page again.";
+    else location.reload();
   });
 }
 
@@ -104,17 +149,16 @@ for (const section of document.querySelectorAll("[data-events]")) {
       draw(".band", 100 * low, 100 * (high - low));
       draw(".dot", 99 * (rate ?? 0), rate === null ? 0 : 1);
     },
-    conversation({ number, scenario, trial, outcome, turns, score, solved }) {
+    conversation({ number, scenario, trial, kind, outcome, turns, score }) {
       const row = list.insertRow(0);
       const link = document.createElement("a");
       link.href = section.dataset.conversation + number;
-      link.textContent = scenario;
-      row.insertCell().append(link);
-      for (const value of [trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
-        row.insertCell().textContent = value;
-      }
+      link.textContent = trial ? `${scenario}, trial ${trial + 1}` : scenario;
+      const badge = document.createElement("span");
+      badge.className = `badge ${kind}`;
+      badge.textContent = outcome;
+      for (const value of [link, badge, turns, score.toFixed(2).replace("-", "−")]) row.insertCell().append(value);
       row.cells[0].className = "name";
-      row.cells[2].className = { solved: "solved", error: "failed", supporter_failed: "failed" }[outcome] ?? "";
       list.rows[50]?.remove();
     },
     end: () => is("complete", "solved"),

@@ -36,7 +36,7 @@ class Difference:
     Attributes:
         agent, base: labels of this run and of the first.
         pairs, scenarios: conversations with an outcome in both runs, and how many scenarios they are of.
-        unpaired: episodes of either run left out, since they have no outcome in both.
+        unpaired: episodes of either run left out, since they have no outcome in both, or none such is in the other.
         rate, base_rate: success rates over the pairs.
         difference: rate − base_rate.
         interval: its 95 % interval, by scenario.
@@ -103,8 +103,11 @@ class Comparison:
         notes = []
         if self.mismatch:
             notes.append(f"NOT COMPARABLE: these runs faced different things. What differs: {'; '.join(self.mismatch)}")
+        lacking = "they have no outcome in both runs"
+        if self.mismatch:
+            lacking = "the other run has none of that scenario and trial, or one of the two has no outcome"
         notes += [
-            f"{each.agent}: {each.unpaired:,} episodes are left out, since they have no outcome in both runs"
+            f"{each.agent}: {each.unpaired:,} episodes are left out, since {lacking}"
             for each in self.differences
             if each.unpaired
         ]

@@ -55,11 +55,13 @@ class Leaderboard:
         entries: by place.
         incomplete: runs in which conversations have no outcome.
         refused: runs that contradict themselves, or what comes out when they are computed again.
+        unread: what was named and cannot be read as a run, and why.
     """
 
     entries: tuple[Entry, ...]
     incomplete: tuple[Report, ...]
     refused: tuple[Verification, ...] = ()
+    unread: tuple[tuple[Path, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the protocol, ranked runs and incomplete ones, each as in `report.json`."""
@@ -80,6 +82,7 @@ class Leaderboard:
                 {"agent": one.report.agent, "run_key": one.report.run_key, "contradictions": list(one.contradictions)}
                 for one in self.refused
             ],
+            "unread": [{"file": str(path), "why": why} for path, why in self.unread],
         }
 
     @property
@@ -160,8 +163,8 @@ class Leaderboard:
 
     @property
     def remarks(self) -> list[str]:
-        """Unsettled places, and whatever may have decided a result."""
-        notes = []
+        """What could not be read, unsettled places, and whatever may have decided a result."""
+        notes = [f"Not read, not ranked: {why}" for _, why in self.unread]
         if any(best < worst for best, worst in (entry.range for entry in self.entries)):
             notes.append("A range of places: intervals overlap, so these runs do not settle which of them is better.")
         for entry in self.entries:
@@ -219,14 +222,18 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def _held(folder: Path) -> bool:
-    """Whether conversations are here that can be counted."""
-    return is_run(folder) or is_import(folder)
+    """Whether conversations are here that can be counted, or what is damaged, which whoever reads it is told."""
+    try:
+        return is_run(folder) or is_import(folder)
+    except RecordError:
+        return True
 
 
 def rank(
     runs: Sequence[str | Path | Report], *, replay: str | Path | None = None, progress: Told | None = None
 ) -> Leaderboard:
-    """Rank runs of equal fingerprint by SR, higher first. Each is checked as `verify` does; forged ones are not ranked.
+    """Rank runs of equal fingerprint by SR, higher first. Each is checked as `verify` does; forged ones are not ranked,
+    and neither are those that cannot be read.
 
     Args:
         runs: run folders, folders that hold runs, files that `submit` wrote, or reports whose folders are still there.
@@ -235,13 +242,13 @@ def rank(
 
     Raises:
         ProtocolMismatch: runs of different fingerprints; the message names what differs.
-        RecordError: no run, or the same run twice.
+        RecordError: no run that can be read, or the same run twice.
     """
-    checked = _checked(runs, replay, progress)
+    checked, unread = _checked(runs, replay, progress)
     reports = [one.report for one in checked if not one.contradictions] or [one.report for one in checked]
     _check_comparable(reports)
     _check_once(reports)
-    return _board(checked)
+    return _board(checked, unread)
 
 
 def rank_each(
@@ -253,9 +260,9 @@ def rank_each(
         runs, replay, progress: as of `rank`.
 
     Raises:
-        RecordError: no run, or the same run twice.
+        RecordError: no run that can be read, or the same run twice.
     """
-    checked = _checked(runs, replay, progress)
+    checked, unread = _checked(runs, replay, progress)
     good = [one for one in checked if not one.contradictions]
     _check_once([one.report for one in good or checked])
     groups: dict[str, list[Verification]] = defaultdict(list)
@@ -266,25 +273,32 @@ def rank_each(
         if one.contradictions:  # what it says that it faced may be forged as well
             name = one.report.fingerprint.digest
             groups[name if name in groups else ordered[0]].append(one)
-    return [_board(groups[name]) for name in ordered]
+    return [_board(groups[name], () if place else unread) for place, name in enumerate(ordered)]
 
 
 def _checked(
     runs: Sequence[str | Path | Report], replay: str | Path | None, progress: Told | None
-) -> list[Verification]:
+) -> tuple[list[Verification], list[tuple[Path, str]]]:
+    """What became of each run, and of what is none: one that somebody sent does not stop all others."""
     found = find_runs([run.folder if isinstance(run, Report) else run for run in runs])
     if not found:
         raise RecordError("no runs to rank. Type: esc leaderboard runs/")
     told = progress or (lambda _: None)
     checked: list[Verification] = []
+    unread: list[tuple[Path, str]] = []
     for place, folder in enumerate(found):
         told(Progress(place, len(found), "runs"))
-        checked.append(verify(folder, replay=replay))
+        try:
+            checked.append(verify(folder, replay=replay))
+        except RecordError as error:
+            unread.append((folder, str(error)))
     told(Progress(len(found), len(found), "runs"))
-    return checked
+    if not checked:
+        raise RecordError(unread[0][1])
+    return checked, unread
 
 
-def _board(checked: Sequence[Verification]) -> Leaderboard:
+def _board(checked: Sequence[Verification], unread: Sequence[tuple[Path, str]]) -> Leaderboard:
     good = [one for one in checked if not one.contradictions]
     whole = [one for one in good if one.report.complete]
     ranked = sorted(whole, key=lambda one: (-(one.report.success_rate or 0.0), one.report.agent))
@@ -298,6 +312,7 @@ def _board(checked: Sequence[Verification]) -> Leaderboard:
         tuple(entries),
         tuple(one.report for one in good if not one.report.complete),
         tuple(one for one in checked if one.contradictions),
+        tuple(unread),
     )
 
 

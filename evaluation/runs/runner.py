@@ -42,7 +42,7 @@ from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.secrets import struck
 
-__all__ = ["evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
+__all__ = ["begun_run", "evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
 
 TRAJECTORIES = "trajectories.jsonl"
 
@@ -188,6 +188,24 @@ def read_run(folder: str | Path) -> Report:
     Raises:
         RecordError: the folder holds no run, or one that cannot be read.
     """
+    kept, about, people, rules, episodes = _opened(folder)
+    known = ended(kept, TRAJECTORIES, episodes, people, rules)
+    return summarise_run(about, known, people, kept.path, seconds_each(kept))
+
+
+def begun_run(folder: str | Path) -> Report:
+    """The report of a run folder as if nothing had ended in it: what is run, of a run of any length.
+
+    Raises:
+        RecordError: the folder holds no run, or one that cannot be read.
+    """
+    kept, about, people, _, _ = _opened(folder)
+    return summarise_run(about, {}, people, kept.path)
+
+
+def _opened(
+    folder: str | Path,
+) -> tuple[RunFolder, dict[str, Any], dict[str, Scenario], Rules, list[Episode]]:
     kept = run_folder(folder)
     about, people = kept.about(), kept.scenarios()
     try:
@@ -196,8 +214,7 @@ def read_run(folder: str | Path) -> Report:
             about[name] = one_line(read(about, name, text))  # which may be a stranger's
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
-    known = ended(kept, TRAJECTORIES, episodes, people, rules)
-    return summarise_run(about, known, people, kept.path, seconds_each(kept))
+    return kept, about, people, rules, episodes
 
 
 def run_key(faced: Fingerprint, agent: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ class Probe:
         low, high: bounds of the success rate, in [0, 1].
         upper: bound of the upper end of its scenario-clustered 95 % interval, if there is one.
         frozen: written before the simulator was frozen; the others came after and are reported as they come out.
+        prepare: what is done before its first conversation, the same every time, if anything is.
     """
 
     name: str
@@ -56,12 +57,27 @@ class Probe:
     high: float = 1.0
     upper: float | None = None
     frozen: bool = True
+    prepare: Callable[[], object] | None = None
 
-    def built(self, progress: Told | None = None) -> Agent:
-        """Its supporter. What is done first is told, since one of them searches for a minute."""
-        if progress:
-            progress(Progress(0, 1, f"preparations of {self.name}"))
-        return self.build()
+    def run(self, what: str, progress: Told | None, **facing: Any) -> Report:
+        """Its run. It is prepared only where a conversation is missing, and that is told: one searches for a minute.
+
+        Args:
+            what: how progress calls its conversations.
+            progress: called with a `Progress`.
+            facing: other arguments of `evaluate`.
+        """
+        waiting = [self.prepare] if self.prepare else []
+
+        def tell(reached: Progress) -> None:
+            while waiting and reached.done < reached.total:
+                if progress:
+                    progress(Progress(0, 1, f"preparations of {self.name}"))
+                waiting.pop()()
+            if progress:
+                progress(replace(reached, what=what))
+
+        return evaluate(self.build(), progress=tell, **facing)
 
     def holds(self, report: Report) -> bool:
         """Whether a report keeps the bounds."""
@@ -161,6 +177,11 @@ def _climbed() -> tuple[int, ...]:
     return climb()
 
 
+def _climbing(chat: Sequence[ChatMessage], seed: Seed) -> str:
+    """The best order that was found; `Probe.prepare` has it searched for."""
+    return in_order(_climbed())(chat, seed)
+
+
 def _scripted(name: str, function: Attack) -> Callable[[], Agent]:
     return partial(RuleBasedAgent, name, function)
 
@@ -190,8 +211,9 @@ def _probes() -> Iterator[Probe]:
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
-        lambda: RuleBasedAgent("hill climbed", in_order(_climbed())),
+        _scripted("hill climbed", _climbing),
         high=0.15,
+        prepare=lambda: _climbed(),
     )
     yield _attack("keyword salad", "cue words and this seeker's key words", _keyword_salad, 0.15, None)
     yield _attack("quoting", "quotes the seeker, then a generic sentence", _quoting, 0.15, None)
@@ -236,22 +258,11 @@ def run_probes(
     """
     for item in probes:
         for persona in personas:
-            what = f"conversations of {item.name}, {persona}"
-            report = evaluate(
-                item.built(progress),
-                bank("test"),
-                persona=persona,
-                trials=trials,
-                limit=limit,
-                seed=seed,
-                out=folder / f"{item.name} {persona}".replace(" ", "-"),
-                progress=partial(_tell, progress, what) if progress else None,
-            )
+            report = item.run(
+                f"conversations of {item.name}, {persona}", progress, scenarios=bank("test"), persona=persona,
+                trials=trials, limit=limit, seed=seed, out=folder / f"{item.name} {persona}".replace(" ", "-"),
+            )  # fmt: skip
             yield Row(item, persona, report)
-
-
-def _tell(told: Told, what: str, reached: Progress) -> None:
-    told(replace(reached, what=what))
 
 
 def summary(rows: Sequence[Row]) -> list[Mapping[str, Any]]:

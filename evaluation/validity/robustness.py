@@ -263,8 +263,7 @@ def attacks(
     """
 
     def held(probe: Probe) -> Report:
-        what = f"conversations of {probe.name}"
-        return evaluate(probe.built(progress), out=out / _slug(probe.name), progress=_named(progress, what), **facing)
+        return probe.run(f"conversations of {probe.name}", progress, out=out / _slug(probe.name), **facing)
 
     chosen = [probe for probe in PROBES if not names or probe.name in names]
     silent = held(next(probe for probe in PROBES if probe.name == "empty"))

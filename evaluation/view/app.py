@@ -27,9 +27,10 @@ from starlette.routing import Route
 
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
+from esc_env.evaluation.pages.conversations import Conversation
 from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.pages.rendering import render
-from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run
+from esc_env.evaluation.runs.runner import TRAJECTORIES, begun_run, read_run
 from esc_env.evaluation.view.following import Following, Run, find, stamp
 from esc_env.evaluation.view.guard import Guard
 from esc_env.evaluation.view.kinds import KINDS
@@ -64,6 +65,7 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
         Route("/now/events", shown.beginning),
         Route("/run/{name:path}/report.html", shown.page),
         Route("/run/{name:path}/events", shown.events),
+        Route("/run/{name:path}/conversation/{number:int}", shown.conversation),
         Route("/run/{name:path}/", shown.follow),
     ]
     handlers = {HTTPException: _refuse, RecordError: _damaged}
@@ -74,12 +76,14 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
 
 @dataclass(slots=True)
 class _Viewer:
-    """The answers, and the pages rendered last, each with the state of its file then."""
+    """The answers, and of the runs that were shown last: the page, with the state of its file then, and how far it was
+    read."""
 
     folder: Path
     stopping: Callable[[], bool]
     since: int = field(default_factory=time.time_ns)
     rendered: dict[Path, tuple[object, str]] = field(default_factory=dict)
+    followed: dict[Path, Following] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def index(self, _: Request) -> Response:
@@ -136,6 +140,20 @@ class _Viewer:
                 if len(self.rendered) > KEPT:
                     del self.rendered[next(iter(self.rendered))]
             return HTMLResponse(self.rendered[folder][1])
+
+    def conversation(self, request: Request) -> Response:
+        """One conversation of a run, as it stands there now."""
+        run = self._run(request)
+        with self.one_at_a_time:
+            following = self.followed.pop(run.folder, None) or Following(run.folder)
+            self.followed[run.folder] = following
+            if len(self.followed) > KEPT:
+                del self.followed[next(iter(self.followed))]
+            held = following.conversation(request.path_params["number"])
+        if held is None:
+            raise HTTPException(404, "no such conversation has ended here")
+        shown = Conversation.of(held, begun_run(run.folder))
+        return HTMLResponse(render("held.html", run=run, here=f"/run/{quote(run.name)}", shown=shown))
 
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
