@@ -279,6 +279,17 @@ def test_a_page_hears_that_there_is_more(stage: Path, monkeypatch: pytest.Monkey
     assert "connect-src" not in pages.page(stage)
 
 
+def test_of_a_pipeline_that_is_being_made_the_whole_is_followed(tmp_path: Path) -> None:
+    home = tmp_path / "whole"
+    client = browser(home)
+    with RunFolder(home, "pipeline").claim({}):
+        pass
+    lines(begun(home / "sft", "sft"), entry(1))
+    assert client.get("/now/").headers["location"] == "/run/whole/"
+    assert client.get("/run/whole/").status_code == 200
+    assert client.get("/run/sft/").status_code == 200, "a stage has a page of its own too"
+
+
 def test_looking_changes_nothing(stage: Path) -> None:
     def kept() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(stage.rglob("*")) if path.is_file()}
