@@ -6,7 +6,10 @@ Needs Debian's chromium (or any Chromium or Chrome on the PATH), and the extra '
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,6 +92,32 @@ def esc(*arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert not ended.value.code, arguments
+
+
+class Server:
+    """A command that serves pages, in a process that can be killed and started again at the same address.
+
+    Args:
+        folder: where it runs.
+        arguments: of `esc`, without the port.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder, self.arguments, self.port = folder, arguments, "0"
+        self.start()
+
+    def start(self) -> None:
+        """Return once it says where it listens."""
+        command = [sys.executable, "-c", "from esc_env.cli import main; main()", *self.arguments, "--port", self.port]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=self.folder)
+        assert self.process.stdout
+        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in self.process.stdout)))
+        self.address, self.port = found[0], found[1]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="session")

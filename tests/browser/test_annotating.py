@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from browser.conftest import EVIL, SERIOUS, Visitor, esc
+from browser.conftest import EVIL, SERIOUS, Server, Visitor, esc
 
 Visit = Callable[..., Visitor]
 
@@ -23,34 +22,22 @@ ITEMS = 8
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
-class Server:
-    """`esc annotate`, in a process that can be killed and started again at the same address."""
-
-    def __init__(self, folder: Path, db: Path) -> None:
-        self.folder, self.db, self.port = folder, db, "0"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-c", "from esc_env.cli import main; main()", "annotate", "runs/one", "runs/two"]
-        options = ["--db", str(self.db), "--sample", str(ITEMS), "--port", self.port]
-        self.process = subprocess.Popen(command + options, stdout=subprocess.PIPE, text=True, cwd=self.folder)
-        assert self.process.stdout
-        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in self.process.stdout)))
-        self.address, self.port = found[0], found[1]
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    return tmp_path / "ratings.sqlite"
 
 
 @pytest.fixture
-def server(runs: Path, tmp_path: Path) -> Iterator[Server]:
-    made = Server(runs, tmp_path / "ratings.sqlite")
+def server(runs: Path, db: Path) -> Iterator[Server]:
+    made = Server(runs, "annotate", "runs/one", "runs/two", "--db", str(db), "--sample", str(ITEMS))
     yield made
     made.kill()
 
 
 def joins(page: Page, name: str) -> None:
+    """With the keyboard alone."""
+    while page.evaluate("document.activeElement.id") != "name":
+        page.keyboard.press("Tab")
     page.keyboard.type(name)
     page.keyboard.press("Enter")
     expect(page.locator("#who")).to_have_text(f"You are {name}.")
@@ -65,7 +52,7 @@ def ready(page: Page, position: int) -> None:
     expect(page.locator("#questions")).to_be_visible()
 
 
-def test_two_people_at_once_and_a_killed_server_lose_nothing(server: Server, visit: Visit, tmp_path: Path):
+def test_two_people_at_once_and_a_killed_server_lose_nothing(server: Server, db: Path, visit: Visit, tmp_path: Path):
     pages = {name: visit().opens(server.address) for name in ("ann", "bob")}
     for name, page in pages.items():
         joins(page, name)
@@ -81,7 +68,7 @@ def test_two_people_at_once_and_a_killed_server_lose_nothing(server: Server, vis
             page.keyboard.press("Enter")  # both at once: neither waits for the other
     for page in pages.values():
         expect(page.locator("#all-done")).to_be_visible()
-    esc("annotate", "export", str(server.db), "--out", str(tmp_path / "ratings.jsonl"))
+    esc("annotate", "export", str(db), "--out", str(tmp_path / "ratings.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "ratings.jsonl").read_text(encoding="utf-8").splitlines()]
     for name in pages:
         mine = [line for line in lines if line["rater"] == name]
