@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -27,9 +28,10 @@ pytest.importorskip("starlette", reason="needs the extra 'web'")
 pytest.importorskip("krippendorff", reason="needs the extra 'judge'")
 
 from conftest import bank
+from typer.main import get_command
 
 from esc_env import Reply, Rules, ScenarioSet
-from esc_env.cli import main
+from esc_env.cli import build_app, main
 from esc_env.errors import ConfigError, ProtocolMismatch, RecordError, SpecError
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.annotation.agreement import agreement_of, pilot_agreement, read_records
@@ -467,10 +469,11 @@ def test_a_file_that_was_edited_is_told(runs: tuple[Path, Path], db: Path) -> No
             base.execute("UPDATE answers SET marks = ?", (marks,))
         with pytest.raises(RecordError, match="an answer cannot be read"):
             store.places(store.annotators()[0], study.design)
-    with base:
-        base.execute("UPDATE about SET value = '{}' WHERE name = 'design'")
-    with pytest.raises(RecordError, match="the design cannot be read"):
-        assert kept(Store(db)).design
+    for design, told in (("{", "design cannot be read"), ("[]", "an object"), ("{}", "mode: is missing")):
+        with base:
+            base.execute("UPDATE about SET value = ? WHERE name = 'design'", (design,))
+        with pytest.raises(RecordError, match=rf"ratings\.sqlite: .*{told}"):
+            assert kept(Store(db)).design
     base.close()
 
 
@@ -810,6 +813,22 @@ def test_without_its_packages_the_extra_is_named(
     assert "pip install 'esc-env[web]'" in capsys.readouterr().err
 
 
+def test_what_the_documentation_shows_is_taken(runs: tuple[Path, Path], db: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "human-evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "guide.yaml").write_text(re.findall("```yaml\n(.*?)```", page, re.S)[0])
+    assert list(read_guide(tmp_path / "guide.yaml").dimensions) == ["warmth", "next_step", "overall"]
+    study, store, served = opened(runs, db, guide=FEW)
+    rated(served, study, {"Anna": lambda item, _: 1}, items=1)
+    assert json.loads(re.findall("```json\n(.*?)```", page, re.S)[0]).keys() == ratings(store)[0].keys()
+    lines = re.findall(r"^esc annotate (.*?)(?:  #.*)?$", page, re.M)
+    assert len(lines) == 6
+    app: Any = get_command(build_app())
+    group = app.commands["annotate"]
+    for words in map(shlex.split, lines):
+        name = words.pop(0) if words[0] in group.commands else "serve"
+        group.commands[name].make_context(name, words)
+
+
 # --- a real server ------------------------------------------------------------------------------
 
 
@@ -854,7 +873,7 @@ def start(runs: tuple[Path, Path], db: Path) -> Iterator[Callable[[int], tuple[s
     started = []
 
     def begin(port: int) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-c", "from esc_env.cli import main; main()", "annotate", *map(str, runs)]
+        command = [sys.executable, "-c", "from esc_env.cli import build_app, main; main()", "annotate", *map(str, runs)]
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
         process = subprocess.Popen(
             [*command, "--db", str(db), "--port", str(port)], env=env, text=True, stdout=subprocess.PIPE,
@@ -871,7 +890,7 @@ def start(runs: tuple[Path, Path], db: Path) -> Iterator[Callable[[int], tuple[s
         process.communicate()
 
 
-def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
+def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged_and_ctrl_c_ends_it(
     start: Callable[[int], tuple[subprocess.Popen[str], str]], db: Path
 ) -> None:
     process, address = start(0)
@@ -899,7 +918,7 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
     assert process.wait(60) == -signal.SIGKILL
     assert len(told["Ben"]) == 8
 
-    start(int(address.rstrip("/").rpartition(":")[2]))
+    process, _ = start(int(address.rstrip("/").rpartition(":")[2]))
     for name, visitor in visitors.items():
         for position, choice in told[name].items():
             page = visitor.ask(f"/item/{position}?shown=yes")[1]
@@ -923,10 +942,5 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
             place.position: {"a": -1 if place.swapped else 1, "b": 1 if place.swapped else -1} for place in places[name]
         }
         assert {position: said[position] for position in own} == {p: sides[p][choice] for p, choice in own.items()}
-
-
-def test_ctrl_c_ends_the_server_at_once(start: Callable[[int], tuple[subprocess.Popen[str], str]]) -> None:
-    process, address = start(0)
-    assert Visitor(address).ask("/")[0] == 200
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)

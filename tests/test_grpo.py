@@ -25,10 +25,12 @@ from trl import GRPOConfig
 from esc_env import Dialogue, Message, Scenario
 from esc_env.errors import ConfigError, TrainingWarning
 from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
+from esc_env.training import pages
 from esc_env.training.config import GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
 from esc_env.training.grpo import fit_prompts, grpo_arguments, optimise, train_grpo
+from esc_env.training.logs import read_log
 from esc_env.training.signs import failure_signs
 from esc_env.training.stage import load_tokenizer
 
@@ -244,6 +246,29 @@ def test_the_checkpoint_with_the_best_success_rate_on_valid_is_kept(base: Path, 
     assert all((kept[name] == weights[2][name]).all() for name in kept)
     assert any((kept[name] != weights[3][name]).any() for name in kept)
     assert not (folder / "best").exists()
+
+
+def test_what_is_logged_can_be_read_and_shown_while_it_trains(base: Path, tmp_path: Path) -> None:
+    folder, seen = tmp_path / "grpo", []
+
+    def evaluate(policy: str) -> float:
+        seen.append([entry["step"] for entry in read_log(folder)])
+        if len(seen) == 3:
+            raise RuntimeError("the power is gone")
+        return 0.5
+
+    reward = combine({"short": short, "format": ThinkFormatReward()}, short=1.0, format=0.5)
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 3})
+    arguments: Any = {"reward": reward, "prompts": PROMPTS, "evaluate": evaluate}
+    with pytest.raises(RuntimeError, match="power"):
+        train_grpo(config, folder, **arguments)
+    assert "being made" in pages.page(folder)
+    train_grpo(config, folder, **arguments)
+    assert seen == [[], [1], [1, 2], [1, 2], [1, 2, 3]]
+    assert not (folder / "log.jsonl").exists(), "all of it is in log.json"
+    page = pages.page(folder)
+    for words in ("short by step", "format by step", "SR on valid by step", "<h4>Step 3</h4>", "total −"):
+        assert words in page
 
 
 def test_it_is_told_when_no_checkpoint_is_better_than_the_beginning(base: Path, tmp_path: Path) -> None:

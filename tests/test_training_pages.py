@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -16,11 +18,9 @@ pytest.importorskip("matplotlib", reason="needs the extra 'pages'")
 pytest.importorskip("pyarrow", reason="needs the extra 'data'")
 pytest.importorskip("starlette", reason="needs the extra 'web'")
 
-import pyarrow as arrow
-from pyarrow import parquet
-
 from esc_env.cli import build_app, main
 from esc_env.errors import RecordError
+from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view import app as served
 from esc_env.evaluation.view.app import viewer
 from esc_env.evaluation.view.following import find
@@ -32,6 +32,8 @@ from esc_env.training.logs import read_log
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # which of two HTTP clients it is built on
     from starlette.testclient import TestClient
+
+arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 pytestmark = pytest.mark.full
 
@@ -292,3 +294,28 @@ def test_no_link_is_followed(stage: Path, tmp_path: Path) -> None:
     (stage / "log.json").symlink_to(secret)
     with pytest.raises(RecordError, match="is a link"):
         pages.page(stage)
+
+
+def test_what_is_trained_goes_on_when_its_viewer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("BROWSER", "true")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    viewers: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def kept(*given: Any, **more: Any) -> subprocess.Popen[str]:
+        viewers.append(start(*given, **more))
+        return viewers[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", kept)
+    folder = tmp_path / "runs" / "sft"
+    with beside(folder):
+        address = next(word for word in capsys.readouterr().err.split() if word.startswith("http"))
+        lines(begun(folder, "sft"), entry(1))
+        with urlopen(address, timeout=60) as page:
+            assert last(page.read().decode(), "loss, training") == ["1", "0.5"]
+        viewers[0].kill()
+        viewers[0].wait(60)
+        lines(folder, entry(2))
+    assert [each["step"] for each in read_log(folder)] == [1, 2]

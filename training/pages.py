@@ -33,8 +33,8 @@ __all__ = ["KINDS", "QUANTITIES", "Quantity", "page", "stamp", "state"]
 KINDS = ("stage", "pipeline")
 """The kinds of folders that have such a page."""
 
-POINTS = 300
-"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a chart has about as many pixels."""
+POINTS = 200
+"""Points of a curve that are drawn; of more, evenly spread ones. Ours: a phone shows no more."""
 STEPS, GROUP, MESSAGES, LETTERS = 8, 4, 20, 2000
 """Steps, completions of each, messages of a prompt and letters of a text that are shown, so that a page stays small."""
 NAMES = 100
@@ -114,7 +114,7 @@ class Panel:
 
     quantity: Quantity
     chart: Markup | None
-    rows: Sequence[tuple[str, str, str, str, str, str]]
+    rows: Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,8 @@ def _part(name: str, found: Mapping[str, Any]) -> Quantity:
 
 
 def _panel(quantity: Quantity, found: Mapping[str, Mapping[int, float]]) -> Panel:
-    drawn, rows = [], []
+    drawn: list[Curve] = []
+    rows: list[tuple[str, ...]] = []
     for name, key in quantity.lines.items():
         if not (line := found.get(key)):
             continue
@@ -328,7 +329,8 @@ def _told(value: float) -> str:
 def _said(folder: Path, last: int) -> tuple[dict[int, Sequence[Said]], int, str]:
     """What was said at the first step, the last one and some between; of how many it is kept; why nothing is shown."""
     files = {step: file for step, file in said_steps(folder).items() if step <= last}  # others were interrupted
-    steps, shown = list(files), {}
+    steps = list(files)
+    shown: dict[int, Sequence[Said]] = {}
     most = min(STEPS, len(steps))
     for place in range(most):
         step = steps[round(place * (len(steps) - 1) / max(1, most - 1))]

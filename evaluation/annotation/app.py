@@ -11,8 +11,6 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
-from hmac import compare_digest
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,7 +26,7 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.annotation.store import LONGEST, Annotator, Place, Store, checked_name
 from esc_env.evaluation.annotation.study import PILOT, Study
 from esc_env.evaluation.pages.rendering import render
-from esc_env.evaluation.view.guard import Guard, cookie, form_of
+from esc_env.evaluation.view.guard import Guard, cookie, form_of, form_token, of_session
 
 __all__ = ["annotator"]
 
@@ -173,7 +171,7 @@ class _Annotation:
         given = [each.answer for each in places if each.answer]
         following = next((each.position for each in places if each.answer is None), None)
         page = render(
-            template, form=True, study=self.study.design, who=who.name, token=_form_token(self._session(request)),
+            template, form=True, study=self.study.design, who=who.name, token=form_token(self._session(request)),
             places=places, total=len(places), skipped=sum(each.marks is None for each in given), done=len(given),
             following=following, **values,
         )  # fmt: skip
@@ -206,9 +204,7 @@ class _Annotation:
         """The form of somebody who has joined, from a page of the same session."""
         who = await run_in_threadpool(self._who, request)
         form = await form_of(request)
-        if who is None or not compare_digest(
-            form.get("token", "").encode(), _form_token(self._session(request)).encode()
-        ):
+        if who is None or not of_session(form, self._session(request)):
             raise HTTPException(403, "this page is of another session; open the first page again")
         return who, form
 
@@ -218,11 +214,6 @@ class _Annotation:
         if not re.fullmatch("[1-9][0-9]{0,6}", position) or int(position) > len(places):
             raise HTTPException(404, "there is no such item")
         return places[int(position) - 1]
-
-
-def _form_token(session: str) -> str:
-    """What a form of a session carries; the cookie cannot be told from it."""
-    return sha256(f"form {session}".encode()).hexdigest()
 
 
 def _refuse(_: Request, error: Exception) -> Response:

@@ -28,7 +28,7 @@ from esc_env.evaluation.runs.report import interval_text, number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "curves", "fan", "heat_map", "success_by_price", "turn_histogram"]
+__all__ = ["SIDE", "Curve", "curves", "fan", "frequent", "heat_map", "success_by_price", "turn_histogram"]
 
 TURNS, SIDE, NAMED = 40, 20, 12
 """The last turn that has a bar of its own, rows and columns of a heat map, agents named in a text alternative. Ours."""
@@ -136,7 +136,7 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[int, int]]) -> Markup | None:
     if not tried:
         return None
     all_rows, all_columns = ({pair[side] for pair in tried} for side in (0, 1))
-    rows, columns = (_frequent(((pair[side], of) for pair, (_, of) in tried.items())) for side in (0, 1))
+    rows, columns = (frequent(((pair[side], of) for pair, (_, of) in tried.items())) for side in (0, 1))
     shown = {
         (columns.index(problem), rows.index(emotion)): solved / of
         for (emotion, problem), (solved, of) in tried.items()
@@ -298,8 +298,8 @@ def _to_the_last_bar(ended: Mapping[int, int]) -> Counter[int]:
     return counted
 
 
-def _frequent(counts: Iterable[tuple[str, int]]) -> list[str]:
-    """The names that count most, most first."""
+def frequent(counts: Iterable[tuple[str, int]]) -> list[str]:
+    """The names that count most, most first: as many as a heat map has rows or columns."""
     total: Counter[str] = Counter()
     for name, count in counts:
         total[name] += count

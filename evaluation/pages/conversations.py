@@ -34,6 +34,7 @@ __all__ = [
     "conversation_pages",
     "hrefs",
     "name_of",
+    "said_in",
     "size_of",
 ]
 
@@ -165,7 +166,7 @@ class Conversation:
     def of(cls, trajectory: Trajectory, report: Report, *, revealed: bool = True) -> Conversation:
         """What is shown of a trajectory of this report; `revealed` with the seeker's hidden state, where it has one."""
         scenario, failure = trajectory.scenario, trajectory.failure
-        said = list(_said(trajectory))
+        said = list(said_in(trajectory))
         kind, outcome = OUTCOMES[trajectory.stop_reason]
         return cls(
             trajectory=trajectory,
@@ -209,7 +210,7 @@ def conversation_pages(report: Report, only: str | None = None) -> Iterator[tupl
 def size_of(trajectory: Trajectory) -> int:
     """Bytes of a conversation on a page, about, and rather more than less."""
     about = sum(text.size for lines in _person(trajectory.scenario).values() for text in lines)
-    return _FRAME + about + sum(each.size for each in _said(trajectory))
+    return _FRAME + about + sum(each.size for each in said_in(trajectory))
 
 
 def name_of(text: str) -> str:
@@ -222,7 +223,7 @@ def _sheets(report: Report) -> Sheets:
     return Sheets.of("report", map(size_of, report.trajectories))
 
 
-def _said(trajectory: Trajectory) -> Iterator[Said]:
+def said_in(trajectory: Trajectory) -> Iterator[Said]:
     """The messages of a conversation, as many as there is room for."""
     size, history = 0, 0 if trajectory.stop_reason is StopReason.UNJUDGED else trajectory.history
     before = "opening" if history == 1 else "came with the scenario"

@@ -1,5 +1,6 @@
 "use strict";
-// What a page can do beyond showing itself. Only textContent and attributes are ever set: text stays text.
+// What a page can do beyond showing itself. Only textContent and attributes are set: text stays text. What is shown as
+// HTML is a page of the same server, escaped there.
 
 // Tables whose headings hold buttons can be sorted: by the cells' data-value, or their text.
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -47,7 +48,7 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
-    const question = event.target.closest("fieldset") ?? open;
+    const question = event.target.closest("fieldset") ?? open ?? questions[0];
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
     answer.click();
@@ -55,6 +56,51 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
     (following ? goal(following) : form.querySelector("button")).focus();
   });
 }
+
+// Forms that are sent without loading the page: <form data-smooth>. What stands in main of the answer, a page of our own
+// server, takes the place of what stands here. What was said is shown while it is on its way.
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form[data-smooth]");
+  if (!form) return;
+  event.preventDefault();
+  const told = form.querySelector("[data-told]");
+  const body = new URLSearchParams(new FormData(form, event.submitter));
+  const bubbles = ["supporter", "seeker"].map((role) => {
+    const bubble = document.createElement("div");
+    bubble.className = `said ${role}`;
+    bubble.textContent = role === "seeker" ? "…" : body.get("said");
+    return bubble;
+  });
+  if (body.has("said")) document.querySelector(".chat").append(...bubbles);
+  bubbles[1].scrollIntoView({ block: "nearest" });
+  const parts = [...form.elements];
+  parts.forEach((part) => (part.disabled = true));
+  try {
+    const answer = await fetch(form.action, { method: "POST", body });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const main = page.querySelector("main");
+    if (!main) throw new Error(page.body.textContent);
+    const focus = main.querySelector("[autofocus]");
+    focus?.removeAttribute("autofocus"); // which a browser heeds once a page
+    document.querySelector("main").replaceWith(main);
+    document.title = page.title;
+    const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
+    document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
+    focus?.focus({ preventScroll: true });
+    heard?.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    bubbles.forEach((bubble) => bubble.remove());
+    parts.forEach((part) => (part.disabled = false));
+    form.querySelector("textarea")?.focus();
+    (told ?? document.querySelector("[data-heard]")).textContent =
+      error instanceof TypeError ? "No connection; your words are still here. Is it still served?" : error.message;
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (!event.target.matches("textarea[data-enter]") || event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  event.target.form.requestSubmit();
+});
 
 // A page that is loaded again when there is more, unless somebody has unfolded something: <p data-grows="URL">.
 for (const told of document.querySelectorAll("[data-grows]")) {
@@ -108,17 +154,18 @@ for (const section of document.querySelectorAll("[data-events]")) {
       draw(".band", 100 * low, 100 * (high - low));
       draw(".dot", 99 * (rate ?? 0), rate === null ? 0 : 1);
     },
-    conversation({ number, scenario, trial, outcome, turns, score, solved }) {
+    conversation({ number, scenario, trial, kind, outcome, turns, score }) {
+      list.querySelector(`[data-number="${number}"]`)?.remove();
       const row = list.insertRow(0);
+      row.dataset.number = number;
       const link = document.createElement("a");
       link.href = section.dataset.conversation + number;
-      link.textContent = scenario;
-      row.insertCell().append(link);
-      for (const value of [trial + 1, outcome.replaceAll("_", " "), turns, score.toFixed(2).replace("-", "−")]) {
-        row.insertCell().textContent = value;
-      }
+      link.textContent = trial ? `${scenario}, trial ${trial + 1}` : scenario;
+      const badge = document.createElement("span");
+      badge.className = `badge ${kind}`;
+      badge.textContent = outcome;
+      for (const value of [link, badge, turns, score.toFixed(2).replace("-", "−")]) row.insertCell().append(value);
       row.cells[0].className = "name";
-      row.cells[2].className = { solved: "solved", error: "failed", supporter_failed: "failed" }[outcome] ?? "";
       list.rows[50]?.remove();
     },
     end: () => is("complete", "solved"),
@@ -138,4 +185,63 @@ for (const section of document.querySelectorAll("[data-events]")) {
     });
   };
   follow();
+}
+
+// A long list: rows of JSON that are searched, narrowed, sorted and shown a hundred at a time, as copies of its first row.
+for (const list of document.querySelectorAll("[data-list]")) {
+  const { names, rows } = JSON.parse(list.querySelector("script").textContent);
+  const body = list.querySelector("tbody"), first = body.rows[0];
+  if (!first) continue;
+  const place = Object.fromEntries(names.map((name, at) => [name, at]));
+  const [told, narrow, steps] = ["[data-told]", "[data-narrow]", "[data-step]"].map((what) => [...list.querySelectorAll(what)]);
+  const search = list.querySelector("[data-search]");
+  const searched = search.dataset.search.split(" ").map((name) => place[name]);
+  const signed = new Intl.NumberFormat("en", { signDisplay: "always", minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  const text = (value, cell) => (value === null ? "–" : "signed" in cell.dataset ? signed.format(value).replace("-", "−") : value);
+  const whole = new Intl.NumberFormat("en");
+  let chosen = rows, from = 0;
+  const show = () => {
+    body.replaceChildren(...chosen.slice(from, from + 100).map((values) => {
+      const row = first.cloneNode(true);
+      const each = (kind, does) => row.querySelectorAll(`[data-${kind}]`).forEach((cell) => does(cell, values[place[cell.dataset[kind]]]));
+      each("text", (cell, value) => (cell.textContent = text(value, cell)));
+      each("link", (cell, value) => cell.setAttribute("href", value));
+      each("badge", (cell, value) => (cell.className = `badge ${value}`));
+      return row;
+    }));
+    const last = Math.min(from + 100, chosen.length), [a, b, all] = [from + 1, last, chosen.length].map((n) => whole.format(n));
+    told.forEach((place) => (place.textContent = last ? `${a} to ${b} of ${all}` : "none"));
+    steps.forEach((step) => (step.disabled = step.dataset.step < 0 ? !from : last === chosen.length));
+  };
+  const choose = () => {
+    const words = search.value.toLowerCase().split(/\s+/);
+    chosen = rows.filter((values) =>
+      narrow.every(({ value, dataset }) => !value || values[place[dataset.narrow]] === value) &&
+      words.every((word) => searched.some((at) => values[at].toLowerCase().includes(word))));
+    from = 0;
+    show();
+  };
+  search.addEventListener("input", choose);
+  narrow.forEach((select) => select.addEventListener("change", choose));
+  for (const step of steps) {
+    step.addEventListener("click", () => {
+      from += 100 * step.dataset.step;
+      show();
+      list.scrollIntoView();
+    });
+  }
+  for (const button of list.querySelectorAll("[data-order]")) {
+    button.addEventListener("click", () => {
+      const heading = button.closest("th"), at = place[button.dataset.order];
+      const down = heading.getAttribute("aria-sort") === "ascending";
+      list.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const { compare } = new Intl.Collator("en", { numeric: true });
+      const order = (a, b) => (a === null || b === null ? (b === null) - (a === null) : typeof a === "string" ? compare(a, b) : a - b);
+      rows.sort((a, b) => (down ? -1 : 1) * order(a[at], b[at]));
+      choose();
+    });
+  }
+  list.querySelectorAll("[data-controls]").forEach((controls) => (controls.hidden = false));
+  show();
 }

@@ -20,6 +20,7 @@ from typing import Any
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
+from esc_env.evaluation.pages.conversations import OUTCOMES
 from esc_env.evaluation.runs.report import failure_messages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
 from esc_env.evaluation.statistics.intervals import success_interval
@@ -161,7 +162,7 @@ class Ended:
     Attributes:
         number: which of the run's, from 0: trial by trial, in the order of scenarios.jsonl.
         scenario, trial: whom it was held with, and which repetition.
-        outcome: why it ended, as `StopReason` names it.
+        kind, outcome: why it ended, as a badge says it.
         turns: exchanges done.
         score: the critic's last.
         completed, solved: whether it has an outcome, and a good one.
@@ -172,6 +173,7 @@ class Ended:
     number: int
     scenario: str
     trial: int
+    kind: str
     outcome: str
     turns: int
     score: float
@@ -184,13 +186,13 @@ class Ended:
     def of(cls, held: Trajectory, number: int) -> Ended:
         """What is told of a trajectory."""
         return cls(
-            number, one_line(held.scenario.id), held.trial, held.stop_reason.value, held.turns, held.final_score,
-            held.completed, held.solved, held.usage, held.failure,
+            number, one_line(held.scenario.id), held.trial, *OUTCOMES[held.stop_reason], held.turns,
+            held.final_score, held.completed, held.solved, held.usage, held.failure,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """What a page shows of it."""
-        shown = ("number", "scenario", "trial", "outcome", "turns", "score", "solved")
+        shown = ("number", "scenario", "trial", "kind", "outcome", "turns", "score")
         return {name: getattr(self, name) for name in shown}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ import typer
 from esc_env.cli_options import AgentOptions, ApiKeyEnv, Budget, Critic, Persona, Seeker, Temperature, grouped
 from esc_env.errors import ModelError, ScenarioError, SupporterFailure
 from esc_env.escaping import safe
+from esc_env.evaluation.commands.serving import Browser, Port, serve
 from esc_env.secrets import struck
 
 if TYPE_CHECKING:
@@ -22,19 +25,17 @@ if TYPE_CHECKING:
 
     from esc_env.conversation import Chairs
     from esc_env.dialogue import Dialogue
+    from esc_env.evaluation.view.talks import Talk
     from esc_env.protocols import Agent
     from esc_env.scenarios import Scenario
 
-__all__ = ["register"]
+__all__ = ["chat"]
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `esc`."""
-    app.command("chat")(_chat)
+NO_HELP = "This is a research program, no help in need: in danger, call your local emergency number."
 
 
 @grouped
-def _chat(
+def chat(
     *,
     side: Annotated[Literal["supporter", "seeker"], typer.Option("--as", help="Which side you take.")] = "supporter",
     agent: Annotated[
@@ -59,10 +60,18 @@ def _chat(
     save: Annotated[
         Path | None, typer.Option(help="Append the transcript to this JSONL file (`esc scenarios FILE` reads it).")
     ] = None,
+    web: Annotated[
+        bool,
+        typer.Option("--web", help="Talk in the browser, on this machine alone, until Ctrl-C. Needs the extra 'web'."),
+    ] = False,
+    port: Port = 8767,
+    browser: Browser = False,
 ) -> None:
     """Talk with a simulated seeker, or be one.
 
-    You are the supporter, or with --as seeker the one who is supported by an agent. Ctrl-D or /quit ends it.
+    You are the supporter, or with --as seeker the one who is supported by an agent. Ctrl-D or /quit ends it. With --web
+    the same conversation is held in the browser, where several people, or windows, each have their own; the critic's
+    verdicts and the seeker's hidden state are behind switches there, which --reveal turns on.
     """
     from rich.console import Console
 
@@ -75,6 +84,8 @@ def _chat(
 
     if reveal and side == "seeker":
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
+    if web and side == "seeker":
+        raise typer.BadParameter("--web is for talking with a simulated seeker; leave --web or --as seeker away")
     if save is not None:
         _check_savable(save)  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
@@ -94,6 +105,9 @@ def _chat(
             ),
             Rules(max_turns=max_turns),
         )  # fmt: skip
+        if web:
+            _support_in_browser(scenarios, scenario, chairs, persona, seed, reveal, save, port, browser)
+            return
         held = _support(console, scenarios, scenario, chairs, persona, number, reveal)
     if save is not None and held is not None:
         _append(save, *held)
@@ -134,9 +148,52 @@ def _support(
         shown = show(console, dialogue, verdicts if reveal else (), shown=heard, ending=ending)
         if reveal:
             _show_state(console, chairs.seeker.reveal(person, dialogue, seed=name))  # type: ignore[attr-defined]  # --reveal was refused without it
-    again = f"esc chat --scenarios {scenarios} --scenario {person.id} --seed {seed}"
-    typer.echo(f"\nTo meet the same person again, type: {again}{f' --persona {persona}' if persona else ''}")
+    typer.echo(f"\nTo meet the same person again, type: {_again(scenarios, person, seed, persona)}")
     return person, dialogue
+
+
+def _again(scenarios: str, person: Scenario, seed: int, persona: str | None) -> str:
+    words = ["esc", "chat", "--scenarios", scenarios, "--scenario", person.id, "--seed", str(seed)]
+    return shlex.join([*words, *(["--persona", persona] if persona else [])])
+
+
+def _support_in_browser(
+    scenarios: str,
+    wanted: str | None,
+    chairs: Chairs,
+    persona: str | None,
+    seed: int | None,
+    reveal: bool,
+    save: Path | None,
+    port: int,
+    browser: bool,
+) -> None:
+    from esc_env.data.datasets import load_scenarios
+    from esc_env.evaluation.view.talks import Talks
+    from esc_env.scenarios import ScenarioSet
+
+    people = load_scenarios(scenarios)
+    people = ScenarioSet.of(people.name, [people.by_id(wanted)]) if wanted else people
+    people = people.with_persona(persona) if persona else people
+
+    def keep(person: Scenario, dialogue: Dialogue) -> None:
+        if save is not None:
+            _append(save, person, dialogue)
+
+    def again(talk: Talk) -> str:
+        assert talk.episode is not None
+        return _again(scenarios, talk.episode.scenario, talk.seed, persona)
+
+    def app(token: str | None, stopping: Callable[[], bool]) -> Any:
+        from esc_env.evaluation.view.chat import chat
+
+        return chat(talks, NO_HELP, again, stopping)
+
+    talks = Talks(people, chairs, seed=seed, revealing=reveal, keep=keep)
+    try:
+        serve(app, "esc chat", host="127.0.0.1", port=port, browser=browser)
+    finally:
+        talks.close()
 
 
 def _show_state(console: Console, state: Mapping[str, Any]) -> None:
@@ -157,7 +214,7 @@ def _be_supported(console: Console, supporter: Agent, seed: int) -> tuple[Scenar
     from esc_env.seeds import Seed, episode_seed
 
     name = Seed(episode_seed(seed, "chat", 0), role="supporter")
-    typer.echo("This is a research program, no help in need: in danger, call your local emergency number.")
+    typer.echo(NO_HELP)
     typer.echo("Say what troubles you.")
     dialogue = Dialogue()
     while (said := _read()) is not None:
