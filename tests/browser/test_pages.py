@@ -54,7 +54,7 @@ def test_what_is_printed_is_what_was_said_and_not_the_controls(site: Path, visit
 
 
 def test_hostile_text_is_shown_as_it_was_written(site: Path, visit: Visit):
-    page = visit().opens(site / FIRST, "#c0")
+    page = visit().opens(site / FIRST, "#c1")
     shown = EVIL.replace("\u202e", "\ufffd")
     assert shown in page.locator("article:target .said.supporter").first.inner_text()
 
@@ -92,7 +92,7 @@ def test_the_keyboard_reaches_everything_and_the_content_first(site: Path, visit
 
 
 def test_the_next_failure_is_a_key_away(site: Path, visit: Visit):
-    page = visit().opens(site / FIRST, "#c0")
+    page = visit().opens(site / FIRST, "#c1")
     met = []
     for _ in range(5):
         page.keyboard.press("f")
@@ -104,9 +104,9 @@ def test_the_next_failure_is_a_key_away(site: Path, visit: Visit):
 
 def test_a_list_shows_only_what_was_asked_for(site: Path, visit: Visit):
     page = visit().opens(site / FRONT)
-    rows = page.locator("#conversations tbody tr:visible")
+    rows = page.locator("[data-list] tbody tr:visible")
     everything = rows.count()
-    choice = page.locator("#conversations select").first
+    choice = page.locator("[data-list] select").first
     choice.select_option(index=1)
     assert 0 < rows.count() < everything
     rows.first.locator("a").first.click()
