@@ -120,14 +120,21 @@ class Server:
         self.process.communicate()
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """Chromium. Without one there is nothing to test here, which is an error and not a test passed over."""
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+"""Options of a Chromium that asks nobody for anything."""
+
+
+def browser_path() -> str:
+    """Where Chromium is. Without one there is nothing to test here, which is an error and not a test passed over."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert found, "no Chromium: apt-get install chromium"
-    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=quiet)
+        browser = started.chromium.launch(executable_path=browser_path(), args=QUIET)
         yield browser
         browser.close()
 
