@@ -83,7 +83,7 @@ def made(folder: Path) -> dict[str, str]:
 
 def judging(page: Page) -> None:
     """To the first pair of conversations."""
-    page.fill("#name", f"somebody {id(page)}")
+    page.fill("#name", f"Anna {page.viewport_size} {page.evaluate(DARK)}"[:40])
     page.click("#join")
     page.click("#go-on")
     if page.locator("#show").count():
@@ -91,13 +91,15 @@ def judging(page: Page) -> None:
 
 
 def talking(page: Page) -> None:
-    """Two turns of talk."""
+    """Two turns of talk with somebody."""
+    page.locator("form[action='/begin'] button").click()
     for said in ("That sounds heavy. What weighs on you most?", "No wonder that you are worn out by it."):
         page.locator("textarea").fill(said)
         page.keyboard.press("Enter")
-        page.wait_for_timeout(500)
+        page.locator(".said.supporter", has_text=said).wait_for()
 
 
+DARK = "matchMedia('(prefers-color-scheme: dark)').matches"
 STEPS: dict[str, Callable[[Page], None]] = {"annotate": judging, "chat": talking}
 
 
