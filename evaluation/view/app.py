@@ -40,7 +40,9 @@ __all__ = ["viewer"]
 POLL = 0.5
 """Seconds between two looks at a file that grows. Ours."""
 SHOWN = 50
-"""Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
+"""Conversations that have ended, of which a page is told at once. Ours; its list is no longer."""
+PART = 500
+"""Conversations of a long run after which a page that is opened is told how far it is. Ours."""
 KEPT = 16
 """Pages that are kept as rendered; a long run's takes megabytes. Ours."""
 RELOAD = 2.0
@@ -190,19 +192,21 @@ class _Viewer:
         while not self.stopping():
             try:
                 now = await run_in_threadpool(self._following, folder)
-                await run_in_threadpool(now.read)
+                await run_in_threadpool(now.read, PART)
             except RecordError as error:
                 yield _event("trouble", {"message": one_line(str(error))})
                 return
             if now is not following:
-                following, place = now, max(0, len(now.told) - SHOWN)
+                following, place = now, 0
                 yield _event("begin", {})
-            news = now.told[place:]
-            place += len(news)
-            for ended in news:
-                yield _event("conversation", ended.to_json())
             if (progress := await run_in_threadpool(now.progress)) != told:
                 yield _event("progress", told := progress)
+            if now.behind:
+                continue
+            news = now.told[max(place, len(now.told) - SHOWN) :]
+            place = len(now.told)
+            for ended in news:
+                yield _event("conversation", ended.to_json())
             silent = 0 if news else silent + 1
             if silent and not silent % _BEAT:
                 yield ": still here\n\n"
