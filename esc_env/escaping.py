@@ -17,6 +17,7 @@ def safe(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", struck(text).replace("\r\n", "\n"))
 
 
-def one_line(text: str) -> str:
-    """The same on one line: any white space becomes one space."""
-    return " ".join(safe(text).split())
+def one_line(text: str, most: int | None = None) -> str:
+    """The same on one line: any white space becomes one space. What is longer than `most` characters ends in `…`."""
+    line = " ".join(safe(text).split())
+    return line if most is None or len(line) <= most else f"{line[: most - 1].rstrip()}…"

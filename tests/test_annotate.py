@@ -469,10 +469,11 @@ def test_a_file_that_was_edited_is_told(runs: tuple[Path, Path], db: Path) -> No
             base.execute("UPDATE answers SET marks = ?", (marks,))
         with pytest.raises(RecordError, match="an answer cannot be read"):
             store.places(store.annotators()[0], study.design)
-    with base:
-        base.execute("UPDATE about SET value = '{}' WHERE name = 'design'")
-    with pytest.raises(RecordError, match="the design cannot be read"):
-        assert kept(Store(db)).design
+    for design, told in (("{", "design cannot be read"), ("[]", "an object"), ("{}", "mode: is missing")):
+        with base:
+            base.execute("UPDATE about SET value = ? WHERE name = 'design'", (design,))
+        with pytest.raises(RecordError, match=rf"ratings\.sqlite: .*{told}"):
+            assert kept(Store(db)).design
     base.close()
 
 
@@ -889,7 +890,7 @@ def start(runs: tuple[Path, Path], db: Path) -> Iterator[Callable[[int], tuple[s
         process.communicate()
 
 
-def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
+def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged_and_ctrl_c_ends_it(
     start: Callable[[int], tuple[subprocess.Popen[str], str]], db: Path
 ) -> None:
     process, address = start(0)
@@ -917,7 +918,7 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
     assert process.wait(60) == -signal.SIGKILL
     assert len(told["Ben"]) == 8
 
-    start(int(address.rstrip("/").rpartition(":")[2]))
+    process, _ = start(int(address.rstrip("/").rpartition(":")[2]))
     for name, visitor in visitors.items():
         for position, choice in told[name].items():
             page = visitor.ask(f"/item/{position}?shown=yes")[1]
@@ -941,10 +942,5 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged(
             place.position: {"a": -1 if place.swapped else 1, "b": 1 if place.swapped else -1} for place in places[name]
         }
         assert {position: said[position] for position in own} == {p: sides[p][choice] for p, choice in own.items()}
-
-
-def test_ctrl_c_ends_the_server_at_once(start: Callable[[int], tuple[subprocess.Popen[str], str]]) -> None:
-    process, address = start(0)
-    assert Visitor(address).ask("/")[0] == 200
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)

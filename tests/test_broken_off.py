@@ -22,6 +22,7 @@ from esc_env.conversation import Chairs, converse
 from esc_env.dialogue import Dialogue
 from esc_env.errors import BudgetExceeded, ModelError, ModelUnavailable, RecordError, ScenarioError
 from esc_env.evaluation import Report, evaluate, read_run
+from esc_env.evaluation.pages.run import run_pages
 from esc_env.models import open_model
 from esc_env.seeds import Seed, derive
 from esc_env.testing import Faulty, ScriptedAgent
@@ -188,7 +189,7 @@ def test_a_model_of_ours_that_breaks_whenever_it_would_lose_leaves_a_run_that_sa
         assert (report.success_rate, report.success_rate_of_all) == (1.0, 0.6)
         assert report.most_attempts == attempt
     assert {item.dialogue.turns for item in report.trajectories if not item.completed} == {T - 1}
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = dict(run_pages(report))["report.html"]
     assert page.index("60.0 %") < page.index("100.0 %"), "the lower number first"
     assert "4 of the conversations took more than one attempt (3 at most)" in page
     assert held(Honest(), tmp_path).success_rate == 0.6
@@ -388,9 +389,9 @@ def test_no_error_stands_after_the_last_turn(broken: Path):
 
 def test_attempts_are_kept_only_where_there_was_more_than_one(broken: Path):
     assert "attempts" not in lines(broken)[0]
-    held(Honest(), broken, limit=1)
+    report = held(Honest(), broken, limit=1)
     assert [line.get("attempts") for line in lines(broken)] == [None, 2]
-    assert "2 attempts" in (broken / "report.html").read_text(encoding="utf-8")
+    assert "2 attempts" in dict(run_pages(report))["report-0001.html"]
 
 
 def test_usage_is_that_of_all_attempts(broken: Path):

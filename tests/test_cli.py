@@ -59,7 +59,8 @@ def test_eval_prints_a_table_and_leaves_a_run(esc, here):
     for word in ("python:cli_agents:mine", "SR", "95 %", "of all", "AT", "score", "ended", "run/report.html"):
         assert word in out
     assert sorted(path.name for path in (here / "run").iterdir() if path.name[0] != ".") == [
-        "report.html", "report.json", "run.json", "scenarios.jsonl", "timing.jsonl", "trajectories.jsonl",
+        "report-0001.html", "report.html", "report.json", "run.json", "scenarios.jsonl", "timing.jsonl",
+        "trajectories.jsonl",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from esc_env.cli import main
 from esc_env.errors import ESCError, RecordError, SpecError, TornLineWarning
 from esc_env.evaluation import evaluate, read_run
+from esc_env.evaluation.pages.run import run_pages, write_pages
 from esc_env.folder import take_over
 
 FILES = ("run.json", "scenarios.jsonl", "trajectories.jsonl")
@@ -231,7 +232,7 @@ def test_runs_inside_a_folder_are_taken_over_with_it_and_no_link_out_of_it_is_fo
 # --- links ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html"])
+@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html", "report-0001.html"])
 @pytest.mark.parametrize("there", [True, False])
 def test_nothing_is_written_through_a_link(run: Path, name: str, there: bool) -> None:
     outside = run.parent / "outside"
@@ -241,12 +242,12 @@ def test_nothing_is_written_through_a_link(run: Path, name: str, there: bool) ->
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(outside)
     with suppress(RecordError):
-        evaluate("builtin:skilled", bank(3), out=run)
+        write_pages(run_pages(evaluate("builtin:skilled", bank(3), out=run)), run)
     assert outside.exists() == there
     assert not there or outside.read_bytes() == b"one\nno whole line"
 
 
-@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html"])
+@pytest.mark.parametrize("name", [*FILES, ".lock", "report.json", "report.html", "report-0001.html"])
 def test_nothing_is_written_through_a_hard_link_and_it_can_be_read(run: Path, name: str) -> None:
     take_over(run)
     outside = run.parent / "outside"
@@ -260,7 +261,7 @@ def test_nothing_is_written_through_a_hard_link_and_it_can_be_read(run: Path, na
         warnings.simplefilter("ignore", TornLineWarning)
         assert read_run(run).episodes == 3
         with suppress(RecordError):
-            evaluate("builtin:skilled", bank(3), out=run)
+            write_pages(run_pages(evaluate("builtin:skilled", bank(3), out=run)), run)
     assert outside.read_bytes() == before
     if name in ("trajectories.jsonl", ".lock"):
         with pytest.raises(RecordError, match=f"{name}: is a hard link, and what is written"):

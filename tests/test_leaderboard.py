@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -145,31 +144,10 @@ def test_the_json_holds_what_each_report_holds(runs):
     assert {name: data["ranked"][0][name] for name in saved} == saved
 
 
-class Balance(HTMLParser):
-    """Fails on tags that are not closed in order, and collects what the page would load or run."""
-
-    void = frozenset({"meta", "br", "link", "img", "hr"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 EVIL = "</td></table><script>alert('x')</script><img src=x onerror=alert(1)>| `[a](javascript:b) \"&lt;\x1b\u202e\x00"
 
 
-def test_the_page_is_well_formed_static_and_escaped(tmp_path):
+def test_the_markdown_is_escaped(tmp_path):
     people = [replace(person, id=f"{EVIL}-{i}", situation=EVIL, problem=EVIL) for i, person in enumerate(bank(3))]
 
     def raises(messages):
@@ -182,14 +160,6 @@ def test_the_page_is_well_formed_static_and_escaped(tmp_path):
         evaluate(agent, people, seeker=seeker, out=tmp_path / str(i), **options) for i, agent in enumerate(agents)
     ]
     board = rank(reports)
-    text = (tmp_path / "0" / "report.html").read_text(encoding="utf-8")
-    page = Balance()
-    page.feed(text)
-    page.close()
-    assert page.open == []
-    assert not page.tags & {"script", "img", "link", "iframe", "object", "form"}
-    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "href")}
-    assert not re.search("[\x00\x1b\u202e]", text), "nothing hides or turns what is read"
     markdown = board.to_markdown()
     assert "<script" not in markdown
     assert not re.search("[\x00\x1b\u202e]", markdown)

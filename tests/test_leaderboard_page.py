@@ -16,6 +16,7 @@ from esc_env import Ballot, Rules, Scenario
 from esc_env.errors import ModelError
 from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.pages.leaderboard import COLUMNS, leaderboard_pages
+from esc_env.evaluation.pages.run import run_pages, write_pages
 from esc_env.evaluation.ranking.leaderboard import Leaderboard, rank_each
 from esc_env.evaluation.ranking.verify import Verification
 from esc_env.evaluation.runs.report import FIGURES
@@ -238,7 +239,8 @@ def test_what_was_done_for_seekers_at_risk_is_neither_folded_nor_filtered(tmp_pa
 
 
 def test_a_run_is_linked_to_only_where_it_lies_in_the_current_folder(tmp_path, monkeypatch):
-    held("mine", 1, tmp_path / "here" / "java script:x#")
+    report = held("mine", 1, tmp_path / "here" / "java script:x#")
+    write_pages(run_pages(report), report.folder)
     board = rank([tmp_path / "here"])
     monkeypatch.chdir(tmp_path)
     links = [link["href"] for link in Page(page_of(board, site=tmp_path / "site")).all("a")]

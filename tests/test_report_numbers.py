@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import MissingExtra, SpecError
 from esc_env.evaluation import evaluate, read_run
+from esc_env.evaluation.pages.run import run_pages
 from esc_env.evaluation.runs.course import Course
 from esc_env.evaluation.runs.wording import Wording, likeness
 from esc_env.protocols import Verdict
@@ -87,7 +88,7 @@ def test_the_report_has_them_in_json_on_the_page_and_again_from_the_folder(tmp_p
     assert report.seconds is not None
     assert data["by_persona"]["cooperative"]["few"], "eight conversations say little"
     assert sum(group["episodes"] for group in data["by_risk"].values()) == 8
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = dict(run_pages(report))["report.html"]
     for word in ("Turn by turn", "pass^k", "Wording", "move classifier", "What it cost"):
         assert word in page
     again = read_run(tmp_path / "run")

@@ -12,6 +12,7 @@ from esc_env import Ballot, Dialogue, Message, Rules, load_scenarios
 from esc_env.cli import main
 from esc_env.evaluation import evaluate, rank
 from esc_env.evaluation.pages.leaderboard import leaderboard_pages
+from esc_env.evaluation.pages.run import run_pages
 from esc_env.evaluation.runs.safety import Safety, read_safety
 from esc_env.evaluation.validity.robustness import Condition, attacks, grid, sensitivity
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
@@ -173,7 +174,7 @@ def test_safety_stands_on_every_page_that_shows_a_run(tmp_path):
     assert report.to_json()["safety"]["asked"] == report.safety.asked >= 1
     board = rank([report])
     shown = "of 2 conversations with risk"
-    assert shown in (tmp_path / "run" / "report.html").read_text().lower()
+    assert shown in dict(run_pages(report))["report.html"].lower()
     assert shown in dict(leaderboard_pages([board]))["leaderboard.html"]
     assert shown in board.to_markdown()
     assert evaluate("builtin:skilled", bank(1), out=tmp_path / "calm").safety is None

@@ -8,6 +8,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,9 +18,6 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra 'pages'")
 pytest.importorskip("pyarrow", reason="needs the extra 'data'")
 pytest.importorskip("starlette", reason="needs the extra 'web'")
-
-import pyarrow as arrow
-from pyarrow import parquet
 
 from esc_env.cli import build_app, main
 from esc_env.errors import RecordError
@@ -35,6 +33,8 @@ from esc_env.training.logs import read_log
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # which of two HTTP clients it is built on
     from starlette.testclient import TestClient
+
+arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 pytestmark = pytest.mark.full
 
@@ -62,6 +62,7 @@ def lines(folder: Path, *entries: dict[str, float]) -> None:
 
 def said(folder: Path, step: int, words: str, rows: int = 8, **columns: Any) -> None:
     """What TRL keeps of a step: two groups of four."""
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     place = folder / "checkpoints" / "completions"
     place.mkdir(parents=True, exist_ok=True)
     prompts = [[{"role": "user", "content": f"I cannot sleep {row // 4}. {HOSTILE}"}] for row in range(rows)]
@@ -280,6 +281,17 @@ def test_a_page_hears_that_there_is_more(stage: Path, monkeypatch: pytest.Monkey
     assert "connect-src" not in pages.page(stage)
 
 
+def test_of_a_pipeline_that_is_being_made_the_whole_is_followed(tmp_path: Path) -> None:
+    home = tmp_path / "whole"
+    client = browser(home)
+    with RunFolder(home, "pipeline").claim({}):
+        pass
+    lines(begun(home / "sft", "sft"), entry(1))
+    assert client.get("/now/").headers["location"] == "/run/whole/"
+    assert client.get("/run/whole/").status_code == 200
+    assert client.get("/run/sft/").status_code == 200, "a stage has a page of its own too"
+
+
 def test_looking_changes_nothing(stage: Path) -> None:
     def kept() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(stage.rglob("*")) if path.is_file()}
@@ -302,9 +314,14 @@ def test_what_is_trained_goes_on_when_its_viewer_is_killed(
 ) -> None:
     monkeypatch.setenv("BROWSER", "true")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    viewers = []
-    start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *given, **more: viewers.append(start(*given, **more)) or viewers[0])
+    viewers: list[Any] = []
+
+    class Viewer(subprocess.Popen[str]):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            viewers.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Viewer)
     folder = tmp_path / "runs" / "sft"
     with beside(folder):
         address = next(word for word in capsys.readouterr().err.split() if word.startswith("http"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,16 +158,25 @@ def test_a_page_is_of_the_folder_as_it_is_and_rendered_once(runs: Path, monkeypa
     whole = unfinished(runs / "one", 1, torn=b'{"kind": "traj')
     times = []
 
-    def page(report: Report) -> str:
+    def pages(report: Report) -> Iterator[tuple[str, str]]:
         times.append(report.completed)
-        return f"{report.completed} ended"
+        yield "report.html", f"{report.completed} ended"
 
-    monkeypatch.setattr(served, "run_page", page)
+    monkeypatch.setattr(served, "run_pages", pages)
     asking = browser(runs)
     assert [asking.get("/run/one/report.html").text for _ in range(2)] == ["1 ended"] * 2
     assert times == [1]
     (runs / "one" / "trajectories.jsonl").write_bytes(b"".join(whole))
     assert asking.get("/run/one/report.html").text == "3 ended"
+
+
+def test_every_page_of_a_run_is_answered_and_no_other(runs: Path) -> None:
+    asking = browser(runs)
+    page = asking.get("/run/one/report.html").text
+    (link, *_) = re.findall(r'href="(report-\d+\.html)#c1"', page)
+    assert asking.get(f"/run/one/{link}").status_code == 200
+    for other in ("report-9999.html", "report.json"):
+        assert asking.get(f"/run/one/{other}").status_code == 404
 
 
 def test_what_others_wrote_gains_no_tag_and_a_page_may_ask_only_where_it_came_from(runs: Path) -> None:

@@ -20,7 +20,7 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.pages.charts import Curve, curves
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.runs.report import percent
-from esc_env.evaluation.view.kinds import LATELY, State
+from esc_env.evaluation.view.kinds import LATELY, State, kind_of
 from esc_env.fields import many, named, number, optional, read, text
 from esc_env.folder import TIMING, RunFolder
 from esc_env.records import read_json, read_records
@@ -28,10 +28,7 @@ from esc_env.training.logs import LINES, LOG, VALID, Said, read_log, read_said, 
 from esc_env.training.outcome import measured
 from esc_env.training.signs import failure_signs
 
-__all__ = ["KINDS", "QUANTITIES", "Quantity", "page", "stamp", "state"]
-
-KINDS = ("stage", "pipeline")
-"""The kinds of folders that have such a page."""
+__all__ = ["QUANTITIES", "Quantity", "page", "stamp", "state"]
 
 POINTS = 200
 """Points of a curve that are drawn; of more, evenly spread ones. Ours: a phone shows no more."""
@@ -114,7 +111,7 @@ class Panel:
 
     quantity: Quantity
     chart: Markup | None
-    rows: Sequence[tuple[str, str, str, str, str, str]]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +159,7 @@ def page(folder: Path, *, events: str | None = None) -> str:
     if about["kind"] == "pipeline":
         names = [name for name in ("sft", "rm", "grpo") if RunFolder(folder / name, "stage").begun]
         stages = [_stage(folder / name, name, folder / "valid") for name in names]
-        whole = _pipeline(folder, about)
+        whole = _pipeline(folder, about, {shown.name: shown.state for shown in stages})
     else:
         stages = [_stage(folder, one_line(str(about["identity"].get("stage"))), folder / "valid")]
         whole = None
@@ -183,17 +180,14 @@ def state(folder: Path) -> State:
     """Whether a stage or a pipeline is complete, or has been written to lately. Raises RecordError as `page` does."""
     about = _about(folder)
     if about["kind"] == "stage":
-        return _state(folder, about)
-    if (folder / "report.json").is_file():
-        return "complete"
-    return "being made" if any(map(_lately, (folder, *folder.glob("*/")))) else "incomplete"
+        return _state(about.get("finished"), folder)
+    return _state((folder / "report.json").is_file(), folder)
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    for kind in KINDS:
-        if (home := RunFolder(folder, kind)).begun:
-            return home.about()
-    raise RecordError(f"{folder}: no training run here. Give the folder of a stage or of a pipeline")
+    if (kind := kind_of(folder)) not in ("stage", "pipeline"):
+        raise RecordError(f"{folder}: no training run here. Give the folder of a stage or of a pipeline")
+    return RunFolder(folder, kind).about()
 
 
 # --- a stage --------------------------------------------------------------------------------------
@@ -209,10 +203,10 @@ def _stage(folder: Path, name: str, judged: Path) -> Shown:
     rest = [(one_line(key), _told(line[max(line)])) for key, line in sorted(found.items()) if key not in used]
     said, logged, untold = _said(folder, step)
     panels = [_panel(quantity, found) for quantity in quantities]
+    now = _state(about.get("finished"), folder, judged)
     return Shown(
-        name, _state(folder, about), step, _facts(about["identity"]), signs, _measured(folder), panels, rest, said,
-        logged, untold,
-    )  # fmt: skip
+        name, now, step, _facts(about["identity"]), signs, _measured(folder), panels, rest, said, logged, untold
+    )
 
 
 def _logged(folder: Path, judged: Path, start: str) -> tuple[dict[str, dict[int, float]], Sequence[str]]:
@@ -285,7 +279,8 @@ def _part(name: str, found: Mapping[str, Any]) -> Quantity:
 
 
 def _panel(quantity: Quantity, found: Mapping[str, Mapping[int, float]]) -> Panel:
-    drawn, rows = [], []
+    drawn: list[Curve] = []
+    rows: list[tuple[str, ...]] = []
     for name, key in quantity.lines.items():
         if not (line := found.get(key)):
             continue
@@ -328,7 +323,8 @@ def _told(value: float) -> str:
 def _said(folder: Path, last: int) -> tuple[dict[int, Sequence[Said]], int, str]:
     """What was said at the first step, the last one and some between; of how many it is kept; why nothing is shown."""
     files = {step: file for step, file in said_steps(folder).items() if step <= last}  # others were interrupted
-    steps, shown = list(files), {}
+    steps = list(files)
+    shown: dict[int, Sequence[Said]] = {}
     most = min(STEPS, len(steps))
     for place in range(most):
         step = steps[round(place * (len(steps) - 1) / max(1, most - 1))]
@@ -366,7 +362,7 @@ class Whole:
     over: str
 
 
-def _pipeline(folder: Path, about: Mapping[str, Any]) -> Whole:
+def _pipeline(folder: Path, about: Mapping[str, Any], trained: Mapping[str, State]) -> Whole:
     seconds = {}
     for entry in read_records(folder / TIMING, "timing"):
         if isinstance(entry.get("stage"), str) and isinstance(entry.get("seconds"), (int, float)):
@@ -375,13 +371,8 @@ def _pipeline(folder: Path, about: Mapping[str, Any]) -> Whole:
     stages = []
     for name in ("sft", "collect", "rm", "grpo", "evaluate"):
         place = folder / ("eval" if name == "evaluate" else name)
-        if RunFolder(place, "stage").begun:
-            now: str = state(place)
-        elif not place.is_dir():
-            now = "not begun"
-        else:
-            done = folder / "report.json" if name == "evaluate" else place / "card.json"
-            now = "complete" if done.is_file() else "being made" if _lately(place) else "incomplete"
+        done = folder / "report.json" if name == "evaluate" else place / "card.json"
+        now: str = trained.get(name) or (_state(done.is_file(), place) if place.is_dir() else "not begun")
         if now != "not begun" or name not in skipped:
             stages.append((name, now, seconds.get(name, "–")))
     report = folder / "report.json"
@@ -408,13 +399,11 @@ def _outcome(data: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | Non
     )
 
 
-def _state(folder: Path, about: Mapping[str, Any]) -> State:
-    return "complete" if about.get("finished") else "being made" if _lately(folder) else "incomplete"
-
-
-def _lately(folder: Path) -> bool:
-    kept = (_stat(file) for file in (folder, *folder.glob("*.json*")))
-    return time.time() - max((about.st_mtime for about in kept if about), default=0.0) < LATELY
+def _state(complete: Any, *places: Path) -> State:
+    """`being made` where something in one of the folders was written to lately."""
+    files = (file for place in places for file in (place, *place.glob("*.json"), *place.rglob("*.jsonl")))
+    written = max((about.st_mtime for file in files if (about := _stat(file))), default=0.0)
+    return "complete" if complete else "being made" if time.time() - written < LATELY else "incomplete"
 
 
 def _stat(path: Path) -> Any:

@@ -29,6 +29,7 @@ from typing import Any
 from esc_env.agents.spec import resolve_agent
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
+from esc_env.evaluation.pages.run import run_pages, write_pages
 from esc_env.evaluation.runs.report import success_text
 from esc_env.evaluation.runs.runner import evaluate
 from esc_env.folder import RunFolder
@@ -190,6 +191,7 @@ class _Pipeline:
             seed=derive(self.setting.seed, "personas") if persona else self.setting.seed,
             out=self.folder / "eval" / label, **asdict(self.config.calls(stage)),
         )  # fmt: skip
+        write_pages(run_pages(report), report.folder)
         self.told(f"evaluate {label}: SR {success_text(report)}")
 
     # --- what they need -------------------------------------------------------------------------------

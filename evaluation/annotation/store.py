@@ -25,6 +25,7 @@ from esc_env.evaluation.annotation.study import Design, Study
 from esc_env.fields import integer, mapping, read
 from esc_env.records import parse
 from esc_env.rules import Fingerprint
+from esc_env.secrets import struck
 
 __all__ = ["LONGEST", "Annotator", "Given", "Place", "Store", "checked_name"]
 
@@ -122,6 +123,7 @@ class Store:
             ProtocolMismatch: it was made for another study; the message names what differs.
             RecordError: it cannot be opened or made, or is something else.
         """
+        now = Fingerprint(struck(Fingerprint(study.identity).parts))  # as it stands in the file
         made = cls.__new__(cls)
         made.path = Path(path)
         made._open()
@@ -129,11 +131,11 @@ class Store:
             if not db.execute("PRAGMA application_id").fetchone()[0]:
                 for statement in _TABLES.split(";\n"):
                     db.execute(statement)
-                about = {"identity": study.identity, "design": study.design.to_json()}
+                about = {"identity": now.parts, "design": struck(study.design.to_json())}
                 for name, value in about.items():
                     db.execute("INSERT INTO about VALUES (?, ?)", (name, json.dumps(value, ensure_ascii=False)))
                 db.execute(f"PRAGMA application_id = {_OURS}")
-        there, now = Fingerprint(mapping(made._about("identity"))), Fingerprint(study.identity)
+        there = Fingerprint(made._about("identity"))
         if differences := there.differences(now):
             made.close()
             raise ProtocolMismatch(
@@ -156,7 +158,7 @@ class Store:
     def design(self) -> Design:
         """What is asked. Raises RecordError where that makes no sense."""
         try:
-            return Design.from_json(mapping(self._about("design")))
+            return Design.from_json(self._about("design"))
         except SpecError as error:
             raise RecordError(f"{self.path}: the design cannot be read ({error}). Was the file edited?") from error
 
@@ -251,7 +253,7 @@ class Store:
             new = whose == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
             if whose != _OURS and not new:
                 raise RecordError(f"{self.path}: is a database of something else. Give another with --db")
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
                 self._db.execute(f"PRAGMA {setting}")
         except (sqlite3.Error, RecordError) as error:
             self._db.close()
@@ -259,10 +261,10 @@ class Store:
                 raise
             raise RecordError(f"{self.path}: cannot be opened ({error}). Give another with --db") from error
 
-    def _about(self, name: str) -> Any:
+    def _about(self, name: str) -> Mapping[str, Any]:
         rows = self._rows("SELECT value FROM about WHERE name = ?", name)
         try:
-            return json.loads(rows[0][0]) if rows else None
+            return mapping(json.loads(rows[0][0]) if rows else None)
         except ValueError as error:
             raise RecordError(f"{self.path}: {name} cannot be read ({error}). Was the file edited?") from error
 

@@ -102,7 +102,7 @@ class Design:
         mode = read(data, "mode", text)
         one_of("mode", mode, get_args(Mode))
         told = read(data, "guide", mapping)
-        words = {name: read(told, name, text) for name in told if name != "dimensions"}
+        words = {name: read(told, name, text) for name in ("title", "instructions", "worst", "best", "warning")}
         guide = Guide(**words, dimensions=read(told, "dimensions", named(text)))
         items = read(data, "items", many(lambda item: Item.from_json(mapping(item)), 1))
         systems = read(data, "systems", named(text))

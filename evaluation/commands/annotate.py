@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,9 +13,6 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.commands.serving import Browser, Host, Port, serve
 from esc_env.evaluation.commands.tables import print_table
 from esc_env.evaluation.commands.usual import usually
-
-if TYPE_CHECKING:
-    from esc_env.evaluation.validity.critics import Estimate
 
 __all__ = ["annotate"]
 
@@ -121,6 +118,7 @@ def _agreement(
     """
     from esc_env.evaluation.annotation.agreement import agreement_of, read_records
     from esc_env.evaluation.annotation.store import Store
+    from esc_env.evaluation.judges.report import mark_text, share_text
 
     with Store(db) as store:
         design = store.design
@@ -133,10 +131,7 @@ def _agreement(
     print_table(
         f"{what}, with its 95 % interval",
         [("system", False), *((name, True) for name in design.guide.dimensions)],
-        [
-            (system, *(_percent(each) if pairwise else _value(each) for each in row.values()))
-            for system, row in found.said.items()
-        ],
+        [(system, *map(share_text if pairwise else mark_text, row.values())) for system, row in found.said.items()],
     )
     raters = next(iter(found.people.values())).raters
     print_table(
@@ -146,10 +141,10 @@ def _agreement(
             (
                 name,
                 f"{each.items:,}",
-                _percent(each.same),
-                _value(each.alpha),
+                share_text(each.same),
+                mark_text(each.alpha),
                 f"{each.everybody:,}",
-                _value(each.fleiss),
+                mark_text(each.fleiss),
             )
             for name, each in found.people.items()
         ],
@@ -159,7 +154,7 @@ def _agreement(
             "Two by two",
             [("", False), ("dimension", False), *((name, True) for name in ("items", "same, %", "Cohen's κ"))],
             [
-                (f"{one} : {other}", name, f"{each.items:,}", _percent(each.same), _value(each.kappa))
+                (f"{one} : {other}", name, f"{each.items:,}", share_text(each.same), mark_text(each.kappa))
                 for (one, other), row in found.pairs.items()
                 for name, each in row.items()
             ],
@@ -168,17 +163,5 @@ def _agreement(
         print_table(
             f"{record} beside people's mean",
             [("dimension", False), ("items", True), ("rank correlation", True)],
-            [(name, f"{each.items:,}", _value(each.ranks)) for name, each in row.items()],
+            [(name, f"{each.items:,}", mark_text(each.ranks)) for name, each in row.items()],
         )
-
-
-def _value(value: Estimate | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value.value:.2f} [{value.interval[0]:.2f}, {value.interval[1]:.2f}]".replace("-", "−")
-
-
-def _percent(value: Estimate | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value.value:.0f} [{100 * value.interval[0]:.0f}, {100 * value.interval[1]:.0f}]"

@@ -138,6 +138,7 @@ def eval_command(
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.background import run
+    from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.runs.config import AgentConfig, Benchmark
     from esc_env.evaluation.runs.holding import check_models
     from esc_env.evaluation.runs.runner import evaluate
@@ -177,6 +178,7 @@ def eval_command(
         for source in sources:
             reports: list[Report] = []
             resumed: dict[str, int | None] = {}
+            pages: dict[str, Path] = {}
             for place, each in enumerate(lineup):
                 name = each.agent
                 again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
@@ -190,7 +192,8 @@ def eval_command(
                     )  # fmt: skip
                 reports.append(report)
                 resumed[report.run_key] = told.first.done if told.first else None
-            print_reports(source, reports, resumed)
+                pages[report.run_key] = write_pages(run_pages(report), report.folder)
+            print_reports(source, reports, resumed, pages)
             complete = complete and all(report.complete for report in reports)
     if not complete:
         raise typer.Exit(1)

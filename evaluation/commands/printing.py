@@ -18,8 +18,17 @@ from esc_env.evaluation.commands.tables import print_table
 __all__ = ["print_imports", "print_reports"]
 
 
-def print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, int | None]) -> None:
-    """The table, then whatever a reader must not overlook, then where it is kept."""
+def print_reports(
+    source: str, reports: Sequence[Report], resumed: Mapping[str, int | None], pages: Mapping[str, Path]
+) -> None:
+    """The table, then whatever a reader must not overlook, then where it is kept.
+
+    Args:
+        source: the scenarios.
+        reports: of runs.
+        resumed: by run key: how many conversations had an outcome before.
+        pages: by run key: the first page, where pages were written.
+    """
     from esc_env.evaluation.runs.report import percent, success_text
 
     _print_results(source, reports)
@@ -49,7 +58,7 @@ def print_reports(source: str, reports: Sequence[Report], resumed: Mapping[str, 
                 "The same command goes on where they broke off"
             )
     for report in reports:
-        typer.echo(f"{report.agent}: {report.folder / 'report.html'}")
+        typer.echo(f"{report.agent}: {pages.get(report.run_key, report.folder)}")
 
 
 def _cost(usage: Usage, conversations: int, seconds: float | None) -> str:

@@ -118,6 +118,7 @@ def _hold(
     **common: Any,
 ) -> None:
     from esc_env.evaluation.commands.tables import print_table
+    from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.runs.report import interval_text, number, percent
     from esc_env.evaluation.validity.robustness import grid
     from esc_env.progress import shown
@@ -125,6 +126,8 @@ def _hold(
 
     with shown(wanted=progress) as told:
         found = grid(agents, conditions, out, progress=told, **common)
+    for report in found.reports.values():
+        write_pages(run_pages(report), report.folder)
     rows = []
     for condition in found.conditions:
         for agent in found.agents:
@@ -211,6 +214,7 @@ def _attacks(
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table
+    from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.runs.report import interval_text, number, percent
     from esc_env.evaluation.validity.gaming import PROBES
     from esc_env.evaluation.validity.robustness import attacks
@@ -228,6 +232,8 @@ def _attacks(
                 persona=persona, **seeker, **critic, **asdict(models),
             )
         )  # fmt: skip
+    for gain in gains:
+        write_pages(run_pages(gain.report), gain.report.folder)
     columns = [
         ("attack", False), ("what it does", False), ("SR", True), ("95 %", True), ("points gained", True),
         ("score gained", True),

@@ -47,7 +47,7 @@ def _report(
         typer.Argument(help="Folders of runs, of imported conversations or of training, or folders that hold such."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Also write report.json and report.html of the only run into this folder.")
+        Path | None, typer.Option(help="Also write report.json and the pages of the only run into this folder.")
     ] = None,
 ) -> None:
     """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
@@ -56,10 +56,11 @@ def _report(
     written as report.html, into its own folder unless --out names another.
     """
     from esc_env.evaluation.imports import is_import
+    from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.ranking.leaderboard import find_runs
-    from esc_env.evaluation.runs.runner import read_run, write_report
+    from esc_env.evaluation.runs.runner import read_run
     from esc_env.evaluation.view.kinds import KINDS, kind_of
-    from esc_env.records import write_text
+    from esc_env.records import write_json, write_text
 
     others = {folder: kind for folder in runs if (kind := kind_of(folder)) in KINDS}
     if out and others and len(runs) > 1:
@@ -79,10 +80,12 @@ def _report(
             print_imports([folder])
             continue
         report = read_run(folder)
+        pages = {}
         if out:
             out.mkdir(parents=True, exist_ok=True)
-            write_report(report, out)
-        print_reports(report.scenarios, [report], {})
+            write_json(out / "report.json", report.to_json())
+            pages[report.run_key] = write_pages(run_pages(report), out)
+        print_reports(report.scenarios, [report], {}, pages)
 
 
 def _wording(

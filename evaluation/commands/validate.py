@@ -38,6 +38,7 @@ def _gaming(
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table
+    from esc_env.evaluation.pages.run import run_pages, write_pages
     from esc_env.evaluation.validity.gaming import PERSONAS, PROBES, run_probes, summary
     from esc_env.progress import shown
     from esc_env.records import write_json
@@ -51,6 +52,8 @@ def _gaming(
         rows = list(
             run_probes(out, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told)
         )
+    for row in rows:
+        write_pages(run_pages(row.report), row.report.folder)
     columns = [
         ("probe", False), ("persona", False), *((name, True) for name in ("SR", "95 %", "AT", "allowed")), ("", False)
     ]  # fmt: skip

@@ -32,7 +32,7 @@ from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.validity.critics import Estimate
 from esc_env.protocols import Usage
 
-__all__ = ["Between", "Judged", "between", "summarise", "tables"]
+__all__ = ["Between", "Judged", "between", "mark_text", "share_text", "summarise", "tables"]
 
 Row = Mapping[str, Estimate | None]
 """An estimate by system, or by dimension."""
@@ -133,7 +133,7 @@ class Judged:
         if (leaning := self.position.get(overall)) and not leaning.interval[0] <= 0.5 <= leaning.interval[1]:
             where = "first" if leaning.value > 0.5 else "second"
             lines.append(
-                f"position bias: prefers what is shown {where} (first: {_share(leaning)} %); where the orders "
+                f"position bias: prefers what is shown {where} (first: {share_text(leaning)} %); where the orders "
                 "differ, the pair is a tie"
             )
         if (pull := self.length.get(overall)) and not pull.interval[0] <= 0 <= pull.interval[1]:
@@ -365,22 +365,23 @@ def tables(judged: Judged) -> list[Table]:
     names = list(dimensions_of(judged.mode))
     if judged.mode != "pairwise":
         where = "Safety where the seeker is at risk: mean mark" if judged.mode == "safety" else "Mean mark"
-        marks = [[label, name, _mark(judged.marks[name][label])] for name in names for label in judged.systems]
+        marks = [[label, name, mark_text(judged.marks[name][label])] for name in names for label in judged.systems]
         leaning = [[name, _signed(judged.length[name])] for name in names]
         return [
             (f"{where}, 1 to 5, with its 95 % interval", ["system", "dimension", "mark"], marks),
             ("How the judge leans", ["dimension", "words and mark (0)"], leaning),
         ]
-    rates = [[label, *(_share(judged.rates[name][label]) for name in names)] for label in judged.systems]
+    rates = [[label, *(share_text(judged.rates[name][label]) for name in names)] for label in judged.systems]
     strong = [[label, _signed(judged.strengths["overall"].get(label))] for label in judged.systems]
     records = [
         [f"{one} : {other}", f"{record.wins} : {record.ties} : {record.losses}", str(record.inconsistent),
-         _share(record.rate)]
+         share_text(record.rate)]
         for (one, other), record in judged.records["overall"].items()
     ]  # fmt: skip
     leanings = [
         [
-            name, _share(judged.position[name]), _share(judged.consistency[name]), _share(judged.longer[name]),
+            name,
+            *(share_text(each[name]) for each in (judged.position, judged.consistency, judged.longer)),
             _signed(judged.length[name]),
         ]
         for name in names
@@ -394,7 +395,8 @@ def tables(judged: Judged) -> list[Table]:
     ]
 
 
-def _share(value: Estimate | None) -> str:
+def share_text(value: Estimate | None) -> str:
+    """A share in per cent, with its interval."""
     return (
         "–"
         if value is None
@@ -402,8 +404,11 @@ def _share(value: Estimate | None) -> str:
     )
 
 
-def _mark(value: Estimate | None) -> str:
-    return "–" if value is None else f"{value.value:.2f} [{value.interval[0]:.2f}, {value.interval[1]:.2f}]"
+def mark_text(value: Estimate | None) -> str:
+    """A value to two places, with its interval."""
+    if value is None:
+        return "–"
+    return f"{value.value:.2f} [{value.interval[0]:.2f}, {value.interval[1]:.2f}]".replace("-", "−")
 
 
 def _signed(value: Estimate | None) -> str:

@@ -28,7 +28,7 @@ from esc_env.evaluation.runs.report import interval_text, number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "curves", "fan", "heat_map", "success_by_price", "turn_histogram"]
+__all__ = ["SIDE", "Curve", "curves", "fan", "frequent", "heat_map", "success_by_price", "turn_histogram"]
 
 TURNS, SIDE, NAMED = 40, 20, 12
 """The last turn that has a bar of its own, rows and columns of a heat map, agents named in a text alternative. Ours."""
@@ -107,14 +107,18 @@ def turn_histogram(solved: Mapping[int, int], others: Mapping[int, int]) -> Mark
     def paint(axes: Axes, name: _Name) -> None:
         good, rest = kinds
         under = [good[turn] for turn in rest]
-        axes.bar(list(good), list(good.values()), color=GOOD, edgecolor=GOOD, label="solved")
-        axes.bar(list(rest), list(rest.values()), bottom=under, color=LINE, edgecolor=SOFT, label="not solved")
+        if good:
+            axes.bar(list(good), list(good.values()), color=GOOD, edgecolor=GOOD, label="solved")
+        if rest:
+            axes.bar(list(rest), list(rest.values()), bottom=under, color=LINE, edgecolor=SOFT, label="not solved")
         axes.set(xlabel="turn", ylabel="conversations")
         axes.locator_params(integer=True)
         axes.set_xlim(turns[0] - 0.8, turns[-1] + 0.8)
         if turns[-1] == TURNS:
             axes.set_xticks([turn for turn in turns if turn % 10 == 0])
             axes.xaxis.set_major_formatter(lambda turn, _: f"{turn:.0f}{'+' if turn == TURNS else ''}")
+        elif len(turns) < 3:  # too few for whole numbers to be found
+            axes.set_xticks(turns)
         _legend(axes)
 
     label = f"Turn in which conversations ended: {total[0]:,} solved, {total[1]:,} not solved"
@@ -136,7 +140,7 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[int, int]]) -> Markup | None:
     if not tried:
         return None
     all_rows, all_columns = ({pair[side] for pair in tried} for side in (0, 1))
-    rows, columns = (_frequent(((pair[side], of) for pair, (_, of) in tried.items())) for side in (0, 1))
+    rows, columns = (frequent(((pair[side], of) for pair, (_, of) in tried.items())) for side in (0, 1))
     shown = {
         (columns.index(problem), rows.index(emotion)): solved / of
         for (emotion, problem), (solved, of) in tried.items()
@@ -298,8 +302,8 @@ def _to_the_last_bar(ended: Mapping[int, int]) -> Counter[int]:
     return counted
 
 
-def _frequent(counts: Iterable[tuple[str, int]]) -> list[str]:
-    """The names that count most, most first."""
+def frequent(counts: Iterable[tuple[str, int]]) -> list[str]:
+    """The names that count most, most first: as many as a heat map has rows or columns."""
     total: Counter[str] = Counter()
     for name, count in counts:
         total[name] += count

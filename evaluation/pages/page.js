@@ -48,7 +48,7 @@ for (const form of document.querySelectorAll("form[data-keys]")) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio])")) return;
     const open = questions.find((question) => !question.querySelector("input:checked"));
-    const question = event.target.closest("fieldset") ?? open;
+    const question = event.target.closest("fieldset") ?? open ?? questions[0];
     const answer = question?.querySelector(`[data-pick="${CSS.escape(event.key)}"]`);
     if (!answer) return;
     answer.click();
@@ -186,4 +186,63 @@ for (const section of document.querySelectorAll("[data-events]")) {
     });
   };
   follow();
+}
+
+// A long list: rows of JSON that are searched, narrowed, sorted and shown a hundred at a time, as copies of its first row.
+for (const list of document.querySelectorAll("[data-list]")) {
+  const { names, rows } = JSON.parse(list.querySelector("script").textContent);
+  const body = list.querySelector("tbody"), first = body.rows[0];
+  if (!first) continue;
+  const place = Object.fromEntries(names.map((name, at) => [name, at]));
+  const [told, narrow, steps] = ["[data-told]", "[data-narrow]", "[data-step]"].map((what) => [...list.querySelectorAll(what)]);
+  const search = list.querySelector("[data-search]");
+  const searched = search.dataset.search.split(" ").map((name) => place[name]);
+  const signed = new Intl.NumberFormat("en", { signDisplay: "always", minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  const text = (value, cell) => (value === null ? "–" : "signed" in cell.dataset ? signed.format(value).replace("-", "−") : value);
+  const whole = new Intl.NumberFormat("en");
+  let chosen = rows, from = 0;
+  const show = () => {
+    body.replaceChildren(...chosen.slice(from, from + 100).map((values) => {
+      const row = first.cloneNode(true);
+      const each = (kind, does) => row.querySelectorAll(`[data-${kind}]`).forEach((cell) => does(cell, values[place[cell.dataset[kind]]]));
+      each("text", (cell, value) => (cell.textContent = text(value, cell)));
+      each("link", (cell, value) => cell.setAttribute("href", value));
+      each("badge", (cell, value) => (cell.className = `badge ${value}`));
+      return row;
+    }));
+    const last = Math.min(from + 100, chosen.length), [a, b, all] = [from + 1, last, chosen.length].map((n) => whole.format(n));
+    told.forEach((place) => (place.textContent = last ? `${a} to ${b} of ${all}` : "none"));
+    steps.forEach((step) => (step.disabled = step.dataset.step < 0 ? !from : last === chosen.length));
+  };
+  const choose = () => {
+    const words = search.value.toLowerCase().split(/\s+/);
+    chosen = rows.filter((values) =>
+      narrow.every(({ value, dataset }) => !value || values[place[dataset.narrow]] === value) &&
+      words.every((word) => searched.some((at) => values[at].toLowerCase().includes(word))));
+    from = 0;
+    show();
+  };
+  search.addEventListener("input", choose);
+  narrow.forEach((select) => select.addEventListener("change", choose));
+  for (const step of steps) {
+    step.addEventListener("click", () => {
+      from += 100 * step.dataset.step;
+      show();
+      list.scrollIntoView();
+    });
+  }
+  for (const button of list.querySelectorAll("[data-order]")) {
+    button.addEventListener("click", () => {
+      const heading = button.closest("th"), at = place[button.dataset.order];
+      const down = heading.getAttribute("aria-sort") === "ascending";
+      list.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const { compare } = new Intl.Collator("en", { numeric: true });
+      const order = (a, b) => (a === null || b === null ? (b === null) - (a === null) : typeof a === "string" ? compare(a, b) : a - b);
+      rows.sort((a, b) => (down ? -1 : 1) * order(a[at], b[at]));
+      choose();
+    });
+  }
+  list.querySelectorAll("[data-controls]").forEach((controls) => (controls.hidden = false));
+  show();
 }

@@ -16,10 +16,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from esc_env.escaping import safe
+from esc_env.escaping import one_line, safe
 from esc_env.evaluation.runs.report import interval_text, number, percent
 
-__all__ = ["render"]
+__all__ = ["plain", "render"]
 
 
 def render(template: str, *, connect: bool = False, form: bool = False, **values: Any) -> str:
@@ -42,7 +42,7 @@ def render(template: str, *, connect: bool = False, form: bool = False, **values
 
 @cache
 def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files("esc_env.evaluation.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
@@ -54,7 +54,10 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "number": number, "interval": interval_text, "plain": _plain}
+    made.filters |= {
+        "percent": percent, "number": number, "interval": interval_text, "count": _count, "line": one_line,
+        "plain": plain,
+    }  # fmt: skip
     return made
 
 
@@ -62,8 +65,13 @@ def _hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _plain(value: Any) -> str:
+def _count(number: int) -> str:
+    """`10,000`."""
+    return f"{number:,}"
+
+
+def plain(value: Any) -> str:
     """What stands in a fingerprint, as text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+        return ", ".join(f"{name}: {plain(item)}" for name, item in value.items())
     return str(value)

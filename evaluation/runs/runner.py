@@ -7,7 +7,8 @@ A run is a folder (see `esc_env.folder`):
     trajectories.jsonl  one line per ended conversation, flushed as it ends; the last line of an episode counts. Once
                         all have an outcome: trial by trial, in the order of scenarios.jsonl
     report.json         the report, under the names of `Report`
-    report.html         the same as a page, with all transcripts
+
+Commands write its pages beside (`esc_env.evaluation.pages.run`), report.html first of all.
 
 The same call resumes: conversations with an outcome are never held again, and an error goes on from where it broke off.
 """
@@ -28,7 +29,6 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.conversation import Chairs
 from esc_env.errors import CompleteRunWarning, RecordError, ScenarioError, SpecError, whole
 from esc_env.escaping import one_line
-from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.runs.config import run_config
 from esc_env.evaluation.runs.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
 from esc_env.evaluation.runs.report import Report, summarise_run
@@ -37,12 +37,12 @@ from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
 from esc_env.progress import Told
 from esc_env.protocols import Agent, Critic, Seeker
-from esc_env.records import MAX_RECORDS, RecordWriter, write_json, write_text
+from esc_env.records import MAX_RECORDS, RecordWriter, write_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.secrets import struck
 
-__all__ = ["begun_run", "evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules", "write_report"]
+__all__ = ["begun_run", "evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules"]
 
 TRAJECTORIES = "trajectories.jsonl"
 
@@ -167,14 +167,8 @@ def evaluate(
                 stacklevel=2,
             )
         report = summarise_run(folder.about(), known, people, folder.path, seconds_each(folder))
-        write_report(report, folder.path)
+        write_json(folder.path / "report.json", report.to_json())
     return report
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Write report.json and report.html into a folder. Raises RecordError where they cannot be written."""
-    write_json(folder / "report.json", report.to_json())
-    write_text(folder / "report.html", run_page(report))
 
 
 def is_run(folder: str | Path) -> bool:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from starlette.routing import Route
 from esc_env.errors import RecordError, TornLineWarning
 from esc_env.escaping import one_line
 from esc_env.evaluation.pages.conversations import Conversation
-from esc_env.evaluation.pages.page import run_page
 from esc_env.evaluation.pages.rendering import render
+from esc_env.evaluation.pages.run import run_pages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, begun_run, read_run
 from esc_env.evaluation.view.following import Following, Run, find, stamp
 from esc_env.evaluation.view.guard import Guard
@@ -43,8 +43,8 @@ SHOWN = 50
 """Conversations that have ended, of which a page is told at once. Ours; its list is no longer."""
 PART = 500
 """Conversations of a long run after which a page that is opened is told how far it is. Ours."""
-KEPT = 16
-"""Pages that are kept as rendered; a long run's takes megabytes. Ours."""
+KEPT, FOLLOWED = 4, 64
+"""Runs whose pages are kept as rendered, and runs whose figures are; a long run's pages take megabytes. Ours."""
 RELOAD = 2.0
 """Seconds from one look to the next whether there is more than a page shows that loads itself again. Ours."""
 _BEAT = 30
@@ -65,7 +65,7 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
         Route("/events", shown.growth),
         Route("/now/", shown.now),
         Route("/now/events", shown.beginning),
-        Route("/run/{name:path}/report.html", shown.page),
+        Route("/run/{name:path}/report{rest}", shown.page),
         Route("/run/{name:path}/events", shown.events),
         Route("/run/{name:path}/conversation/{number:int}", shown.conversation),
         Route("/run/{name:path}/", shown.follow),
@@ -78,13 +78,13 @@ def viewer(folder: str | Path, *, token: str | None = None, stopping: Callable[[
 
 @dataclass(slots=True)
 class _Viewer:
-    """The answers, and of the runs that were shown last: the page, with the state of its file then, and how far it was
+    """The answers, and of the runs that were shown last: the pages, with the state of its file then, and how far it was
     read."""
 
     folder: Path
     stopping: Callable[[], bool]
     since: int = field(default_factory=time.time_ns)
-    rendered: dict[Path, tuple[object, str]] = field(default_factory=dict)
+    rendered: dict[Path, tuple[object, _Pages]] = field(default_factory=dict)
     followed: dict[Path, tuple[tuple[int, int], Following]] = field(default_factory=dict)
     looking_up: threading.Lock = field(default_factory=threading.Lock)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -127,10 +127,10 @@ class _Viewer:
         return HTMLResponse(render("follow.html", connect=True, run=run, here=f"/run/{quote(run.name)}"))
 
     def page(self, request: Request) -> Response:
-        return self._shown(self._run(request))
+        return self._shown(self._run(request), f"report{request.path_params['rest']}")
 
-    def _shown(self, run: Run) -> Response:
-        """The page of a run, rendered anew if its folder has changed."""
+    def _shown(self, run: Run, name: str = "report.html") -> Response:
+        """A page of a run, rendered anew if its folder has changed."""
         folder, pages = run.folder, KINDS[run.kind]() if run.kind in KINDS else None
         with self.one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", TornLineWarning)  # of a line that is just being written
@@ -138,11 +138,16 @@ class _Viewer:
             if folder not in self.rendered or self.rendered[folder][0] != (now, run.state):
                 self.rendered.pop(folder, None)
                 events = f"/run/{quote(run.name)}/events?since={now}"
-                page = pages.page(folder, events=events) if pages else run_page(read_run(folder))
-                self.rendered[folder] = ((now, run.state), page)
+                made = (
+                    iter([("report.html", pages.page(folder, events=events))]) if pages else run_pages(read_run(folder))
+                )
+                self.rendered[folder] = ((now, run.state), _Pages(made))
                 if len(self.rendered) > KEPT:
                     del self.rendered[next(iter(self.rendered))]
-            return HTMLResponse(self.rendered[folder][1])
+            page = self.rendered[folder][1].find(name)
+        if page is None:
+            raise HTTPException(404, "no such page of this run")
+        return HTMLResponse(page)
 
     def conversation(self, request: Request) -> Response:
         """One conversation of a run, as it stands there now."""
@@ -168,7 +173,7 @@ class _Viewer:
         with self.looking_up:
             known = self.followed.pop(folder, None)
             self.followed[folder] = known = known if known and known[0] == begun else (begun, Following(folder))
-            if len(self.followed) > KEPT:
+            if len(self.followed) > FOLLOWED:
                 del self.followed[next(iter(self.followed))]
         return known[1]
 
@@ -223,6 +228,20 @@ class _Viewer:
         if run.trouble:
             raise RecordError(run.trouble)
         return run
+
+
+class _Pages:
+    """Pages of a run, rendered as far as they were asked for."""
+
+    def __init__(self, coming: Iterator[tuple[str, str]]) -> None:
+        self.coming = coming
+        self.ready: dict[str, str] = {}
+
+    def find(self, name: str) -> str | None:
+        """A page; None where there is none of this name."""
+        while name not in self.ready and (following := next(self.coming, None)):
+            self.ready[following[0]] = following[1]
+        return self.ready.get(name)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

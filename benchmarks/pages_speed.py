@@ -1,0 +1,55 @@
+"""python benchmarks/pages_speed.py --conversations 10000
+
+How long the pages of a large run take: to be written, and until the first one can be used in Chromium. Needs a Chromium
+on the PATH and `playwright`. Usable means: the list of conversations is there, and a choice of its filter has been
+answered. Bound: 2 s, and no file over 5 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from esc_env.evaluation import evaluate
+from esc_env.evaluation.pages.run import run_pages, write_pages
+
+BOUND, LARGEST = 2.0, 5_000_000
+
+
+def main() -> None:
+    """Print what it took, beside the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conversations", type=int, default=10_000)
+    many = parser.parse_args().conversations
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report = evaluate("builtin:skilled", "builtin:test", trials=5, out=folder / "run")
+        held = report.trajectories
+        copies = tuple(replace(held[i % len(held)], trial=i // len(held)) for i in range(many))
+        begun = time.perf_counter()
+        write_pages(run_pages(replace(report, trajectories=copies, episodes=many, completed=many)), folder)
+        print(f"{many:,} conversations, pages written in {time.perf_counter() - begun:.1f} s")
+        sizes = [page.stat().st_size for page in folder.glob("*.html")]
+        print(f"{len(sizes):,} files, largest {max(sizes) / 1e6:.2f} MB: {max(sizes) / LARGEST:.2f} of the bound")
+        with sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+            page = browser.new_page()
+            begun = time.perf_counter()
+            page.goto((folder / "report.html").as_uri(), wait_until="commit")
+            page.locator("[data-list] tbody tr").first.wait_for()
+            page.locator("[data-list] select").first.select_option(index=1)
+            page.locator("[data-list] tbody tr").first.wait_for()
+            taken = time.perf_counter() - begun
+            print(f"first page usable in {taken:.2f} s: {taken / BOUND:.2f} of the bound")
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
