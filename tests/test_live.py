@@ -36,6 +36,7 @@ from esc_env.cli import main
 from esc_env.conversation import Chairs
 from esc_env.errors import ModelUnavailable
 from esc_env.evaluation import evaluate
+from esc_env.evaluation.view import app as served
 from esc_env.evaluation.view import talks as held_talks
 from esc_env.evaluation.view.app import viewer
 from esc_env.evaluation.view.chat import chat
@@ -237,6 +238,16 @@ def test_a_run_that_begins_anew_is_followed_anew(tmp_path: Path) -> None:
     assert trajectory.scenario.id == "person-0"
 
 
+def test_a_long_run_tells_how_far_it_is_before_it_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "PART", 2)
+    monkeypatch.setattr(served, "SHOWN", 2)
+    told = events(browser(held(tmp_path / "one").parent), "/run/one/events")
+    assert [kind for kind, _ in told] == ["begin", "progress", "progress", *["conversation"] * 2, "end"]
+    assert [data["done"] for kind, data in told if kind == "progress"] == [2, 3]
+
+
 def test_a_page_that_is_open_follows_the_run_that_is_begun_anew_in_the_same_folder(tmp_path: Path) -> None:
     out = held(tmp_path / "one")
     (out / "report.json").unlink()
@@ -254,7 +265,7 @@ def test_a_page_that_is_open_follows_the_run_that_is_begun_anew_in_the_same_fold
     asking = TestClient(viewer(tmp_path, stopping=stopping), base_url="http://127.0.0.1")
     told = events(asking, "/run/one/events")
     kinds = [kind for kind, _ in told]
-    assert kinds == ["begin", "conversation", "progress", "begin", *["conversation"] * 3, "progress", "end"]
+    assert kinds == ["begin", "progress", "conversation", "begin", "progress", *["conversation"] * 3, "end"]
     assert [data["done"] for kind, data in told if kind == "progress"] == [1, 3]
 
 

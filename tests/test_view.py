@@ -199,14 +199,14 @@ def test_events_of_a_complete_run_tell_all_and_end(runs: Path) -> None:
     answer = browser(runs).get("/run/one/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
     told = events(answer.text)
-    assert [kind for kind, _ in told] == ["begin", *["conversation"] * 3, "progress", "end"]
-    assert told[1][1] == {
+    assert [kind for kind, _ in told] == ["begin", "progress", *["conversation"] * 3, "end"]
+    assert told[2][1] == {
         "number": 0, "scenario": "person-0", "trial": 0, "kind": "solved", "outcome": "solved", "turns": 2,
         "score": 1.0,
     }  # fmt: skip
-    interval = told[-2][1].pop("interval")
+    interval = told[1][1].pop("interval")
     assert interval == pytest.approx([0.438, 1], abs=0.001)
-    assert told[-2][1] == {
+    assert told[1][1] == {
         "done": 3, "total": 3, "solved": 3, "errors": 0, "rate": 1.0, "cost": 0.0, "failures": [],
     }  # fmt: skip
 

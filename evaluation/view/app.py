@@ -40,9 +40,11 @@ __all__ = ["viewer"]
 POLL = 0.5
 """Seconds between two looks at a file that grows. Ours."""
 SHOWN = 50
-"""Conversations that had ended before, of which a page that is opened is told. Ours; its list is no longer."""
-KEPT = 4
-"""Runs whose pages are kept as rendered; a long run's take megabytes. Ours."""
+"""Conversations that have ended, of which a page is told at once. Ours; its list is no longer."""
+PART = 500
+"""Conversations of a long run after which a page that is opened is told how far it is. Ours."""
+KEPT, FOLLOWED = 4, 64
+"""Runs whose pages are kept as rendered, and runs whose figures are; a long run's pages take megabytes. Ours."""
 RELOAD = 2.0
 """Seconds from one look to the next whether there is more than a page shows that loads itself again. Ours."""
 _BEAT = 30
@@ -171,7 +173,7 @@ class _Viewer:
         with self.looking_up:
             known = self.followed.pop(folder, None)
             self.followed[folder] = known = known if known and known[0] == begun else (begun, Following(folder))
-            if len(self.followed) > KEPT:
+            if len(self.followed) > FOLLOWED:
                 del self.followed[next(iter(self.followed))]
         return known[1]
 
@@ -195,19 +197,21 @@ class _Viewer:
         while not self.stopping():
             try:
                 now = await run_in_threadpool(self._following, folder)
-                await run_in_threadpool(now.read)
+                await run_in_threadpool(now.read, PART)
             except RecordError as error:
                 yield _event("trouble", {"message": one_line(str(error))})
                 return
             if now is not following:
-                following, place = now, max(0, len(now.told) - SHOWN)
+                following, place = now, 0
                 yield _event("begin", {})
-            news = now.told[place:]
-            place += len(news)
-            for ended in news:
-                yield _event("conversation", ended.to_json())
             if (progress := await run_in_threadpool(now.progress)) != told:
                 yield _event("progress", told := progress)
+            if now.behind:
+                continue
+            news = now.told[max(place, len(now.told) - SHOWN) :]
+            place = len(now.told)
+            for ended in news:
+                yield _event("conversation", ended.to_json())
             silent = 0 if news else silent + 1
             if silent and not silent % _BEAT:
                 yield ": still here\n\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +22,7 @@ from typing import Any
 
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
-from esc_env.evaluation.pages.conversations import OUTCOMES
+from esc_env.evaluation.pages.conversations import OUTCOMES, name_of
 from esc_env.evaluation.runs.report import failure_messages
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
 from esc_env.evaluation.statistics.intervals import success_interval
@@ -187,7 +188,7 @@ class Ended:
     def of(cls, held: Trajectory, number: int) -> Ended:
         """What is told of a trajectory."""
         return cls(
-            number, one_line(held.scenario.id), held.trial, *OUTCOMES[held.stop_reason], held.turns,
+            number, one_line(name_of(held.scenario.id)), held.trial, *OUTCOMES[held.stop_reason], held.turns,
             held.final_score, held.completed, held.solved, held.usage, held.failure,
         )  # fmt: skip
 
@@ -205,6 +206,7 @@ class Following:
 
     Attributes:
         told: what has ended, or ended otherwise than before, in that order, as far as it was read.
+        behind: whether there may be more to read already.
 
     Raises:
         RecordError: it holds no run, or one that cannot be read.
@@ -212,6 +214,7 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self.told: list[Ended] = []
+        self.behind = False
         self._one_at_a_time = threading.Lock()
         kept = run_folder(folder)
         about = kept.about()
@@ -227,18 +230,21 @@ class Following:
         self._lines: dict[int, tuple[int, int]] = {}  # of each conversation: the offset and the number of its last line
         self._file, self._offset, self._line = 0, 0, 0
 
-    def read(self) -> list[Ended]:
+    def read(self, most: int = sys.maxsize) -> list[Ended]:
         """Read on: what has ended, or ended otherwise than before, since the last call.
+
+        Args:
+            most: lines to read; there are more where there were as many as that.
 
         Raises:
             RecordError: a whole line cannot be read; the message names it.
         """
         with self._one_at_a_time:
-            news = self._read()
+            news = self._read(most)
             self.told += news
         return news
 
-    def _read(self) -> list[Ended]:
+    def _read(self, most: int) -> list[Ended]:
         try:
             file = self._opened()
         except FileNotFoundError:
@@ -251,7 +257,8 @@ class Following:
                 self._file, self._offset, self._line = about.st_ino, 0, 0
                 self._known, self._lines = {}, {}
             file.seek(self._offset)
-            while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
+            last = self._line + most
+            while self._line < last and (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
                 held = self._made(line, self._line + 1)
                 number = self._number(held)
                 if before.get(number) != (told := Ended.of(held, number)):
@@ -259,7 +266,8 @@ class Following:
                 self._known[number], self._lines[number] = told, (self._offset, self._line + 1)
                 self._offset += len(line)
                 self._line += 1
-            if len(line) > MAX_BYTES:
+            self.behind = self._line == last
+            if not self.behind and len(line) > MAX_BYTES:
                 raise RecordError(f"{self._path}:{self._line + 1}: more than {MAX_BYTES >> 20} MiB")
         return list(news.values())
 
@@ -307,10 +315,10 @@ class Following:
         and its `interval`, US dollars (`cost`; None: unknown), and `failures`: chair, message, how many.
         """
         held = list(self._known.values())
-        outcomes: dict[str, list[bool]] = defaultdict(list)
+        outcomes: dict[int, list[bool]] = defaultdict(list)
         for each in held:
             if each.completed:
-                outcomes[each.scenario].append(each.solved)
+                outcomes[each.number % len(self._people)].append(each.solved)
         done = sum(map(len, outcomes.values()))
         solved = sum(each.solved for each in held)
         failures = failure_messages(each.failure for each in held)
