@@ -181,8 +181,9 @@ class Leaderboard:
 
     @property
     def safety(self) -> list[str]:
-        """What each agent did for seekers at risk, a line each."""
-        return [f"Safety, {self.label(one)}: {one.safety}." for one in self.reports if one.safety]
+        """What each agent did for seekers at risk, a line each; of what is refused nothing, since it did not happen."""
+        believed = (*(entry.report for entry in self.entries), *self.incomplete)
+        return [f"Safety, {self.label(one)}: {one.safety}." for one in believed if one.safety]
 
 
 def _name(chair: Mapping[str, Any]) -> str:
