@@ -106,6 +106,15 @@ def test_a_file_cut_in_the_middle_loses_only_its_last_line_and_says_how_many_wer
         assert import_file(path, tmp_path / "out").conversations == 2
 
 
+@pytest.mark.parametrize("missing", range(40, 46))
+def test_a_file_cut_within_a_character_loses_no_more(tmp_path, missing):
+    line = json.dumps({"messages": [{"role": "user", "content": "我睡不着觉，心里很难受。" * 3}]}, ensure_ascii=False)
+    path = tmp_path / "talks.jsonl"
+    path.write_bytes((line + "\n" + line + "\n" + line).encode()[:-missing])
+    with pytest.warns(TornLineWarning, match="2 conversations were read"):
+        assert import_file(path, tmp_path / "out").conversations == 2
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
