@@ -138,6 +138,13 @@ def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path):
         import_file(written(tmp_path, "sage", '{"history": \n' + FILES["sage"]), tmp_path / "out", source="sage")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_of_one_json_value_that_was_cut_off_it_is_said_that_it_was(tmp_path, indent):
+    whole = json.dumps([{"conversations": [{"from": "human", "value": "I lost my job."}]}] * 3, indent=indent)
+    with pytest.raises(RecordError, match=r"line 1: not JSON .*cut off"):
+        import_file(written(tmp_path, "sharegpt", whole[:-20]), tmp_path / "out")
+
+
 def test_what_is_of_no_known_kind_is_refused(tmp_path):
     with pytest.raises(RecordError, match="of no known kind"):
         import_file(written(tmp_path, "chat", '{"a": 1}'), tmp_path / "out")
