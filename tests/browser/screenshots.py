@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -23,6 +24,7 @@ from browser.conftest import QUIET, Server, browser_path
 
 ESC = (sys.executable, "-c", "from esc_env.cli import main; main()")
 WIDTHS = {"desktop": 1280, "phone": 390}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 AGENTS = ("builtin:skilled", "builtin:random-strategy", "builtin:template", "builtin:advice")
 
 
@@ -50,7 +52,7 @@ def main() -> None:
             pages[kind] = server.address
         pages["follow"] = f"{pages['runs']}run/0/"
         browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=browser_path(), args=QUIET)
-        for (width, pixels), scheme in product(WIDTHS.items(), ("light", "dark")):
+        for (width, pixels), scheme in product(WIDTHS.items(), SCHEMES):
             page = browser.new_page(viewport={"width": pixels, "height": 900}, color_scheme=scheme)
             for kind, address in pages.items():
                 page.goto(address)
