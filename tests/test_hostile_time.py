@@ -99,7 +99,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         if "re.compile(" in code:
             try:
                 holds = [(name, value) for name, value in vars(importlib.import_module(module.name)).items()]
-            except MissingExtra:  # its patterns are looked at where the extra is installed
+            except (MissingExtra, ModuleNotFoundError):  # its patterns are looked at where the extra is installed
                 holds = []
             while holds:
                 name, value = holds.pop()
