@@ -92,6 +92,7 @@ def judging(page: Page) -> None:
 
 def talking(page: Page) -> None:
     """Two turns of talk."""
+    page.get_by_role("button", name="Begin", exact=True).click()
     for said in ("That sounds heavy. What weighs on you most?", "No wonder that you are worn out by it."):
         page.locator("textarea").fill(said)
         page.keyboard.press("Enter")
