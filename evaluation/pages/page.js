@@ -82,9 +82,12 @@ document.addEventListener("submit", async (event) => {
     if (!main) throw new Error(page.body.textContent);
     document.querySelector("main").replaceWith(main);
     document.title = page.title;
+    const { name, value } = event.submitter ?? {};
+    const pressed = name && main.querySelector(`button[name="${CSS.escape(name)}"][value="${CSS.escape(value)}"]`);
+    (pressed || main.querySelector("[data-focus]"))?.focus({ preventScroll: true });
+    if (pressed) return;
     const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
     document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
-    main.querySelector("[data-focus]")?.focus({ preventScroll: true });
     heard?.scrollIntoView({ block: "nearest" });
   } catch (error) {
     bubbles.forEach((bubble) => bubble.remove());

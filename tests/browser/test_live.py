@@ -52,6 +52,11 @@ def test_one_talks_with_the_keyboard_alone_and_hears_text(talk: Server, visit: V
         if turn == 3:
             expect(page.locator(".said")).to_have_count(7)
             faultless(page)
+            page.keyboard.press("Shift+Tab")
+            page.keyboard.press("Enter")
+            expect(page.locator("aside")).to_have_count(0)
+            expect(page.get_by_role("button", name="Hidden state")).to_be_focused()
+            page.keyboard.press("Tab")
     expect(page.locator("[data-end]")).to_be_focused()
     assert page.locator(".said.seeker").last.inner_text().count("<script>") == 2
     assert page.locator("main script, main img, main iframe, main style").count() == 0
