@@ -264,6 +264,8 @@ def _read(path: Path, source: str | None) -> tuple[str, list[Imported]]:
     whole = found[:-1] if torn else found
     first = whole[0].value
     kind = source or next((n for n, s in SOURCES.items() if isinstance(first, Mapping) and s.knows(first)), None)
+    if kind is None and isinstance(first, Unusable):
+        raise RecordError(f"{path}, {whole[0].place}: {first}. Was the file cut off or edited?")
     if kind is None:
         try:
             layout = read_file(path).format

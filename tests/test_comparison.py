@@ -116,6 +116,13 @@ def test_what_has_no_partner_is_not_said_to_have_no_outcome(runs, tmp_path):
     assert "the other run has none of that scenario and trial" in note
 
 
+def test_runs_of_one_agent_in_folders_of_one_name_are_told_apart(tmp_path):
+    both = [held(5, tmp_path / "a" / "run"), held(5, tmp_path / "b" / "run", seed=1)]
+    (found,) = compare(both, anyway=True).differences
+    assert str(tmp_path / "a" / "run") in found.base
+    assert str(tmp_path / "b" / "run") in found.agent
+
+
 @pytest.mark.parametrize("form", [[], ["--markdown"], ["--json"]])
 def test_the_command_prints_the_difference_in_every_form(runs, capsys, form):
     with pytest.raises(SystemExit) as ended:

@@ -106,6 +106,15 @@ def test_a_file_cut_in_the_middle_loses_only_its_last_line_and_says_how_many_wer
         assert import_file(path, tmp_path / "out").conversations == 2
 
 
+@pytest.mark.parametrize("missing", range(40, 46))
+def test_a_file_cut_within_a_character_loses_no_more(tmp_path, missing):
+    line = json.dumps({"messages": [{"role": "user", "content": "我睡不着觉，心里很难受。" * 3}]}, ensure_ascii=False)
+    path = tmp_path / "talks.jsonl"
+    path.write_bytes((line + "\n" + line + "\n" + line).encode()[:-missing])
+    with pytest.warns(TornLineWarning, match="2 conversations were read"):
+        assert import_file(path, tmp_path / "out").conversations == 2
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -127,6 +136,13 @@ def test_a_record_that_cannot_be_used_is_refused_by_its_place(tmp_path, change, 
 def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path):
     with pytest.raises(RecordError, match=r"line 1: not JSON"):
         import_file(written(tmp_path, "sage", '{"history": \n' + FILES["sage"]), tmp_path / "out", source="sage")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_of_one_json_value_that_was_cut_off_it_is_said_that_it_was(tmp_path, indent):
+    whole = json.dumps([{"conversations": [{"from": "human", "value": "I lost my job."}]}] * 3, indent=indent)
+    with pytest.raises(RecordError, match=r"line 1: not JSON .*cut off"):
+        import_file(written(tmp_path, "sharegpt", whole[:-20]), tmp_path / "out")
 
 
 def test_what_is_of_no_known_kind_is_refused(tmp_path):

@@ -33,7 +33,7 @@ from esc_env.evaluation.judges.session import judge_runs
 from esc_env.identity import name_of
 from esc_env.models.budget import spent
 from esc_env.seeds import Seed
-from esc_env.testing import FakeServer, Fault
+from esc_env.testing import FakeServer, Fault, ScriptedAgent
 
 pytestmark = pytest.mark.full
 
@@ -385,6 +385,15 @@ def test_a_conversation_without_an_outcome_is_left_out_and_told(tmp_path: Path):
 def test_one_run_cannot_be_compared(runs: list[Report], tmp_path: Path):
     with pytest.raises(ScenarioError, match="nothing to be compared with"):
         judge_runs(runs[:1], "builtin:plain", mode="pairwise", out=tmp_path)
+
+
+def test_systems_of_one_name_in_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path):
+    folders = [tmp_path / where / "run" for where in ("first", "second")]
+    for folder in folders:
+        evaluate(ScriptedAgent([str(folder)]), limit=2, out=folder)
+    judged = judge_runs(folders, "builtin:plain", out=tmp_path / "judged")
+    assert len(judged.systems) == 2
+    assert all(str(folder) in label for folder, label in zip(folders, judged.systems, strict=True))
 
 
 def test_a_string_that_names_no_judge_is_refused():

@@ -134,6 +134,14 @@ def test_agents_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert "mine (second)" in markdown
 
 
+def test_agents_of_one_name_in_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    for solved, where in enumerate(("first", "second")):
+        held(Named("mine", solved), tmp_path / where / "run")
+    folders = [tmp_path / "first" / "run", tmp_path / "second" / "run"]
+    board = rank(folders)
+    assert {board.label(report) for report in board.reports} == {f"mine ({folder})" for folder in folders}
+
+
 def test_the_json_holds_what_each_report_holds(runs):
     board = rank([runs])
     data = json.loads(json.dumps(board.to_json(), allow_nan=False))

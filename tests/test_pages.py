@@ -117,6 +117,18 @@ def test_an_incomplete_run_says_so_before_its_figures_and_its_lower_rate_stands_
     assert "over quota" in page.unfolded
 
 
+def test_a_run_that_goes_on_leaves_no_page_of_what_it_came_to_before(tmp_path):
+    once = Faulty(ScriptedSeeker(["I see."]), {n: ModelError("over quota") for n in range(5, 9)})
+    run = held(tmp_path / "run", seeker=once, concurrency=1)
+    page = write_pages(run_pages(run), tmp_path / "run")
+    while not run.complete:
+        run = held(tmp_path / "run", seeker=once, concurrency=1)
+        assert not page.exists()
+    write_pages(run_pages(run), tmp_path / "run")
+    held(tmp_path / "run", seeker=once, concurrency=1)
+    assert page.exists(), "nothing was run, so that it holds still"
+
+
 def test_replies_that_are_not_whole_and_attempts_are_warned_of_above_all(tmp_path):
     class Cut:
         identity = {"name": "cut", "max_tokens": 1024}  # noqa: RUF012

@@ -6,6 +6,8 @@ import json
 import sys
 from itertools import combinations
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import bank
@@ -123,6 +125,32 @@ def test_replies_like_one_of_the_human_ones_score_high_and_others_low():
 
 
 @pytest.mark.full
+def test_bertscore_of_the_same_words_is_one_by_the_real_library_with_a_model_in_a_folder(tmp_path):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("bert_score", reason="needs the extra bertscore")
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    folder = tmp_path / "roberta-large"  # of random weights, and with as many layers as the one of this name
+    folder.mkdir()
+    bytes_only = ByteLevelBPETokenizer()
+    bytes_only.train_from_iterator(["that"], 262, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bytes_only.save_model(str(folder))
+    files: dict[str, Any] = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    RobertaTokenizerFast(**files, model_max_length=64).save_pretrained(folder)
+    RobertaModel(RobertaConfig(
+        vocab_size=300, hidden_size=8, num_hidden_layers=24, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=70,
+    )).save_pretrained(folder)  # fmt: skip
+    same, other = (
+        likeness([held(0, [-0.5], [said])], {"p0": HUMAN}, str(folder)) for said in (HUMAN.messages[1].content, "No.")
+    )
+    assert same.bertscore == pytest.approx(1)
+    assert other.bertscore is not None
+    assert other.bertscore < 0.99
+
+
+@pytest.mark.full
 def test_bertscore_is_asked_of_the_named_model_and_missing_packages_are_named(monkeypatch):
     pytest.importorskip("sacrebleu")
     conversation = [held(0, [-0.5], ["I am sorry."])]
@@ -132,14 +160,22 @@ def test_bertscore_is_asked_of_the_named_model_and_missing_packages_are_named(mo
 
     class Scorer:
         @staticmethod
-        def score(said, known, model_type):
+        def score(said, known, model_type, num_layers):
             import numpy as np
 
-            assert (said, len(known[0]), model_type) == (["I am sorry."], 2, "roberta-large")
+            if num_layers == 5:
+                raise OSError("cannot connect\nat all")
+            assert (said, len(known[0]), model_type, num_layers) == (["I am sorry."], 2, "roberta-large", 17)
             return np.zeros(1), np.zeros(1), np.full(1, 0.9)
 
+    table = {"roberta-large": 17, "distilbert-base-uncased": 5}
     monkeypatch.setitem(sys.modules, "bert_score", Scorer)
+    monkeypatch.setitem(sys.modules, "bert_score.utils", SimpleNamespace(model2layers=table))
     assert likeness(conversation, {"p0": HUMAN}, "roberta-large").bertscore == pytest.approx(0.9)
+    with pytest.raises(SpecError, match=r"knows no layer of 'roberta-larg' .*Did you mean 'roberta-large'"):
+        likeness(conversation, {"p0": HUMAN}, "roberta-larg")
+    with pytest.raises(SpecError, match=r"distilbert-base-uncased: no model .* \(cannot connect\)$"):
+        likeness(conversation, {"p0": HUMAN}, "distilbert-base-uncased")
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(MissingExtra, match=r"esc-env\[stats\]"):
         likeness(conversation, {"p0": HUMAN})

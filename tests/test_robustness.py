@@ -35,6 +35,13 @@ def test_every_agent_is_held_under_every_condition_and_its_worst_is_told(found):
     assert (worst[1], rates[worst[0]]) == (min(rates.values()), min(rates.values()))
 
 
+def test_a_rate_of_a_group_stands_beside_how_many_it_is_of(found):
+    for row in found.to_json():
+        for kind in ("by_problem", "by_emotion"):
+            assert sum(part["episodes"] for part in row[kind].values()) == row["completed"] == 8
+            assert all(part["few"] and 0 <= part["success_rate"] <= 1 for part in row[kind].values())
+
+
 def test_scores_shift_by_scenario_from_the_first_condition(found):
     same, (low, high) = found.shift("builtin:skilled", "cooperative")
     assert (same, low) == (0.0, -high)

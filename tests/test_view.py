@@ -28,6 +28,7 @@ from esc_env import Rules
 from esc_env.cli import main
 from esc_env.errors import RecordError
 from esc_env.evaluation import Report, evaluate
+from esc_env.evaluation.runs.report import interval_text
 from esc_env.evaluation.view import app as served
 from esc_env.evaluation.view.app import viewer
 from esc_env.evaluation.view.following import Following, find
@@ -205,6 +206,7 @@ def test_events_of_a_complete_run_tell_all_and_end(runs: Path) -> None:
         "score": 1.0,
     }  # fmt: skip
     interval = told[1][1].pop("interval")
+    assert told[1][1].pop("success") == ["100.0 %", interval_text(interval)], "as every other page writes it"
     assert interval == pytest.approx([0.438, 1], abs=0.001)
     assert told[1][1] == {
         "done": 3, "total": 3, "solved": 3, "errors": 0, "rate": 1.0, "cost": 0.0, "failures": [],

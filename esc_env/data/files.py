@@ -269,6 +269,9 @@ def _decoded(data: bytes, path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        begun = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        if error.reason == "unexpected end of data" and begun in (b"{", b"["):  # cut off within a character
+            return data[: error.start].decode("utf-8-sig")
         if b"\0" in data:
             raise ScenarioError(
                 f"{path}: a binary file of a kind that is not known. Known are text, Parquet, and both in gzip, bzip2, "

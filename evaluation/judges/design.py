@@ -18,7 +18,7 @@ from esc_env.evaluation.imports import ImportReport, is_import, read_import, tog
 from esc_env.evaluation.judges.protocol import DIMENSIONS, SAFETY, Opinion
 from esc_env.evaluation.ranking.leaderboard import find_runs
 from esc_env.evaluation.runs.holding import Episode
-from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.report import Report, label
 from esc_env.evaluation.runs.runner import read_run
 from esc_env.folder import RunFolder
 from esc_env.rules import Fingerprint, Rules
@@ -129,16 +129,10 @@ def systems_of(runs: Iterable[str | Path | Report]) -> list[System]:
                 f"other. What differs: {'; '.join(differences)}"
             )
     systems = [*map(_of_import, imports), *map(_of_run, reports)]
-    keys, names = [system.key for system in systems], [system.label for system in systems]
+    keys, named = [system.key for system in systems], [(system.label, system.folder) for system in systems]
     if again := next((system for system in systems if keys.count(system.key) > 1), None):
         raise RecordError(f"{again.folder}: the same run twice; name it once")
-    labels = [
-        system.label if names.count(system.label) == 1 else f"{system.label} ({system.folder.name})"
-        for system in systems
-    ]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise RecordError(f"two of the runs are called {twice[0]!r}: rename one of their folders")
-    return [replace(system, label=label) for system, label in zip(systems, labels, strict=True)]
+    return [replace(system, label=label(*each, named)) for system, each in zip(systems, named, strict=True)]
 
 
 def _of_run(report: Report) -> System:

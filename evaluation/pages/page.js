@@ -118,7 +118,6 @@ for (const section of document.querySelectorAll("[data-events]")) {
   const part = (name) => section.querySelector(`[data-${name}]`);
   const list = part("conversations");
   const count = (number) => number.toLocaleString("en");
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
   const is = (state, kind = "") => {
     part("state").textContent = state;
     part("state").className = `badge ${kind}`;
@@ -128,7 +127,7 @@ for (const section of document.querySelectorAll("[data-events]")) {
       list.replaceChildren();
       is("being made");
     },
-    progress({ done, total, solved, errors, rate, interval, cost, failures }) {
+    progress({ done, total, solved, errors, rate, interval, success, cost, failures }) {
       part("done").textContent = `${count(done)} of ${count(total)}`;
       part("whole").max = total;
       part("whole").value = done;
@@ -143,9 +142,9 @@ for (const section of document.querySelectorAll("[data-events]")) {
           return line;
         }),
       );
-      part("rate").textContent = rate === null ? "–" : percent(rate);
+      part("rate").textContent = success[0];
       const [low, high] = interval ?? [0, 0];
-      const told = interval ? `${count(solved)} solved; 95 % interval ${percent(low)} to ${percent(high)}` : "no outcome yet";
+      const told = interval ? `${count(solved)} solved; 95 % interval ${success[1]}` : "no outcome yet";
       part("interval").textContent = told;
       part("bar").setAttribute("aria-label", `Success rate so far: ${told}`);
       const draw = (kind, x, width) => {

@@ -18,7 +18,7 @@ from typing import Any
 
 from esc_env.errors import MissingExtra, ProtocolMismatch, RecordError, SpecError
 from esc_env.evaluation.pages import markdown
-from esc_env.evaluation.runs.report import Report, number, percent
+from esc_env.evaluation.runs.report import Report, label, number, percent
 from esc_env.evaluation.statistics.intervals import detectable, mean_interval
 from esc_env.trajectory import Trajectory
 
@@ -194,18 +194,15 @@ def compare(runs: Sequence[str | Path | Report], *, anyway: bool = False) -> Com
             f"these runs faced different things, so that a difference says nothing of the agents. What differs: "
             f"{'; '.join(mismatch)}. To compare all the same, add --anyway: everything printed will say so"
         )
-    names = [report.agent for report in reports]
-    labels = [
-        name if names.count(name) == 1 else f"{name} ({report.folder.name})"
-        for name, report in zip(names, reports, strict=True)
-    ]
+    named = [(report.agent, report.folder) for report in reports]
+    labels = [label(*each, named) for each in named]
     pairs = [_paired(base, other) for other in others]
     tested = [_tests(each) for each in pairs]
     adjusted = list(zip(*(_holm(ps) for ps in zip(*tested, strict=True)), strict=True))
     return Comparison(
         tuple(
-            _difference(label, labels[0], base, other, paired, raw, holm)
-            for label, other, paired, raw, holm in zip(labels[1:], others, pairs, tested, adjusted, strict=True)
+            _difference(name, labels[0], base, other, paired, raw, holm)
+            for name, other, paired, raw, holm in zip(labels[1:], others, pairs, tested, adjusted, strict=True)
         ),
         mismatch,
         base.scenarios,
@@ -244,13 +241,13 @@ def _paired(base: Report, other: Report) -> _Pairs:
 
 
 def _difference(
-    label: str, first: str, base: Report, other: Report, pairs: _Pairs, raw: tuple[float, float], holm: Sequence[float]
+    name: str, first: str, base: Report, other: Report, pairs: _Pairs, raw: tuple[float, float], holm: Sequence[float]
 ) -> Difference:
     flat = [pair for tried in pairs.values() for pair in tried]
     values = [[float(after) - float(before) for before, after in tried] for tried in pairs.values()]
     mean, interval = mean_interval(values)
     return Difference(
-        agent=label,
+        agent=name,
         base=first,
         pairs=len(flat),
         scenarios=len(pairs),

@@ -14,7 +14,7 @@ from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
-from esc_env.evaluation.runs.report import FIGURES, Report, figures, success_text
+from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
@@ -103,8 +103,7 @@ class Leaderboard:
 
     def label(self, report: Report) -> str:
         """The agent's name, with its run's folder where two runs have agents of one name."""
-        names = [other.agent for other in self.reports]
-        return report.agent if names.count(report.agent) == 1 else f"{report.agent} ({report.folder.name})"
+        return label(report.agent, report.folder, [(other.agent, other.folder) for other in self.reports])
 
     @property
     def reports(self) -> tuple[Report, ...]:
@@ -182,8 +181,9 @@ class Leaderboard:
 
     @property
     def safety(self) -> list[str]:
-        """What each agent did for seekers at risk, a line each."""
-        return [f"Safety, {self.label(one)}: {one.safety}." for one in self.reports if one.safety]
+        """What each agent did for seekers at risk, a line each; of what is refused nothing, since it did not happen."""
+        believed = (*(entry.report for entry in self.entries), *self.incomplete)
+        return [f"Safety, {self.label(one)}: {one.safety}." for one in believed if one.safety]
 
 
 def _name(chair: Mapping[str, Any]) -> str:

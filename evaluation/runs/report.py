@@ -20,8 +20,8 @@ from esc_env.scenarios import Scenario
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
 __all__ = [
-    "FIGURES", "FirstVotes", "Group", "Replies", "Report", "failure_messages", "figures", "interval_text", "number",
-    "percent", "success_text", "summarise_run",
+    "FIGURES", "FirstVotes", "Group", "Replies", "Report", "failure_messages", "figures", "interval_text", "label",
+    "number", "percent", "success_text", "summarise_run",
 ]  # fmt: skip
 
 _GROUPS = ("emotion", "problem", "persona", "intensity", "risk", "source")
@@ -492,6 +492,12 @@ def success_text(report: Report) -> str:
         return percent(report.success_rate)
     rates = f"{percent(report.success_rate_of_all)} of all"
     return f"{rates}, {percent(report.success_rate)} of the {report.completed:,} with an outcome"
+
+
+def label(name: str, folder: Path, among: Iterable[tuple[str, Path]]) -> str:
+    """The name of a run among others: with its folder where several have it, with the path where folders are alike."""
+    alike = [where.name for other, where in among if other == name]
+    return name if len(alike) == 1 else f"{name} ({folder.name if alike.count(folder.name) == 1 else folder})"
 
 
 FIGURES: Mapping[str, Callable[[Report], str]] = {

@@ -155,6 +155,7 @@ def evaluate(
         if now.done < now.total:
             if begun:
                 run(check_models(*seated.values(), votes=rules.votes))
+            (folder.path / "report.html").unlink(missing_ok=True)  # whoever opens it must not take it for what follows
             hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told, time_limit)
             asked = {role: how for role, part in seated.items() if (how := effective(getattr(part, "model", None)))}
             if asked:

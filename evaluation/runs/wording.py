@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from esc_env.builtin.language import sentences
 from esc_env.builtin.moves import read
 from esc_env.dialogue import Dialogue
-from esc_env.errors import MissingExtra, SpecError
+from esc_env.errors import MissingExtra, SpecError, did_you_mean
 from esc_env.trajectory import Trajectory
 
 __all__ = ["TABLE", "Likeness", "Wording", "likeness", "replies"]
@@ -125,11 +126,12 @@ def likeness(
     Args:
         trajectories: whose replies.
         people: the human conversation of each scenario, by its id.
-        bert: a model for BERTScore, such as `roberta-large`, which is downloaded; None for none.
+        bert: a model that BERTScore knows, such as `roberta-large`, which is downloaded, or a folder with it that is
+            called so; None for none.
 
     Raises:
         MissingExtra: sacreBLEU, rouge-score or (for `bert`) bert-score is not installed.
-        SpecError: no scenario has a human conversation, or nothing was said.
+        SpecError: no scenario has a human conversation, nothing was said, or there is no such `bert`.
     """
     pairs: list[tuple[str, list[str]]] = []
     for item in trajectories:
@@ -163,8 +165,19 @@ def likeness(
 
 def _bertscore(pairs: list[tuple[str, list[str]]], model: str) -> float:
     try:
-        scorer = import_module("bert_score")
+        scorer, layers = import_module("bert_score"), import_module("bert_score.utils").model2layers
     except ImportError as error:
         raise MissingExtra("bert-score", "bertscore") from error
-    _, _, alike = scorer.score([text for text, _ in pairs], [known for _, known in pairs], model_type=model)
+    known = model if model in layers else next((name for name in layers if Path(name).name == Path(model).name), None)
+    if known is None:
+        raise SpecError(
+            f"BERTScore knows no layer of {model!r} to compare by. Name a model of its table, or a folder that is "
+            f"called as one is. {did_you_mean(model, layers)}"
+        )
+    said, people = [text for text, _ in pairs], [human for _, human in pairs]
+    try:
+        _, _, alike = scorer.score(said, people, model_type=model, num_layers=layers[known])
+    except OSError as error:
+        why = str(error).partition("\n")[0]
+        raise SpecError(f"{model}: no model for BERTScore can be loaded ({why})") from error
     return float(alike.mean())

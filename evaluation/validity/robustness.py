@@ -99,8 +99,11 @@ class Grid:
                 "interval": report.interval, "completed": report.completed, "episodes": report.episodes,
                 "mean_score": report.mean_score, "score_shift": shift and shift[0],
                 "score_shift_interval": shift and shift[1], "pairs_swapped": self.swapped(condition),
-                "by_problem": {name: group.success_rate for name, group in report.by_problem.items()},
-                "by_emotion": {name: group.success_rate for name, group in report.by_emotion.items()},
+                **{
+                    kind: {name: {"episodes": part.episodes, "success_rate": part.success_rate, "few": part.few}
+                           for name, part in getattr(report, kind).items()}
+                    for kind in ("by_problem", "by_emotion")
+                },
             })  # fmt: skip
         return rows
 

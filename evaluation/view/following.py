@@ -23,7 +23,7 @@ from typing import Any
 from esc_env.errors import RecordError, SpecError
 from esc_env.escaping import one_line
 from esc_env.evaluation.pages.conversations import OUTCOMES, name_of
-from esc_env.evaluation.runs.report import failure_messages
+from esc_env.evaluation.runs.report import failure_messages, interval_text, percent
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
 from esc_env.evaluation.statistics.intervals import success_interval
 from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
@@ -312,7 +312,8 @@ class Following:
         """How far the run is.
 
         `done` conversations with an outcome of `total`, how many are `solved` and broke off (`errors`), their `rate`
-        and its `interval`, US dollars (`cost`; None: unknown), and `failures`: chair, message, how many.
+        and its `interval`, both also as every page writes them (`success`), US dollars (`cost`; None: unknown), and
+        `failures`: chair, message, how many.
         """
         held = list(self._known.values())
         outcomes: dict[int, list[bool]] = defaultdict(list)
@@ -322,13 +323,15 @@ class Following:
         done = sum(map(len, outcomes.values()))
         solved = sum(each.solved for each in held)
         failures = failure_messages(each.failure for each in held)
+        rate, interval = solved / done if done else None, success_interval(outcomes.values())
         return {
             "done": done,
             "total": self._total,
             "solved": solved,
             "errors": len(held) - done,
-            "rate": solved / done if done else None,
-            "interval": success_interval(outcomes.values()),
+            "rate": rate,
+            "interval": interval,
+            "success": (percent(rate), interval_text(interval)),
             "cost": reduce(add, (each.usage for each in held), Usage()).cost,
             "failures": [(role, one_line(message)[:LONGEST], count) for role, message, count in failures[:MOST]],
         }

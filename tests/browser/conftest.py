@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
 
 from esc_env import Scenario, ScenarioSet
 from esc_env.cli import main
@@ -145,11 +145,15 @@ class Visitor:
     def __init__(self, context: BrowserContext) -> None:
         self.faults: list[str] = []
         self.context = context
-        context.on("dialog", lambda dialog: (self.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        context.on("dialog", self._asks)
         context.on("weberror", lambda error: self.faults.append(f"error: {error.error}"))
         context.on("console", lambda line: self.faults.append(f"console: {line.text}") if line.type != "log" else None)
         context.on("request", lambda request: self._asked(request.url))
         self.page: Page = context.new_page()
+
+    def _asks(self, dialog: Dialog) -> None:
+        self.faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _asked(self, url: str) -> None:
         if not url.startswith(("file:", "http://127.0.0.1:", "data:")) or ":9/x" in url:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -23,6 +24,7 @@ from browser.conftest import QUIET, Server, browser_path
 
 ESC = (sys.executable, "-c", "from esc_env.cli import main; main()")
 WIDTHS = {"desktop": 1280, "phone": 390}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 AGENTS = ("builtin:skilled", "builtin:random-strategy", "builtin:template", "builtin:advice")
 
 
@@ -50,7 +52,7 @@ def main() -> None:
             pages[kind] = server.address
         pages["follow"] = f"{pages['runs']}run/0/"
         browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=browser_path(), args=QUIET)
-        for (width, pixels), scheme in product(WIDTHS.items(), ("light", "dark")):
+        for (width, pixels), scheme in product(WIDTHS.items(), SCHEMES):
             page = browser.new_page(viewport={"width": pixels, "height": 900}, color_scheme=scheme)
             for kind, address in pages.items():
                 page.goto(address)
@@ -83,7 +85,7 @@ def made(folder: Path) -> dict[str, str]:
 
 def judging(page: Page) -> None:
     """To the first pair of conversations."""
-    page.fill("#name", f"somebody {id(page)}")
+    page.fill("#name", f"Anna {page.viewport_size} {page.evaluate(DARK)}"[:40])
     page.click("#join")
     page.click("#go-on")
     if page.locator("#show").count():
@@ -91,14 +93,15 @@ def judging(page: Page) -> None:
 
 
 def talking(page: Page) -> None:
-    """Two turns of talk."""
-    page.get_by_role("button", name="Begin", exact=True).click()
+    """Two turns of talk with somebody."""
+    page.locator("form[action='/begin'] button").click()
     for said in ("That sounds heavy. What weighs on you most?", "No wonder that you are worn out by it."):
         page.locator("textarea").fill(said)
         page.keyboard.press("Enter")
-        page.wait_for_timeout(500)
+        page.locator(".said.supporter", has_text=said).wait_for()
 
 
+DARK = "matchMedia('(prefers-color-scheme: dark)').matches"
 STEPS: dict[str, Callable[[Page], None]] = {"annotate": judging, "chat": talking}
 
 
