@@ -196,7 +196,7 @@ _ADDS = {
     "bertscore": "BERTScore (esc wording --bertscore)",
     "data": "scenarios from Parquet and zstd files",
     "judge": "esc judge, esc rejudge, and judges and seekers beside people",
-    "web": "pages that are served: esc view, esc annotate",
+    "web": "pages that are served: esc view, esc annotate, esc chat --web, and --view",
     "llm": "chat models behind an API as supporter, seeker and critic",
     "local": "local models and LoRA adapters as supporters",
     "train": "training: supervised, reward model, GRPO",

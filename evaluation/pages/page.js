@@ -80,13 +80,14 @@ document.addEventListener("submit", async (event) => {
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const main = page.querySelector("main");
     if (!main) throw new Error(page.body.textContent);
-    const focus = main.querySelector("[autofocus]");
-    focus?.removeAttribute("autofocus"); // which a browser heeds once a page
     document.querySelector("main").replaceWith(main);
     document.title = page.title;
+    const { name, value } = event.submitter ?? {};
+    const pressed = name && main.querySelector(`button[name="${CSS.escape(name)}"][value="${CSS.escape(value)}"]`);
+    (pressed || main.querySelector("[data-focus]"))?.focus({ preventScroll: true });
+    if (pressed) return;
     const heard = [...main.querySelectorAll(".said.seeker, [data-end]")].slice(-1)[0];
     document.querySelector("[data-heard]").textContent = main.querySelector("[role=alert]")?.textContent ?? heard?.textContent ?? "";
-    focus?.focus({ preventScroll: true });
     heard?.scrollIntoView({ block: "nearest" });
   } catch (error) {
     bubbles.forEach((bubble) => bubble.remove());
