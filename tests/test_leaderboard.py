@@ -191,3 +191,40 @@ def test_supporter_failures_are_shown_beside_the_rank(tmp_path):
     board = rank([tmp_path / "a"])
     assert board.entries[0].report.success_rate == 0
     assert "40 conversations failed because the agent raised" in "\n".join(board.notes())
+
+
+@pytest.mark.full
+def test_what_a_judge_said_of_safety_stands_beside_the_run_that_it_is_of(tmp_path):
+    pytest.importorskip("krippendorff", reason="needs the extra 'judge'")
+    from esc_env.evaluation.judges.plain import PlainJudge
+    from esc_env.evaluation.judges.protocol import SAFETY, Opinion
+    from esc_env.evaluation.judges.session import judge_runs
+
+    class Guard(PlainJudge):
+        async def rate_safety(self, scenario, dialogue, *, seed):
+            return Opinion(dict.fromkeys(SAFETY, 2.0 if "30" in dialogue.transcript() else 5.0))
+
+    people = [replace(each, risk=place < 4) for place, each in enumerate(bank(40))]
+    for name, solved in (("good", 30), ("best", 40), ("other", 1)):
+        evaluate(
+            Named(name, solved), people, seeker=SEEKER, critic=Listens(), rules=Rules(max_turns=2), out=tmp_path / name
+        )
+    two = [tmp_path / "good", tmp_path / "best"]
+    judge_runs(two, Guard(), mode="safety", out=tmp_path / "judged")
+    board = rank(two, judged=[tmp_path / "judged"])
+    told = [line for line in board.notes() if "by the judge" in line]
+    assert len(told) == 2
+    assert told[0].startswith("Safety, best: marks from 1 to 5 by the judge ")
+    assert "detects 5.00" in told[0]
+    assert "of 4 conversations: detects 2.00" in told[1]
+    assert len(board.to_json()["safety_by_judges"]) == 2
+    assert not rank(two).judged
+    with pytest.raises(RecordError, match="judged none of these runs"):
+        rank([tmp_path / "other"], judged=[tmp_path / "judged"])
+    judge_runs(two, PlainJudge(), mode="rubric", out=tmp_path / "quality")
+    with pytest.raises(RecordError, match="marks for rubric, not for safety"):
+        rank(two, judged=[tmp_path / "quality"])
+    lines = (tmp_path / "judged" / "opinions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "judged" / "opinions.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(RecordError, match="not complete, or of other conversations"):
+        rank(two, judged=[tmp_path / "judged"])

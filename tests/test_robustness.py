@@ -42,6 +42,18 @@ def test_a_rate_of_a_group_stands_beside_how_many_it_is_of(found):
             assert all(part["few"] and 0 <= part["success_rate"] <= 1 for part in row[kind].values())
 
 
+@pytest.mark.full
+def test_the_distance_of_scores_is_wassersteins(found):
+    from scipy.stats import wasserstein_distance
+
+    assert found.distance("builtin:skilled", "cooperative") == 0
+    there, here = (
+        [held.final_score for held in found.reports["builtin:skilled", name].trajectories]
+        for name in ("cooperative", "hostile")
+    )
+    assert found.distance("builtin:skilled", "hostile") == pytest.approx(wasserstein_distance(there, here))
+
+
 def test_scores_shift_by_scenario_from_the_first_condition(found):
     same, (low, high) = found.shift("builtin:skilled", "cooperative")
     assert (same, low) == (0.0, -high)

@@ -102,6 +102,10 @@ def _rank(
         typer.Option(help="Also write leaderboard.md, leaderboard.json and leaderboard.html into this folder."),
     ] = None,
     replay: _Replay = None,
+    judged: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of `esc judge … --mode safety`, whose marks are told too. Repeat it for several."),
+    ] = None,
     progress: Progress = None,
 ) -> None:
     """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
@@ -126,9 +130,9 @@ def _rank(
         return
     with shown("Checking", progress) as told:
         if out:
-            boards = rank_each(runs, replay=replay, progress=told)
+            boards = rank_each(runs, replay=replay, judged=judged or (), progress=told)
         else:
-            boards = [rank(runs, replay=replay, progress=told)]
+            boards = [rank(runs, replay=replay, judged=judged or (), progress=told)]
     for board in boards:
         if told_apart := board.differs(boards[0]):
             typer.echo(one_line(told_apart))

@@ -137,11 +137,12 @@ def _hold(
                 condition, agent, percent(report.success_rate), interval_text(report.interval),
                 number(shift[0], 2, signed=True) if shift else "–",
                 f"{number(shift[1][0], 2, signed=True)} to {number(shift[1][1], 2, signed=True)}" if shift else "–",
+                number(found.distance(agent, condition) if shift else None, 2),
                 f"{found.swapped(condition):,}", f"{report.completed:,} / {report.episodes:,}",
             ))  # fmt: skip
     columns = [
         ("condition", False), ("agent", False), ("SR", True), ("95 %", True), ("score moves by", True),
-        ("95 % of it", True), ("ranks swapped", True), ("with outcome", True),
+        ("95 % of it", True), ("distance", True), ("ranks swapped", True), ("with outcome", True),
     ]  # fmt: skip
     print_table(f"Compared with: {found.conditions[0]}", columns, rows)
     for agent in found.agents:

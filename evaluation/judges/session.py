@@ -194,12 +194,14 @@ class Judging:
         judge: as it was given, or its name.
         mode: how it was asked.
         keys: of the systems that were judged, by label.
+        contents: what tells the conversations that were to be judged from any others, by label (`System.content`).
         known: the answers.
     """
 
     judge: str
     mode: Mode
     keys: Mapping[str, str]
+    contents: Mapping[str, str]
     known: Mapping[Question, Answer | None]
 
 
@@ -210,12 +212,15 @@ def read_judging(path: str | Path) -> Judging:
     try:
         mode: Any = read(about["identity"], "mode", text)
         one_of("mode", mode, get_args(Mode))
-        keys = {name: read(each, "run_key", text) for name, each in read(about["identity"], "judged", mapping).items()}
+        judged = read(about["identity"], "judged", mapping)
+        keys, contents = (
+            {name: read(each, part, text) for name, each in judged.items()} for part in ("run_key", "conversations")
+        )
         judge = read(about, "judge", text)
     except SpecError as error:
         raise RecordError(f"{folder.path}/run.json: no judging ({error}). Was it edited?") from error
     known = folder.records(OPINIONS, "judgement", lambda data, scenario: _from_json(data, scenario, mode))
-    return Judging(judge, mode, keys, dict(known))
+    return Judging(judge, mode, keys, contents, dict(known))
 
 
 def _answered(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.pages import markdown
+from esc_env.evaluation.ranking.safety import JudgedSafety, judged_safety
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
@@ -56,12 +57,14 @@ class Leaderboard:
         incomplete: runs in which conversations have no outcome.
         refused: runs that contradict themselves, or what comes out when they are computed again.
         unread: what was named and cannot be read as a run, and why.
+        judged: by run key, what judges said of how seekers at risk were met.
     """
 
     entries: tuple[Entry, ...]
     incomplete: tuple[Report, ...]
     refused: tuple[Verification, ...] = ()
     unread: tuple[tuple[Path, str], ...] = ()
+    judged: Mapping[str, Sequence[JudgedSafety]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the protocol, ranked runs and incomplete ones, each as in `report.json`."""
@@ -83,6 +86,7 @@ class Leaderboard:
                 for one in self.refused
             ],
             "unread": [{"file": str(path), "why": why} for path, why in self.unread],
+            "safety_by_judges": {key: [each.to_json() for each in told] for key, told in self.judged.items()},
         }
 
     @property
@@ -183,7 +187,11 @@ class Leaderboard:
     def safety(self) -> list[str]:
         """What each agent did for seekers at risk, a line each; of what is refused nothing, since it did not happen."""
         believed = (*(entry.report for entry in self.entries), *self.incomplete)
-        return [f"Safety, {self.label(one)}: {one.safety}." for one in believed if one.safety]
+        lines = []
+        for one in believed:
+            lines += [f"Safety, {self.label(one)}: {one.safety}."] if one.safety else []
+            lines += [f"Safety, {self.label(one)}: {told}." for told in self.judged.get(one.run_key, ())]
+        return lines
 
 
 def _name(chair: Mapping[str, Any]) -> str:
@@ -230,7 +238,11 @@ def _held(folder: Path) -> bool:
 
 
 def rank(
-    runs: Sequence[str | Path | Report], *, replay: str | Path | None = None, progress: Told | None = None
+    runs: Sequence[str | Path | Report],
+    *,
+    replay: str | Path | None = None,
+    judged: Sequence[str | Path] = (),
+    progress: Told | None = None,
 ) -> Leaderboard:
     """Rank runs of equal fingerprint by SR, higher first. Each is checked as `verify` does; forged ones are not ranked,
     and neither are those that cannot be read.
@@ -238,29 +250,34 @@ def rank(
     Args:
         runs: run folders, folders that hold runs, files that `submit` wrote, or reports whose folders are still there.
         replay: the file in which their chat models were recorded.
+        judged: folders of `esc judge --mode safety`, whose marks are told beside the runs that they are of.
         progress: told how many runs have been checked.
 
     Raises:
         ProtocolMismatch: runs of different fingerprints; the message names what differs.
-        RecordError: no run that can be read, or the same run twice.
+        RecordError: no run that can be read, the same run twice, or a judging that is not of these runs.
     """
     checked, unread = _checked(runs, replay, progress)
     reports = [one.report for one in checked if not one.contradictions] or [one.report for one in checked]
     _check_comparable(reports)
     _check_once(reports)
-    return _board(checked, unread)
+    return _with_marks([_board(checked, unread)], judged)[0]
 
 
 def rank_each(
-    runs: Sequence[str | Path | Report], *, replay: str | Path | None = None, progress: Told | None = None
+    runs: Sequence[str | Path | Report],
+    *,
+    replay: str | Path | None = None,
+    judged: Sequence[str | Path] = (),
+    progress: Told | None = None,
 ) -> list[Leaderboard]:
     """A leaderboard for each fingerprint among runs; the one of most runs first.
 
     Args:
-        runs, replay, progress: as of `rank`.
+        runs, replay, judged, progress: as of `rank`.
 
     Raises:
-        RecordError: no run that can be read, or the same run twice.
+        RecordError: no run that can be read, the same run twice, or a judging that is not of these runs.
     """
     checked, unread = _checked(runs, replay, progress)
     good = [one for one in checked if not one.contradictions]
@@ -273,7 +290,15 @@ def rank_each(
         if one.contradictions:  # what it says that it faced may be forged as well
             name = one.report.fingerprint.digest
             groups[name if name in groups else ordered[0]].append(one)
-    return [_board(groups[name], () if place else unread) for place, name in enumerate(ordered)]
+    return _with_marks([_board(groups[name], () if place else unread) for place, name in enumerate(ordered)], judged)
+
+
+def _with_marks(boards: Sequence[Leaderboard], judged: Sequence[str | Path]) -> list[Leaderboard]:
+    told = judged_safety(judged, [report for board in boards for report in board.reports])
+    return [
+        replace(board, judged={one.run_key: told[one.run_key] for one in board.reports if one.run_key in told})
+        for board in boards
+    ]
 
 
 def _checked(

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.runs.runner import evaluate
 from esc_env.evaluation.statistics.intervals import mean_interval, success_interval
@@ -76,6 +78,20 @@ class Grid:
             return None
         return mean_interval([[fmean(here[key]) - fmean(there[key])] for key in shared], within=(-2.0, 2.0))
 
+    def distance(self, agent: str, condition: str) -> float | None:
+        """How far the distribution of final scores lies from that under the first condition, in [0, 2]; None where one
+        has none: the area between the two cumulative distributions (the Wasserstein distance). More than the mean's
+        `shift` where scores do not all move one way."""
+        there, here = (
+            np.sort([score for scores in _scores(self.reports[agent, name]).values() for score in scores])
+            for name in (self.conditions[0], condition)
+        )
+        if not there.size or not here.size:
+            return None
+        steps = np.sort(np.concatenate([there, here]))
+        below, above = (np.searchsorted(scores, steps[:-1], "right") / scores.size for scores in (there, here))
+        return float(np.abs(below - above) @ np.diff(steps))
+
     def order(self, condition: str) -> tuple[str, ...]:
         """The agents under a condition, by success rate, best first; equal ones in the grid's order."""
         return tuple(sorted(self.agents, key=lambda agent: -(self.reports[agent, condition].success_rate or 0.0)))
@@ -98,7 +114,8 @@ class Grid:
                 "agent": agent, "condition": condition, "success_rate": report.success_rate,
                 "interval": report.interval, "completed": report.completed, "episodes": report.episodes,
                 "mean_score": report.mean_score, "score_shift": shift and shift[0],
-                "score_shift_interval": shift and shift[1], "pairs_swapped": self.swapped(condition),
+                "score_shift_interval": shift and shift[1], "score_distance": self.distance(agent, condition),
+                "pairs_swapped": self.swapped(condition),
                 **{
                     kind: {name: {"episodes": part.episodes, "success_rate": part.success_rate, "few": part.few}
                            for name, part in getattr(report, kind).items()}
