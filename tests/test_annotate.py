@@ -944,3 +944,25 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged_and_
         assert {position: said[position] for position in own} == {p: sides[p][choice] for p, choice in own.items()}
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u2060", "\u00ad", "\U000e0041"])
+def test_nobody_takes_a_name_that_looks_like_another(runs: tuple[Path, Path], db: Path, hidden: str) -> None:
+    app = opened(runs, db)[2]
+    Person(app, "Mallory")
+    assert Person(app).post("/join", name=f"Mal{hidden}lory").status_code == 422
+
+
+def test_a_name_in_a_file_of_a_stranger_tells_a_terminal_nothing(
+    runs: tuple[Path, Path], db: Path, tmp_path: Path, capsys: Any
+) -> None:
+    study = study_of(runs)
+    with Store.of(db, study) as store:
+        store.join("Ann", study.design)
+        store.keep(store.annotators()[0], 0, dict.fromkeys(study.design.guide.dimensions, 1))
+    with sqlite3.connect(db) as file:
+        file.execute("UPDATE annotators SET name = ?", ("A\x1b]0;title\x07\u202e",))
+    file.close()
+    with pytest.raises(SystemExit, match="0"):
+        main(["annotate", "export", str(db), "--out", str(tmp_path / "out.csv")])
+    assert not {"\x1b", "\x07", "\u202e"} & {*capsys.readouterr().out, *(tmp_path / "out.csv").read_text()}

@@ -386,3 +386,10 @@ def test_ctrl_c_ends_the_viewer_at_once_while_a_page_is_open(
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (0, "")
+
+
+def test_a_name_however_long_makes_no_long_list(runs: Path) -> None:
+    about = json.loads((runs / "one" / "run.json").read_text())
+    (runs / "one" / "run.json").write_text(json.dumps(about | {"agent": "a" * 2_000_000, "scenarios": "b" * 2_000_000}))
+    for page in ("/", "/run/one/"):
+        assert len(browser(runs).get(page).text) < 50_000

@@ -93,6 +93,8 @@ def checked_name(name: str) -> str:
     made = one_line(unicodedata.normalize("NFC", name))
     if not 1 <= len(made) <= LONGEST or not made[0].isalnum() or "\N{REPLACEMENT CHARACTER}" in made:
         raise SpecError(f"A name has 1 to {LONGEST} characters and begins with a letter or a digit.")
+    if not made.isprintable():
+        raise SpecError("A name has no invisible characters. Type it anew, or take a code.")
     return made
 
 
@@ -193,11 +195,11 @@ class Store:
         """Whose session it is."""
         own = "SELECT id, name FROM annotators JOIN sessions ON annotator = id WHERE digest = ?"
         found = self._rows(own, _digest(token))
-        return Annotator(*found[0]) if found else None
+        return _annotator(*found[0]) if found else None
 
     def annotators(self) -> list[Annotator]:
         """Everybody who has joined, in order."""
-        return [Annotator(*row) for row in self._rows("SELECT id, name FROM annotators ORDER BY id")]
+        return [_annotator(*row) for row in self._rows("SELECT id, name FROM annotators ORDER BY id")]
 
     def places(self, annotator: Annotator, design: Design) -> list[Place]:
         """What somebody is shown, in order, with the answer that counts.
@@ -290,6 +292,11 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise RecordError(f"{self.path}: could not be written ({error})") from error
+
+
+def _annotator(number: int, name: object) -> Annotator:
+    """Somebody of a file that may be a stranger's."""
+    return Annotator(number, one_line(str(name)))
 
 
 def _marks(text: str, design: Design) -> dict[str, int]:
