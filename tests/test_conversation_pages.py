@@ -365,7 +365,10 @@ def test_a_conversation_of_very_many_turns_is_shown_at_once(base):
     said = [Message("seeker", "It is my job.")]
     said += [Message("supporter", "I hear you."), Message("seeker", "I see.")] * 100
     long = replace(
-        short, dialogue=Dialogue(tuple(said)), verdicts=tuple(short.verdicts[:1] * 100), stop_reason=StopReason.MAX_TURNS
+        short,
+        dialogue=Dialogue(tuple(said)),
+        verdicts=tuple(short.verdicts[:1] * 100),
+        stop_reason=StopReason.MAX_TURNS,
     )
     (page,) = pages_of(replace(base, trajectories=(long,))).values()
     assert "exploration" not in page.articles["c1"]

@@ -166,7 +166,7 @@ class Talks:
             return []
 
     def close(self) -> None:
-        """Keep what has not ended. One that cannot be kept holds up no other; the first such error is raised at last."""
+        """Keep what has not ended. One that cannot be kept holds up no other; the first such error is raised last."""
         errors: list[OSError] = []
         for talk in self._held.values():
             try:
