@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -944,3 +945,51 @@ def test_two_at_once_and_a_killed_server_lose_nothing_that_was_acknowledged_and_
         assert {position: said[position] for position in own} == {p: sides[p][choice] for p, choice in own.items()}
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u2060", "\u00ad", "\U000e0041"])
+def test_nobody_takes_a_name_that_looks_like_another(runs: tuple[Path, Path], db: Path, hidden: str) -> None:
+    app = opened(runs, db)[2]
+    Person(app, "Mallory")
+    assert Person(app).post("/join", name=f"Mal{hidden}lory").status_code == 422
+
+
+def test_a_name_in_a_file_of_a_stranger_tells_a_terminal_nothing(
+    runs: tuple[Path, Path], db: Path, tmp_path: Path, capsys: Any
+) -> None:
+    study = study_of(runs)
+    with Store.of(db, study) as store:
+        store.join("Ann", study.design)
+        store.keep(store.annotators()[0], 0, dict.fromkeys(study.design.guide.dimensions, 1))
+    with sqlite3.connect(db) as file:
+        file.execute("UPDATE annotators SET name = ?", ("A\x1b]0;title\x07\u202e",))
+    file.close()
+    with pytest.raises(SystemExit, match="0"):
+        main(["annotate", "export", str(db), "--out", str(tmp_path / "out.csv")])
+    assert not {"\x1b", "\x07", "\u202e"} & {*capsys.readouterr().out, *(tmp_path / "out.csv").read_text()}
+
+
+def test_pages_are_shown_while_another_program_holds_the_file(runs: tuple[Path, Path], db: Path) -> None:
+    _, store, app = opened(runs, db)
+    person = Person(app, "Anna")
+    token = person.token()
+    store._db.execute("PRAGMA busy_timeout = 2000")
+    other = sqlite3.connect(db, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    sending = threading.Thread(target=lambda: person.post("/item/1", token=token, do="skip"))
+    sending.start()
+    time.sleep(0.3)
+    begun = time.monotonic()
+    assert person.get("/").status_code == 200
+    assert time.monotonic() - begun < 1
+    other.close()
+    sending.join()
+
+
+def test_a_file_with_a_design_that_is_deeper_than_any_is_refused(runs: tuple[Path, Path], db: Path) -> None:
+    Store.of(db, study_of(runs)).close()
+    with sqlite3.connect(db) as file:
+        file.execute("UPDATE about SET value = ? WHERE name = 'design'", ("[" * 100_000 + "]" * 100_000,))
+    file.close()
+    with Store(db) as store, pytest.raises(RecordError, match="Was the file edited"):
+        _ = store.design

@@ -358,3 +358,18 @@ def test_the_command_writes_the_pages_and_says_where(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["compare", *runs, "--out", str(tmp_path / "file")])
     assert "is a file; give a folder with --out" in capsys.readouterr().err
+
+
+def test_a_conversation_of_very_many_turns_is_shown_at_once(base):
+    short = base.trajectories[0]
+    said = [Message("seeker", "It is my job.")]
+    said += [Message("supporter", "I hear you."), Message("seeker", "I see.")] * 100
+    long = replace(
+        short,
+        dialogue=Dialogue(tuple(said)),
+        verdicts=tuple(short.verdicts[:1] * 100),
+        stop_reason=StopReason.MAX_TURNS,
+    )
+    (page,) = pages_of(replace(base, trajectories=(long,))).values()
+    assert "exploration" not in page.articles["c1"]
+    assert "the turns are not very many" in page.articles["c1"]

@@ -617,3 +617,39 @@ def test_the_command_refuses_what_it_cannot_do(
     with pytest.raises(SystemExit):
         main(["chat", "--web"])
     assert "pip install 'esc-env[web]'" in capsys.readouterr().err
+
+
+def test_what_is_being_said_is_not_dropped_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_talks, "MOST", 1)
+    kept: list[int] = []
+    shared = talks(keep=lambda _, dialogue: kept.append(len(dialogue)))
+
+    async def held() -> None:
+        _, talk = shared.open()
+        await shared.begin(talk, "", 1)
+        asked = asyncio.ensure_future(shared.say(talk, "Hm.", 1))
+        await asyncio.sleep(0)
+        shared.open()
+        await asked
+
+    asyncio.run(held())
+    shared.close()
+    assert kept == [3]
+
+
+def test_a_conversation_that_cannot_be_kept_holds_up_no_other() -> None:
+    kept: list[int] = []
+
+    def keep(_: Any, dialogue: Any) -> None:
+        kept.append(len(dialogue))
+        if len(kept) == 1:
+            raise OSError(28, "No space left on device")
+
+    shared = talks(keep=keep)
+    for _ in range(3):
+        window = Window(shared)
+        window.begin()
+        window.send("/say", said="Hm.")
+    with pytest.raises(OSError, match="No space left"):
+        shared.close()
+    assert kept == [3, 3, 3]

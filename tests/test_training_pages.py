@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import warnings
@@ -332,3 +333,40 @@ def test_what_is_trained_goes_on_when_its_viewer_is_killed(
         viewers[0].wait(60)
         lines(folder, entry(2))
     assert [each["step"] for each in read_log(folder)] == [1, 2]
+
+
+def test_no_link_to_another_folder_is_followed(stage: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    said(elsewhere, 1, "a secret of somebody")
+    place = stage / "checkpoints"
+    place.rename(tmp_path / "own")
+    place.symlink_to(elsewhere / "checkpoints")
+    assert "secret" not in pages.page(stage)
+    (elsewhere / "new.jsonl").write_text("")
+    home = tmp_path / "whole"
+    with RunFolder(home, "pipeline").claim({}):
+        pass
+    (home / "eval").symlink_to(elsewhere)
+    assert ["evaluate", "incomplete", "–"] in list(rows(pages.page(home)))
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_damages_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        (stage / "checkpoints" / f"checkpoint-{number}").mkdir()
+    listed = os.scandir
+
+    def gone(place: Any = ".") -> Any:
+        if "checkpoint-" in os.fspath(place):
+            raise FileNotFoundError(2, "No such file or directory", place)
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert pages.state(stage) == "being made"
+
+
+def test_a_gain_without_an_interval_is_told(tmp_path: Path) -> None:
+    home = tmp_path / "whole"
+    with RunFolder(home, "pipeline").claim({}):
+        pass
+    write_json(home / "report.json", {"evaluation": {"grpo": {}}, "gain": {"difference": 0.25}, "gain_over": "start"})
+    assert "+25.0 points SR, paired" in pages.page(home)

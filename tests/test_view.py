@@ -386,3 +386,21 @@ def test_ctrl_c_ends_the_viewer_at_once_while_a_page_is_open(
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (0, "")
+
+
+def test_a_name_however_long_makes_no_long_list(runs: Path) -> None:
+    about = json.loads((runs / "one" / "run.json").read_text())
+    (runs / "one" / "run.json").write_text(json.dumps(about | {"agent": "a" * 2_000_000, "scenarios": "b" * 2_000_000}))
+    for page in ("/", "/run/one/"):
+        assert len(browser(runs).get(page).text) < 50_000
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_elsewhere_may_link_here_and_has_nothing_rendered(runs: Path, site: str) -> None:
+    def asked(**headers: str) -> int:
+        headers = {f"sec-fetch-{name}": value for name, value in headers.items()}
+        return int(browser(runs).get("/run/one/report.html", headers=headers).status_code)
+
+    assert asked(site=site, dest="document", mode="navigate") == 200
+    assert asked(site="same-origin", dest="empty", mode="cors") == 200
+    assert [asked(site=site, dest=dest) for dest in ("image", "iframe", "script", "empty")] == [403] * 4

@@ -92,10 +92,11 @@ class Said:
 
 
 def said_steps(folder: Path) -> dict[int, Path]:
-    """The files of what a policy said, by step, the first first."""
+    """The files of what a policy said, by step, the first first. No link to another folder is followed."""
+    place = folder / CHECKPOINTS / "completions"
     found = {
         int(step[1]): path
-        for path in (folder / CHECKPOINTS / "completions").glob("completions_*.parquet")
+        for path in (() if place.is_symlink() or place.parent.is_symlink() else place.glob("completions_*.parquet"))
         if (step := re.fullmatch(r"completions_([0-9]{1,18})\.parquet", path.name))
     }
     return dict(sorted(found.items()))

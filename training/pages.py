@@ -5,6 +5,7 @@ A run that is being made has one too, of what is there; nothing in its folder is
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -401,9 +402,17 @@ def _outcome(data: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | Non
 
 def _state(complete: Any, *places: Path) -> State:
     """`being made` where something in one of the folders was written to lately."""
-    files = (file for place in places for file in (place, *place.glob("*.json"), *place.rglob("*.jsonl")))
+    files = (file for place in places if not place.is_symlink() for file in _written(place))
     written = max((about.st_mtime for file in files if (about := _stat(file))), default=0.0)
     return "complete" if complete else "being made" if time.time() - written < LATELY else "incomplete"
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """What is written to while something is made. A folder that is removed meanwhile is passed over, a link too."""
+    yield folder
+    for place, _, names in os.walk(folder):
+        own = (".json", ".jsonl") if Path(place) == folder else ".jsonl"
+        yield from (Path(place) / name for name in names if name.endswith(own))
 
 
 def _stat(path: Path) -> Any:

@@ -32,6 +32,8 @@ __all__ = ["LONGEST", "Annotator", "Given", "Place", "Store", "checked_name"]
 LONGEST = 40
 """Characters of an annotator's name. Ours."""
 
+_LARGEST = 1 << 28
+"""Bytes of what a file says of its study. Ours: of a million conversations."""
 _OURS = 0x45534341
 """What SQLite calls the application of a file: ESCA."""
 _TABLES = """
@@ -93,6 +95,8 @@ def checked_name(name: str) -> str:
     made = one_line(unicodedata.normalize("NFC", name))
     if not 1 <= len(made) <= LONGEST or not made[0].isalnum() or "\N{REPLACEMENT CHARACTER}" in made:
         raise SpecError(f"A name has 1 to {LONGEST} characters and begins with a letter or a digit.")
+    if not made.isprintable():
+        raise SpecError("A name has no invisible characters. Type it anew, or take a code.")
     return made
 
 
@@ -147,6 +151,7 @@ class Store:
     def close(self) -> None:
         """Close the file; with `with` it is closed at the end."""
         self._db.close()
+        self._read.close()
 
     def __enter__(self) -> Store:
         return self
@@ -193,11 +198,11 @@ class Store:
         """Whose session it is."""
         own = "SELECT id, name FROM annotators JOIN sessions ON annotator = id WHERE digest = ?"
         found = self._rows(own, _digest(token))
-        return Annotator(*found[0]) if found else None
+        return _annotator(*found[0]) if found else None
 
     def annotators(self) -> list[Annotator]:
         """Everybody who has joined, in order."""
-        return [Annotator(*row) for row in self._rows("SELECT id, name FROM annotators ORDER BY id")]
+        return [_annotator(*row) for row in self._rows("SELECT id, name FROM annotators ORDER BY id")]
 
     def places(self, annotator: Annotator, design: Design) -> list[Place]:
         """What somebody is shown, in order, with the answer that counts.
@@ -243,7 +248,7 @@ class Store:
 
     def _open(self) -> None:
         """Open the file, without a change to one that is none of ours."""
-        self._lock = threading.RLock()
+        self._lock, self._reading = threading.RLock(), threading.Lock()
         try:
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -255,6 +260,8 @@ class Store:
                 raise RecordError(f"{self.path}: is a database of something else. Give another with --db")
             for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
                 self._db.execute(f"PRAGMA {setting}")
+            self._read = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._read.execute("PRAGMA trusted_schema = OFF")
         except (sqlite3.Error, RecordError) as error:
             self._db.close()
             if isinstance(error, RecordError):
@@ -264,14 +271,14 @@ class Store:
     def _about(self, name: str) -> Mapping[str, Any]:
         rows = self._rows("SELECT value FROM about WHERE name = ?", name)
         try:
-            return mapping(json.loads(rows[0][0]) if rows else None)
+            return mapping(parse(str(rows[0][0]).encode(), _LARGEST) if rows else None)
         except ValueError as error:
             raise RecordError(f"{self.path}: {name} cannot be read ({error}). Was the file edited?") from error
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         try:
-            with self._lock:
-                return self._db.execute(query, values).fetchall()
+            with self._reading:  # of its own: whoever reads waits for nobody who writes
+                return self._read.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise RecordError(f"{self.path}: cannot be read ({error})") from error
 
@@ -290,6 +297,11 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise RecordError(f"{self.path}: could not be written ({error})") from error
+
+
+def _annotator(number: int, name: object) -> Annotator:
+    """Somebody of a file that may be a stranger's."""
+    return Annotator(number, one_line(str(name)))
 
 
 def _marks(text: str, design: Design) -> dict[str, int]:

@@ -44,6 +44,8 @@ LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 20
 """Characters shown of what was said or thought, of a line about a person, and of a name; lines about a person. Ours."""
 STATES = 1_000
 """Conversations of a run whose hidden states are derived again, which takes as long as it took the seeker. Ours."""
+TURNS = 50
+"""Turns of a conversation whose hidden states are derived again: each is derived from all words before it. Ours."""
 _FRAME, _LINE = 2_500, 450
 """Bytes of HTML around a conversation and around a message with its verdict and hidden state, more than there are."""
 
@@ -292,12 +294,12 @@ def _states(trajectory: Trajectory, report: Report) -> list[Mapping[str, str]]:
     """The embedded seeker's hidden state from before the first turn on, derived again from what was said.
 
     Nothing where another seeker spoke, or another release's: its state would not be this one. Nor where a message is
-    too long to be shown whole, which takes long.
+    too long to be shown whole, or where there are very many turns, which takes long.
     """
     seeker, parts = BuiltinSeeker(), report.fingerprint.parts
     messages, name = trajectory.dialogue.messages, Seed(trajectory.seed)
     same = (seeker.identity, PROTOCOL_VERSION) == (parts.get("seeker"), parts.get("protocol"))
-    if not same or any(len(message.content) > LONG for message in messages):
+    if not same or trajectory.turns > TURNS or any(len(message.content) > LONG for message in messages):
         return []
     ends = range(trajectory.history, len(messages) + 1, 2)
     try:

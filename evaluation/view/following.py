@@ -111,7 +111,7 @@ def _runs(folder: Path, only: str | None) -> Iterator[Run]:
 
 def _run(name: str, path: Path, about: Mapping[str, Any]) -> Run:
     try:
-        agent, scenarios = one_line(read(about, "agent", text)), one_line(read(about, "scenarios", text))
+        agent, scenarios = (one_line(name_of(read(about, name, text))) for name in ("agent", "scenarios"))
         held_with = re.match(r"\d{1,7}(?=,)", read(about["identity"], "scenarios", text))
         people = int(held_with[0]) if held_with else 0
         total = people * read(about["identity"], "trials", integer(1))

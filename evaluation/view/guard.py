@@ -70,6 +70,9 @@ class Guard:
         if request.method not in self.methods:
             told = f"only {' and '.join(self.methods)} {'is' if len(self.methods) == 1 else 'are'} answered"
             return PlainTextResponse(told, 405, {"allow": ", ".join(self.methods)})
+        elsewhere = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if elsewhere and request.headers.get("sec-fetch-dest", "document") != "document":
+            return PlainTextResponse("a page elsewhere may link here, and no more", 403)
         host = request.headers.get("host", "")
         if request.method == "POST" and request.headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             return PlainTextResponse("a form is taken only from a page of this server", 403)

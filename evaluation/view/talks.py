@@ -97,8 +97,10 @@ class Talks:
     def open(self) -> tuple[str, Talk]:
         """A new session. Others that were left alone too long, or are too many, are dropped."""
         for name, talk in list(self._held.items()):
-            if len(self._held) >= MOST or time.monotonic() - talk.used > 3600 * AGE:
-                self._leave(self._held.pop(name))
+            old = len(self._held) >= MOST or time.monotonic() - talk.used > 3600 * AGE
+            if old and not talk.turns.locked():  # what is just being said would be lost
+                del self._held[name]
+                self._leave(talk)
         name, talk = secrets.token_urlsafe(32), Talk(set(self._first))
         self._held[name] = talk
         return name, talk
@@ -164,9 +166,15 @@ class Talks:
             return []
 
     def close(self) -> None:
-        """Keep what has not ended."""
+        """Keep what has not ended. One that cannot be kept holds up no other; the first such error is raised last."""
+        errors: list[OSError] = []
         for talk in self._held.values():
-            self._leave(talk)
+            try:
+                self._leave(talk)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _leave(self, talk: Talk) -> None:
         if talk.episode and not talk.kept:
