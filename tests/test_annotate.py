@@ -132,6 +132,11 @@ _OPEN: list[Store] = []
 
 
 @pytest.fixture(autouse=True)
+def _orders_that_follow_from_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esc_env.evaluation.annotation.store.token_hex", lambda size: "")
+
+
+@pytest.fixture(autouse=True)
 def _few_draws_and_all_files_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("esc_env.evaluation.judges.agreement.RESAMPLES", 100)
     yield
@@ -177,6 +182,21 @@ def test_no_page_address_or_cookie_tells_whose_conversation_it_is_or_how_it_ende
     keys = [*study.design.systems, *study.design.systems.values()]
     for word in (*keys, "secret", "person-", "test-bank", "sqlite", "max_turns", "solved", "0.875", "hidden-thought"):
         assert word not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", told, flags=re.S), word
+
+
+def test_nobody_can_work_out_which_system_stands_where(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    study = study_of(runs)
+    orders = []
+    for name in ("one.sqlite", "two.sqlite"):
+        with Store.of(tmp_path / name, study) as store:
+            who = store.session(store.join("anna", study.design))
+            assert who
+            orders.append([(place.item, place.swapped) for place in store.places(who, study.design)])
+    assert orders[0] != orders[1] != study.design.order("anna") != orders[0]
+    assert [sum(swapped for _, swapped in each) for each in orders] == [PEOPLE // 2] * 2
 
 
 def test_sides_and_order_are_drawn_for_each_person_and_kept(runs: tuple[Path, Path], db: Path) -> None:

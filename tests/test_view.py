@@ -376,6 +376,34 @@ def test_a_run_is_followed_as_it_is_made_and_goes_on_when_the_viewer_is_killed(
     assert json.loads((out / "report.json").read_text())["complete"] is True
 
 
+def test_a_token_is_never_given_to_a_browser_as_an_argument(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["view", str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--open"])
+    assert "--open would show the token" in capsys.readouterr().err
+
+
+def test_who_waits_for_a_page_that_takes_long_is_told_so_and_the_list_answers(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "WAIT", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(report: Report) -> Iterator[tuple[str, str]]:
+        begun.set()
+        go_on.wait(60)
+        yield "report.html", "slow"
+
+    monkeypatch.setattr(served, "run_pages", slow)
+    visitor = browser(runs)
+    first = threading.Thread(target=visitor.get, args=("/run/one/report.html",))
+    first.start()
+    assert begun.wait(60)
+    assert visitor.get("/run/one/report.html").status_code == 503
+    assert visitor.get("/").status_code == 200
+    go_on.set()
+    first.join(60)
+
+
 def test_ctrl_c_ends_the_viewer_at_once_while_a_page_is_open(
     server: tuple[subprocess.Popen[str], str], runs: Path
 ) -> None:

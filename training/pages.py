@@ -158,7 +158,8 @@ def page(folder: Path, *, events: str | None = None) -> str:
     """
     about = _about(folder)
     if about["kind"] == "pipeline":
-        names = [name for name in ("sft", "rm", "grpo") if RunFolder(folder / name, "stage").begun]
+        there = [name for name in ("sft", "rm", "grpo") if not (folder / name).is_symlink()]  # a stranger's may be
+        names = [name for name in there if RunFolder(folder / name, "stage").begun]
         stages = [_stage(folder / name, name, folder / "valid") for name in names]
         whole = _pipeline(folder, about, {shown.name: shown.state for shown in stages})
     else:
@@ -368,7 +369,8 @@ def _pipeline(folder: Path, about: Mapping[str, Any], trained: Mapping[str, Stat
     for entry in read_records(folder / TIMING, "timing"):
         if isinstance(entry.get("stage"), str) and isinstance(entry.get("seconds"), (int, float)):
             seconds[entry["stage"]] = f"{entry['seconds']:,.0f} s"
-    skipped = about["identity"].get("skip") or ()
+    if not isinstance(skipped := about["identity"].get("skip") or [], list):
+        raise RecordError(f"{folder}/run.json: skip must be a list. Was it edited?")
     stages = []
     for name in ("sft", "collect", "rm", "grpo", "evaluate"):
         place = folder / ("eval" if name == "evaluate" else name)

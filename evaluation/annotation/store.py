@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from secrets import token_urlsafe
+from secrets import token_hex, token_urlsafe
 from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError
@@ -183,7 +183,8 @@ class Store:
             if found is None:
                 new = "INSERT INTO annotators (name, folded, joined) VALUES (?, ?, ?) RETURNING id"
                 found = db.execute(new, (name, name.casefold(), _now())).fetchone()
-                order = design.order(name.casefold(), pilot=pilot)
+                # with a secret, since whoever can derive the order knows which system stands where
+                order = design.order(name.casefold() + token_hex(16), pilot=pilot)
                 places = [(found[0], item, place, swapped) for place, (item, swapped) in enumerate(order, 1)]
                 db.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", places)
             db.execute("INSERT INTO sessions VALUES (?, ?)", (_digest(token), found[0]))

@@ -266,7 +266,8 @@ def _append(path: Path, person: Scenario, dialogue: Dialogue) -> None:
 
     mark = blake2b(dialogue.transcript().encode(), digest_size=4).hexdigest()
     held = replace(person, id=f"{person.id}-{mark}", dialogue=dialogue)
-    torn = path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    there = path.read_bytes() if path.exists() else b""  # it may have been moved away meanwhile
+    torn = there and not there.endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" if torn else "")
         file.write(json.dumps(struck(held.to_json(dialogue=True)), ensure_ascii=False) + "\n")

@@ -56,6 +56,8 @@ def serve(
             raise
         raise MissingExtra(error.name, "web") from error
 
+    if browser and token:
+        raise SpecError("--open would show the token to everybody on this machine. Open the printed address yourself")
     listening = _listen(host, port)
     settings = uvicorn.Config(
         made, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"

@@ -24,4 +24,4 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
 
 def cell(text: str) -> str:
     """Text that cannot break out of a cell, nor become a link, code or HTML, nor hide anything."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(one_line(text), quote=False))
+    return re.sub(r"([\\`*\[\]|@]|:(?=//)|(?<=www)\.)", r"\\\1", escape(one_line(text), quote=False))

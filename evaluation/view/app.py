@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ PART = 500
 """Conversations of a long run after which a page that is opened is told how far it is. Ours."""
 KEPT, FOLLOWED = 4, 64
 """Runs whose pages are kept as rendered, and runs whose figures are; a long run's pages take megabytes. Ours."""
+WAIT = 5.0
+"""Seconds that a page waits for its turn to be rendered. Ours."""
 RELOAD = 2.0
 """Seconds from one look to the next whether there is more than a page shows that loads itself again. Ours."""
 _BEAT = 30
@@ -132,7 +135,7 @@ class _Viewer:
     def _shown(self, run: Run, name: str = "report.html") -> Response:
         """A page of a run, rendered anew if its folder has changed."""
         folder, pages = run.folder, KINDS[run.kind]() if run.kind in KINDS else None
-        with self.one_at_a_time, warnings.catch_warnings():
+        with self._turn(), warnings.catch_warnings():
             warnings.simplefilter("ignore", TornLineWarning)  # of a line that is just being written
             now = pages.stamp(folder) if pages else _stamp(folder / TRAJECTORIES)
             if folder not in self.rendered or self.rendered[folder][0] != (now, run.state):
@@ -148,6 +151,16 @@ class _Viewer:
         if page is None:
             raise HTTPException(404, "no such page of this run")
         return HTMLResponse(page)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One page at a time; who waits in vain lets go of the thread, which other pages need."""
+        if not self.one_at_a_time.acquire(timeout=WAIT):
+            raise HTTPException(503, "another page takes long; load this one again")
+        try:
+            yield
+        finally:
+            self.one_at_a_time.release()
 
     def conversation(self, request: Request) -> Response:
         """One conversation of a run, as it stands there now."""
