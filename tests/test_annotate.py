@@ -822,6 +822,8 @@ def test_what_the_command_cannot_use_is_told_in_a_line(runs: tuple[Path, Path], 
         (["annotate", "agreement", str(db)], "no ratings here"),
         (["annotate", str(runs[0]), "--db", str(db), "--mode", "pairwise"], "two at a time"),
         (["annotate", str(runs[0]), "--db", str(db.parent / "no" / "folder.sqlite")], "cannot be opened"),
+        (["annotate", str(runs[0]), str(runs[0]), "--db", str(db)], "the same run twice"),
+        (["annotate", str(runs[0] / "trajectories.jsonl"), "--db", str(db)], "esc import"),
     ):
         assert run(*arguments) == 1
         assert told in capsys.readouterr().err
