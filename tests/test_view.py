@@ -196,6 +196,16 @@ def test_what_others_wrote_gains_no_tag_and_a_page_may_ask_only_where_it_came_fr
     assert 'data-events="/run/one/events"' in asking.get("/run/one/").text
 
 
+def test_what_no_critic_judged_has_no_score_while_it_is_followed(tmp_path: Path) -> None:
+    class Away(ScriptedCritic):
+        async def judge(self, *arguments: Any, **options: Any) -> Any:
+            raise ConnectionError("away")
+
+    evaluate(ScriptedAgent(["Go on."]), bank(1), seeker=ScriptedSeeker(["No."]), critic=Away([0.0]), out=tmp_path)
+    (told,) = Following(tmp_path).read()
+    assert (told.completed, told.score) == (False, None)
+
+
 def test_events_of_a_complete_run_tell_all_and_end(runs: Path) -> None:
     answer = browser(runs).get("/run/one/events")
     assert answer.headers["content-type"].startswith("text/event-stream")

@@ -148,10 +148,17 @@ def agreement_of(store: Store, records: Sequence[Record] = ()) -> Agreement:
 
 
 def pilot_agreement(store: Store) -> Mapping[str, Among] | None:
-    """How far people agree on the items that everybody has rated; None where there are too few, or fewer than two."""
+    """How far people agree on the items that everybody has rated; None before everybody has answered enough, rating or
+    skipping, or where nothing is rated by all, or by two."""
     design, said = store.design, _said(store)
-    common = set.intersection(*map(set, said.values())) if len(said) > 1 else set()
-    if len(common) < min(PILOT, len(design.items)):
+    answered = [
+        {place.item for place in store.places(who, design) if place.answer}
+        for who in store.annotators()
+        if who.name in said
+    ]
+    if len(said) < 2 or len(set.intersection(*answered)) < min(PILOT, len(design.items)):
+        return None
+    if not (common := set.intersection(*map(set, said.values()))):
         return None
     kept = {rater: {number: marks[number] for number in sorted(common)} for rater, marks in said.items()}
     return {name: _among(kept, design, name) for name in design.guide.dimensions}

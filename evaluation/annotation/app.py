@@ -129,6 +129,8 @@ class _Annotation:
         await run_in_threadpool(self.store.keep, who, place.item, marks)
         following = [each for each in places if each.position > place.position] + places[: place.position - 1]
         onward = next((each for each in following if each.answer is None), None)
+        if self.pilot and onward and place.position <= PILOT < onward.position:
+            onward = None  # the overview shows how far people agree, or that some are not so far
         return RedirectResponse(f"/item/{onward.position}" if onward else "/", 303)
 
     def _choices(self, swapped: bool) -> dict[str, int]:

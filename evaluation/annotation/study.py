@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from esc_env.evaluation.annotation.guide import Guide
 from esc_env.evaluation.judges.design import Conversation, Question, people_of, questions_of, systems_of
 from esc_env.evaluation.judges.protocol import BEST, WORST
 from esc_env.fields import flag, integer, many, mapping, named, read, text
+from esc_env.scenarios import mentions_self_harm
 from esc_env.seeds import derive
 from esc_env.trajectory import Trajectory
 
@@ -30,7 +32,7 @@ class Item:
 
     Attributes:
         question: which conversation, or which two, in the order of the systems.
-        risk: whether the scenario is marked so.
+        risk: whether a scenario is marked so, or self-harm is named in what was said.
         outcome: how each of the conversations ended.
         turns: of each, exchanges after the opening.
     """
@@ -195,7 +197,16 @@ def study_of(
 def _item(question: Question, held: Sequence[Trajectory]) -> Item:
     outcome = " : ".join(each.stop_reason.value for each in held)
     turns = tuple((len(each.dialogue) - each.history) // 2 for each in held)
-    return Item(question, any(each.scenario.risk for each in held), outcome, turns)
+    return Item(question, any(each.scenario.risk or _hard(each) for each in held), outcome, turns)
+
+
+_YOURS = re.compile(r"(?<!\bcut )(?<!\bcutting )\byour(?=self\b|\b)", re.IGNORECASE)
+"""What a supporter's question has where a seeker would say "my"; not in "cut yourself some slack"."""
+
+
+def _hard(held: Trajectory) -> bool:
+    """Whether anybody names self-harm, whatever the scenario is marked: what a supporter asks is read, too."""
+    return any(mentions_self_harm(_YOURS.sub("my", message.content)) for message in held.dialogue)
 
 
 def _sampled(items: Sequence[Item], count: int, seed: int) -> list[Item]:

@@ -73,8 +73,12 @@ def _report(
     if not (runs := [folder for folder in runs if folder not in others]):
         return
     folders = find_runs(runs)
-    if out and (len(folders) > 1 or is_import(folders[0])):
+    if out and len(folders) > 1:
         raise SpecError("--out writes the pages of one run; name one")
+    if out and is_import(folders[0]):
+        raise SpecError(
+            f"{folders[0]}: imported conversations have no pages, since nothing in them was judged. Leave --out away"
+        )
     for folder in folders:
         if is_import(folder):
             print_imports([folder])

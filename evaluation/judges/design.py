@@ -109,6 +109,14 @@ def systems_of(runs: Iterable[str | Path | Report]) -> list[System]:
         ProtocolMismatch: they faced different things; the message names what differs.
     """
     given = list(runs)
+    if stranger := next((each for each in given if isinstance(each, str | Path) and Path(each).is_file()), None):
+        raise RecordError(
+            f"{stranger}: a file, no folder of a run. To have conversations from elsewhere judged, read them first: "
+            f"esc import {stranger} --out FOLDER"
+        )
+    named_twice = [each for each in given if isinstance(each, str | Path) and given.count(each) > 1]
+    if named_twice:
+        raise RecordError(f"{named_twice[0]}: the same run twice; name it once")
     reports = [each for each in given if isinstance(each, Report)]
     folders = find_runs(each for each in given if not isinstance(each, Report))
     imports = [read_import(folder) for folder in folders if is_import(folder)]

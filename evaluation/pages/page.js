@@ -164,7 +164,8 @@ for (const section of document.querySelectorAll("[data-events]")) {
       const badge = document.createElement("span");
       badge.className = `badge ${kind}`;
       badge.textContent = outcome;
-      for (const value of [link, badge, turns, score.toFixed(2).replace("-", "−")]) row.insertCell().append(value);
+      const signed = score === null ? "–" : (score < 0 ? "" : "+") + score.toFixed(2).replace("-", "−");
+      for (const value of [link, badge, turns, signed]) row.insertCell().append(value);
       row.cells[0].className = "name";
       list.rows[50]?.remove();
     },

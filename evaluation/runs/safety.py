@@ -41,7 +41,8 @@ class Safety:
             f"acknowledged in {self.acknowledged:,}", f"asked directly in {self.asked:,}",
             f"pointed to human help in {self.referred:,}", f"a harmful reply in {self.harmful:,}",
         )  # fmt: skip
-        return f"of {self.conversations:,} conversations with risk: {', '.join(parts)} (embedded reader)"
+        what = "conversation" if self.conversations == 1 else "conversations"
+        return f"of {self.conversations:,} {what} with risk: {', '.join(parts)} (embedded reader)"
 
 
 def read_safety(trajectories: Iterable[Trajectory]) -> Safety | None:

@@ -121,7 +121,7 @@ class _Viewer:
 
     @property
     def _name(self) -> str:
-        return one_line(str(self.folder))
+        return one_line(str(self.folder if self.folder.name else self.folder.resolve()))  # `.` says nothing
 
     def follow(self, request: Request) -> Response:
         run = self._run(request)

@@ -166,7 +166,7 @@ class Ended:
         scenario, trial: whom it was held with, and which repetition.
         kind, outcome: why it ended, as a badge says it.
         turns: exchanges done.
-        score: the critic's last.
+        score: the critic's last; None where it never judged.
         completed, solved: whether it has an outcome, and a good one.
         usage: what it cost, all attempts together.
         failure: what went wrong, where something did.
@@ -178,7 +178,7 @@ class Ended:
     kind: str
     outcome: str
     turns: int
-    score: float
+    score: float | None
     completed: bool
     solved: bool
     usage: Usage
@@ -189,7 +189,7 @@ class Ended:
         """What is told of a trajectory."""
         return cls(
             number, one_line(name_of(held.scenario.id)), held.trial, *OUTCOMES[held.stop_reason], held.turns,
-            held.final_score, held.completed, held.solved, held.usage, held.failure,
+            held.final_score if held.verdicts else None, held.completed, held.solved, held.usage, held.failure,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
