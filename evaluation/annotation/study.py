@@ -82,8 +82,8 @@ class Design:
     def order(self, annotator: str, *, pilot: bool = False) -> list[tuple[int, bool]]:
         """Items as one annotator sees them: their numbers, and whether the second system stands first.
 
-        Drawn by the seed and what is given as their name. Of an even number of pairs either system stands first in half. In a pilot
-        everybody begins with the same items, in an order of their own.
+        Drawn by the seed and what is given as their name. Of an even number of pairs either system stands first in
+        half. In a pilot everybody begins with the same items, in an order of their own.
         """
         numbers = range(len(self.items))
         own = sorted(numbers, key=lambda number: derive(self.seed, annotator, number, "order"))
