@@ -139,6 +139,16 @@ def test_many_are_what_one_is_in_any_order(tmp_path_factory, order, seed, mode):
         assert together == {(t.scenario.id, t.seed, t.dialogue) for i in range(2) for t in kept(folder / f"{i}.jsonl")}
 
 
+def test_gym_make_vec_takes_them_around_single_envs():
+    inside = gym.make_vec(
+        "ESConv-v0", 2, vectorization_mode="sync", wrappers=[StrategyAction, EmbeddingObservation], scenarios=bank()
+    )
+    around = vector.EmbeddingObservation(vector.StrategyAction(make_vec(2)))
+    for envs in (inside, around):
+        envs.reset(seed=5)
+    assert data_equivalence(inside.step(np.array([1, 2])), around.step(np.array([1, 2])), exact=True)
+
+
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1][1:2] + NAMES[:2]], ids=str)
 def test_a_copy_goes_on_on_its_own_and_a_spec_makes_it_anew(order, tmp_path):
     env = wrapped(make(scenarios="builtin:train"), order, tmp_path / "a.jsonl")
