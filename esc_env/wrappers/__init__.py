@@ -85,7 +85,8 @@ class StrategyAction(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
 
         Raises:
             ActionError: `action` is no strategy.
-            ESCError: whoever finds the words failed, and nothing has changed; and whatever `ESCEnv.step` raises.
+            ResetNeeded: there is no conversation, or it has ended.
+            Exception: whatever is raised by whoever finds the words (nothing has changed), and by the env.
         """
         return self.env.step(run(followed(self.follower, chosen(action), ours(self).episode)))
 

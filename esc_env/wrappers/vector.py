@@ -85,7 +85,7 @@ class StrategyAction(VectorWrapper[Any, Any, Any, Any, Any]):
 
         Raises:
             ActionError: an action is no strategy, or there is not one for every env.
-            ESCError: whoever finds the words failed, and nothing has changed; and whatever the env's `step` raises.
+            Exception: whatever is raised by whoever finds the words (nothing has changed), and by the envs.
         """
         if len(actions) != self.num_envs:
             raise ActionError(f"{len(actions)} actions for {self.num_envs} envs; give a strategy for each")
