@@ -105,6 +105,16 @@ class ChatAgent:
         """
         return await STYLES[self.style].speak(Turn(self.model, dialogue, seed, self._asked, self.system))
 
+    async def follow(self, strategy: str, dialogue: Dialogue, *, seed: Seed) -> Reply:
+        """The next utterance, by a strategy that somebody else has chosen; one request, whatever the style.
+
+        Raises:
+            SupporterFailure, ModelError: as in `respond`.
+        """
+        turn = Turn(self.model, dialogue, seed, self._asked, self.system)
+        said = await turn.write("lookahead-draft", 0, str, strategy=strategy)
+        return replace(said, thought=said.thought or None, strategy=strategy)
+
     @property
     def _asked(self) -> Request:
         """What every request of a turn has in common."""

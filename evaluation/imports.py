@@ -6,6 +6,7 @@
     tau2       τ²-bench's results: `simulations` with `messages` and `reward_info`
     chat       `{"messages": [{"role": "user", "content": …}, …]}` a line, as OpenAI's fine-tuning takes it
     sharegpt   `{"conversations": [{"from": "human", "value": …}, …]}`
+    esc-env    what `esc_env.wrappers.RecordConversation` writes: a trajectory a line, with its scenario
 
 Nothing of ours judged them: a trajectory has no verdict, all of it is history, and it ended as `unjudged`. What their
 own instrument measured is kept in its own scale (`Measure`), never turned into ours.
@@ -30,9 +31,9 @@ from esc_env.data.readers import read_file
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ProtocolMismatch, RecordError, ScenarioError, SpecError, TornLineWarning, did_you_mean
 from esc_env.evaluation.statistics.intervals import mean_interval
-from esc_env.fields import many, mapping, number, optional, read, text
+from esc_env.fields import integer, many, mapping, number, optional, read, text
 from esc_env.folder import RunFolder
-from esc_env.records import write_records
+from esc_env.records import check_version, write_records
 from esc_env.rules import Fingerprint
 from esc_env.scenarios import Scenario, ScenarioSet, content_hash, mentions_self_harm
 from esc_env.trajectory import StopReason, Trajectory
@@ -366,6 +367,13 @@ def _sharegpt(part: Any, file: str) -> tuple[Scenario, list[Message], list[float
     return _person("sharegpt", said, file), said, [], None
 
 
+def _recorded(part: Any, file: str) -> tuple[Scenario, list[Message], list[float | None], float | None]:
+    check_version(read(part, "version", integer(0)), file)
+    scenario = read(part, "scenario", Scenario.from_json)
+    held = Trajectory.from_json(part, scenario)
+    return scenario, list(held.dialogue), [], float(held.solved) if held.completed else None
+
+
 _ROLES: Mapping[str, Any] = {
     **dict.fromkeys(("user", "human", "patient", "seeker", "esc-role"), "seeker"),
     **dict.fromkeys(("assistant", "gpt", "bot", "therapist", "supporter", "ai assistant"), "supporter"),
@@ -423,6 +431,10 @@ SOURCES: Mapping[str, _Source] = {
     ),
     "chat": _Source(lambda record: "messages" in record, lambda record: [record], _chat),
     "sharegpt": _Source(lambda record: "conversations" in record, lambda record: [record], _sharegpt),
+    "esc-env": _Source(
+        lambda record: record.get("kind") == "trajectory" and isinstance(record.get("scenario"), Mapping),
+        lambda record: [record], _recorded, Measure("solved", 0, 1, success=1),
+    ),
     "esc-eval": _Source(
         lambda record: bool(record) and all(name.isdigit() and isinstance(part, list) for name, part in record.items()),
         lambda record: record.values(), _esc_eval,

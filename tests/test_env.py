@@ -22,7 +22,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esc_env import PERSONAS, Dialogue, Message, Scenario
+from esc_env import PERSONAS, Dialogue, Message, Reply, Scenario, Usage
 from esc_env.conversation import converse
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ActionError, ChairError, ModelUnavailable, ScenarioError, SpecError
@@ -245,7 +245,7 @@ def test_another_data_folder_is_other_scenarios(monkeypatch):
 # Actions, observations, info
 
 
-@pytest.mark.parametrize("action", [None, 3, b"hello", ["hello"], "\ud800", "x" * 8001])
+@pytest.mark.parametrize("action", [None, 3, b"hello", ["hello"], "\ud800", "x" * 8001, Reply("x" * 8001)])
 def test_an_action_that_is_no_utterance_is_refused_before_any_call(action):
     seeker = Faulty(ScriptedSeeker(["Yes."]))
     env = make(seeker=seeker)
@@ -270,6 +270,16 @@ def test_thoughts_are_kept_and_reach_nobody():
     observation, *_ = env.step("<think>she lies</think>I hear you.")
     assert observation[1] == {"role": "assistant", "content": "I hear you."}
     assert env.unwrapped.episode.dialogue.messages[1].thought == "she lies"
+
+
+def test_what_a_wrapper_knows_of_an_utterance_is_kept_with_it():
+    env = make().unwrapped
+    env.reset()
+    reply = Reply("I hear you.", "she lies", "Others", Usage(1, 5, 3))
+    observation, *_, info = env.step(reply)
+    assert observation[1]["content"] == "I hear you."
+    assert env.episode.dialogue.messages[1] == Message("supporter", "I hear you.", "Others", "she lies")
+    assert info["usage"]["requests"] == 1
 
 
 def test_info_says_what_happened_and_never_what_the_seeker_hides():

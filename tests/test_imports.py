@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from esc_env import Dialogue, Message, Scenario, Trajectory, Verdict
 from esc_env.cli import main
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError, TornLineWarning
 from esc_env.evaluation.imports import SOURCES, import_file, read_import, together
+from esc_env.records import record_line
 from esc_env.trajectory import StopReason
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -26,6 +28,13 @@ def sage(final: int = 40, name: str = "A") -> dict[str, Any]:
     for turn, point in zip(history[::2], (50, final), strict=True):
         turn["emotion-point"] = point
     return {"id": name, "player": f"name: {name}", "scene": "", "task": "", "emo_point": final, "history": history}
+
+
+def recorded(score: float) -> Trajectory:
+    said = Message("seeker", "I lost my job."), Message("supporter", "That is hard."), Message("seeker", "It is.")
+    verdict = Verdict((score,), 1, score, score > 0.5)
+    ended = StopReason.SOLVED if verdict.solved else StopReason.MAX_TURNS
+    return Trajectory(Scenario("a", "I lost my job."), Dialogue(said), (verdict,), ended, 3)
 
 
 FILES: dict[str, str] = {
@@ -59,6 +68,10 @@ FILES: dict[str, str] = {
         }
     ),
     "sharegpt": json.dumps([{"conversations": turns("from", "value", ("human", "gpt"))}]),
+    "esc-env": "".join(
+        record_line("trajectory", {**held.to_json(), "scenario": held.scenario.to_json()})
+        for held in (recorded(1.0), recorded(0.5))
+    ),
 }
 
 
@@ -89,6 +102,13 @@ def test_sages_points_stay_in_their_own_scale(tmp_path):
     assert report.interval is not None
     assert 0 <= report.interval[0] < 50 < report.interval[1] <= 100
     assert [each.points for each in report.held] == [(50, 100), (50, 0), (50, 50)]
+
+
+def test_what_a_wrapper_recorded_says_how_many_were_solved(tmp_path):
+    report = import_file(written(tmp_path, "esc-env"), tmp_path / "out")
+    assert (report.mean, report.succeeded, report.conversations) == (0.5, 1, 2)
+    with pytest.raises(RecordError, match="line 1: dialogue"):
+        import_file(written(tmp_path, "esc-env", FILES["esc-env"].replace('"seeker"', '"robot"')), tmp_path / "other")
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs SAGE's files")

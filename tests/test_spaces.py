@@ -1,4 +1,4 @@
-"""The two spaces: members, samples, batches, JSON."""
+"""The three spaces: members, samples, batches, JSON."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hypothesis import strategies as st
 import esc_env  # noqa: F401  # registers the environments
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ActionError, SpecError
-from esc_env.gym.spaces import Chat, Utterance
+from esc_env.gym.spaces import Chat, Transcript, Utterance
 
-SPACES = [Utterance(), Utterance(12), Chat()]
+SPACES = [Utterance(), Utterance(12), Chat(), Transcript(500)]
 TEXT = st.text(max_size=30)
 
 

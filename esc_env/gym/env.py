@@ -34,7 +34,7 @@ from esc_env.errors import ESCWarning, ScenarioError, one_of
 from esc_env.gym.episode import Draw, Episode, Observation, Outcome, Task
 from esc_env.gym.spaces import Chat, Utterance
 from esc_env.models import ModelOptions, ModelSettings
-from esc_env.protocols import Critic, Seeker
+from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rendering import Console, show, transcript
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
@@ -175,7 +175,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         observation, *_, info = self.put(run(self.task.begin(draw)), draw)
         return observation, info
 
-    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str | Reply) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Say `action`; hear the seeker's answer, and what the critic makes of it.
 
         Raises:

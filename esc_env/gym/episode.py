@@ -23,9 +23,9 @@ from esc_env.gym.spaces import Utterance
 from esc_env.protocols import Reply, Usage, Verdict
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive
-from esc_env.trajectory import Failure, StopReason
+from esc_env.trajectory import Failure, StopReason, Trajectory
 
-__all__ = ["Draw", "Episode", "Observation", "Outcome", "Task"]
+__all__ = ["START", "Draw", "Episode", "Observation", "Outcome", "Task", "going_on"]
 
 Observation = tuple[ChatMessage, ...]
 """The chat so far, ready for any chat model: see `esc_env.gym.spaces.Chat`."""
@@ -33,7 +33,7 @@ Observation = tuple[ChatMessage, ...]
 Outcome = tuple[Observation, float, bool, bool, dict[str, Any]]
 """What `step` returns: observation, reward, terminated, truncated, info."""
 
-_V0 = -0.5
+START = -0.5
 """What dense reward starts from: the seeker feels the "same". *Source:* PPDPP's value of that option."""
 
 _OPTIONS = ("scenario", "episode_seed", "history")
@@ -72,6 +72,19 @@ class Episode:
     def observation(self) -> Observation:
         """The chat so far, without thoughts."""
         return self.dialogue.as_chat("supporter", opening=self.scenario.situation)
+
+    def trajectory(self, trial: int, usage: Usage) -> Trajectory:
+        """The conversation as it is kept; one that goes on still, as an `error`: it was cut off.
+
+        Args:
+            trial: which repetition of the scenario.
+            usage: model calls of all its steps.
+        """
+        kept = Trajectory(
+            self.scenario, self.dialogue, self.verdicts, self.stop or StopReason.ERROR, self.seed, trial, usage,
+            self.failure, self.opening,
+        )  # fmt: skip
+        return kept if self.stop else replace(kept, failure=Failure(kept.due, "CutOff", "the episode was cut off"))
 
     @property
     def ending(self) -> str | None:
@@ -162,12 +175,15 @@ class Task:
         return Episode(draw.scenario, draw.seed, dialogue, len(dialogue), usage=usage)
 
     def hear(self, episode: Episode | None, action: Any) -> Reply:
-        """An action as the supporter's reply. Raises ActionError, or ResetNeeded where no conversation goes on."""
-        if episode is None:
-            raise ResetNeeded("there is no conversation yet; call reset() first")
-        if episode.stop is not None:
-            raise ResetNeeded(f"this conversation has ended ({episode.stop.value}); call reset() for the next")
-        return Reply.parse(Utterance(self.chairs.rules.max_chars).check(action))
+        """An action as the supporter's reply. Raises ActionError, or ResetNeeded where no conversation goes on.
+
+        Wrappers that know more of it than its words (its strategy, its thought, what it cost) hand over a Reply.
+        """
+        going_on(episode)
+        utterance = Utterance(self.chairs.rules.max_chars)
+        if isinstance(action, Reply):
+            return replace(action, content=utterance.check(action.content))
+        return Reply.parse(utterance.check(action))
 
     async def go_on(self, episode: Episode, reply: Reply) -> Episode:
         """The conversation after one more exchange. Raises ChairError as `on_error` says."""
@@ -194,7 +210,7 @@ class Task:
             return 0.0
         score = episode.verdicts[-1].score
         if self.reward == "dense":
-            return score - (episode.verdicts[-2].score if episode.turn > 1 else _V0)
+            return score - (episode.verdicts[-2].score if episode.turn > 1 else START)
         return score if episode.stop is not None else 0.0
 
     def _info(self, episode: Episode) -> dict[str, Any]:
@@ -211,6 +227,15 @@ class Task:
         elif episode.verdicts:
             info["verdict"] = _known(episode.verdicts[-1].to_json())
         return info
+
+
+def going_on(episode: Episode | None) -> Episode:
+    """The conversation of an env, if one goes on. Raises ResetNeeded otherwise."""
+    if episode is None:
+        raise ResetNeeded("there is no conversation yet; call reset() first")
+    if episode.stop is not None:
+        raise ResetNeeded(f"this conversation has ended ({episode.stop.value}); call reset() for the next")
+    return episode
 
 
 def _known(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The two Gymnasium spaces of a support conversation: what a supporter may say, and what it has heard so far.
+"""The Gymnasium spaces of a support conversation: what a supporter may say, what it has heard so far, and that as text.
 
-Gymnasium batches both as a `Tuple` of n copies, and batched values as tuples, so they work in every vector environment
+Gymnasium batches all as a `Tuple` of n copies, and batched values as tuples, so they work in every vector environment
 that passes Python objects: ours, `SyncVectorEnv`, and `AsyncVectorEnv(shared_memory=False)`. Its functions on spaces
-know both: the emptiest member of each is what `FrameStackObservation` and `DelayObservation` pad with, and flattening
+know them: the emptiest member of each is what `FrameStackObservation` and `DelayObservation` pad with, and flattening
 leaves text as it is. Text has no fixed size, so `flatdim` and shared memory refuse it in one line.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.error import CustomSpaceError
-from gymnasium.spaces import Space, Tuple
+from gymnasium.spaces import Space, Text, Tuple
 from gymnasium.spaces.utils import flatdim, flatten, flatten_space, is_space_dtype_shape_equiv, unflatten
 from gymnasium.vector.utils import (
     batch_differing_spaces,
@@ -28,7 +28,7 @@ from gymnasium.wrappers.utils import create_zero_array
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ActionError, SpecError, whole
 
-__all__ = ["Chat", "Utterance"]
+__all__ = ["Chat", "Transcript", "Utterance"]
 
 _OPENERS = ("It sounds like", "I wonder if", "What happened when", "I can see that", "Tell me more about", "Maybe")
 _MIDDLES = ("this has been hard", "you felt alone with it", "there is someone you trust", "you could rest a little")
@@ -159,6 +159,42 @@ class Chat(Space[tuple[ChatMessage, ...]]):
         return "Chat()"
 
 
+class Transcript(Text):
+    """The conversation so far as one text: Gymnasium's `Text`, of any characters that encode to UTF-8.
+
+    `Text` lists its characters one by one, which nobody can do for what people write; all that it is beside that, other
+    libraries find here: TorchRL and Tianshou take observations of this kind.
+
+    Args:
+        max_chars: longest text, in characters; at least 1.
+        seed: of `sample`.
+    """
+
+    def __init__(self, max_chars: int, seed: int | np.random.Generator | None = None) -> None:
+        whole(max_chars=max_chars)
+        super().__init__(max_chars, min_length=0, seed=seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """False: text has no fixed-size array form."""
+        return False
+
+    def contains(self, x: Any) -> bool:
+        """Whether `x` is such a text."""
+        return isinstance(x, str) and len(x) <= self.max_length and _encodes(x)
+
+    def sample(self, mask: Any | None = None, probability: Any | None = None) -> str:
+        """One or two short random sentences, cut at `max_chars`. Raises SpecError on a mask or a probability."""
+        _refuse_masks(self, mask, probability)
+        return _sentences(self.np_random)[: self.max_length]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transcript) and self.max_length == other.max_length
+
+    def __repr__(self) -> str:
+        return f"Transcript(max_chars={self.max_length})"
+
+
 def _encodes(text: str) -> bool:
     try:
         text.encode()
@@ -192,7 +228,7 @@ def _batch_differing(spaces: Sequence[Space[Any]]) -> Tuple[Any]:
 
 def _emptiest(space: Space[Any]) -> Any:
     """The shortest member: silence, or a conversation in which the seeker has not said anything yet."""
-    return "" if isinstance(space, Utterance) else ({"role": "user", "content": ""},)
+    return "" if isinstance(space, (Utterance, Transcript)) else ({"role": "user", "content": ""},)
 
 
 def _emptiest_batch(space: Space[Any], n: int = 1, fn: Any = None) -> tuple[Any, ...]:
@@ -223,7 +259,7 @@ def _alike(space_1: Space[Any], space_2: Space[Any]) -> bool:
     return type(space_1) is type(space_2)
 
 
-for _space in (Utterance, Chat):
+for _space in (Utterance, Chat, Transcript):
     # `iterate` is left out: Gymnasium walks over a batch (a Tuple of copies) only while its members are unregistered.
     batch_differing_spaces.register(_space, _batch_differing)
     create_empty_array.register(_space, _emptiest_batch)

@@ -43,6 +43,8 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
     strings. Where a chair fails and `on_error="raise"`, the other conversations are finished and kept, and
     `VectorStepError` names the failed ones; `step` again with the same actions redoes only those.
 
+    `ended` holds the conversations that the last step ended and followed up by a new one (`SAME_STEP`), by position.
+
     Args:
         num_envs: how many; at least 1.
         autoreset_mode: Gymnasium's `AutoresetMode`, its value (`NextStep`) or its name (`NEXT_STEP`).
@@ -83,6 +85,7 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         self._over = np.zeros(num_envs, dtype=np.bool_)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._pending: dict[int, tuple[Any, _Done]] = {}
+        self.ended: dict[int, Episode] = {}
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -223,12 +226,14 @@ class ESCVectorEnv(VectorEnv[Observations, Sequence[str], npt.NDArray[Any]]):
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
+        self.ended = {}
         for i, (env, (episode, following)) in enumerate(zip(self.envs, results, strict=True)):
             if episode is not None:
                 observation, rewards[i], terminations[i], truncated, info = env.put(episode)
                 truncations[i] = truncated or self._limited(i)
                 self._steps[i] += 1
                 if following is not None:
+                    self.ended[i] = episode
                     infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, i)
             if following is not None:
                 info = env.put(*following)[-1]

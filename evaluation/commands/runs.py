@@ -157,13 +157,16 @@ def _import(
     out: Annotated[Path, typer.Option(help="The folder to keep them in.")],
     source: Annotated[
         str | None,
-        typer.Option(help="sage, ppdpp, esc-eval, tau2, chat or sharegpt. Default: what the file's content says."),
+        typer.Option(
+            help="sage, ppdpp, esc-eval, tau2, chat, sharegpt or esc-env. Default: what the file's content says."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the supporter. Default: the file's name.")] = None,
 ) -> None:
     """Read other people's conversations, so that they can be reported, judged and ranked (docs/imports.md).
 
-    Kinds: SAGE's results, PPDPP's records, ESC-Eval's results, τ²-bench's results, OpenAI-style chat lines, ShareGPT.
+    Kinds: SAGE's results, PPDPP's records, ESC-Eval's results, τ²-bench's results, OpenAI-style chat lines, ShareGPT,
+    and what the wrapper RecordConversation kept.
     What was measured in them is kept in its own scale.
     """
     from esc_env.evaluation.imports import import_file
