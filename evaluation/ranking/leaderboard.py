@@ -16,6 +16,7 @@ from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
+from esc_env.evaluation.runs.shards import Shard
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 
@@ -153,8 +154,9 @@ class Leaderboard:
         listed = [("Refused", one.report, f"{'; '.join(one.contradictions[:3])}.") for one in self.refused]
         for report in self.incomplete:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
+            part = f"{report.shard.name}, " if report.shard else ""
             told = (
-                f"{report.completed:,} of {report.episodes:,} conversations have an outcome, solved so far "
+                f"{part}{report.completed:,} of {report.episodes:,} conversations have an outcome, solved so far "
                 f"{success_text(report)}. {why}"
             )
             listed.append(("Incomplete", report, told.rstrip()))
@@ -340,8 +342,8 @@ def _check_comparable(reports: Sequence[Report]) -> None:
 
 
 def _check_once(reports: Iterable[Report]) -> None:
-    known: dict[str, Report] = {}
+    known: dict[tuple[str, Shard | None], Report] = {}
     for report in reports:
-        other = known.setdefault(report.run_key, report)
+        other = known.setdefault((report.run_key, report.shard), report)
         if other is not report:
             raise RecordError(f"{other.folder} and {report.folder} are the same run; name only one of them")
