@@ -108,9 +108,10 @@ def _merge(
     from esc_env.evaluation.runs.merging import merge
 
     report = merge(shards, out, incomplete=incomplete)
+    rest = "" if report.complete else ". The same `esc eval` without --shard completes it"
     typer.echo(
         f"Merged {len(shards):,} folders into {out}: {report.completed:,} of {report.episodes:,} conversations have an "
-        "outcome"
+        f"outcome{rest}"
     )
     print_reports(report.scenarios, [report], {}, {report.run_key: write_pages(run_pages(report), report.folder)})
 

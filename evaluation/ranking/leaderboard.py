@@ -204,7 +204,8 @@ def _unusual(parts: Mapping[str, Any]) -> str:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """The run folders among `folders`; a folder that holds runs stands for all of them, but for `NAME~N` set aside.
+    """The run folders among `folders`; a folder that holds runs stands for all of them, but for `NAME~N` set aside
+    and what a merge that was stopped left.
 
     Raises:
         RecordError: a folder with no run in it.
@@ -216,7 +217,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
             continue
         inside = filter(_held, sorted(folder.iterdir())) if folder.is_dir() else ()
         runs = [folder] if _held(folder) else []
-        runs += [path for path in inside if not re.search(r"~\d+$", path.name)]
+        runs += [path for path in inside if not re.search(r"~\d+$|^\..*\.merging$", path.name)]
         if not runs:
             raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
         found.update(dict.fromkeys(runs))
