@@ -52,8 +52,8 @@ class FailsOnce(OddOnes):
 
 
 def held(out: Path, **options: Any) -> Report:
-    usual: Any = {"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3)}
-    return evaluate(**{"agent": AGENT, "scenarios": bank(4), "out": out, **usual, **options})
+    usual: Any = {"agent": AGENT, "scenarios": bank(4), "seeker": SEEKER, "critic": OddOnes()}
+    return evaluate(**{**usual, "rules": Rules(max_turns=3), "out": out, **options})
 
 
 def split(out: Path, of: int, **options: Any) -> list[Path]:
@@ -74,7 +74,7 @@ def kept(folder: Path) -> dict[str, bytes]:
     }
 
 
-def esc(*words: str) -> int:
+def esc(*words: str) -> str | int | None:
     """The exit code of a command."""
     with pytest.raises(SystemExit) as ended:
         main(list(words))
@@ -190,7 +190,6 @@ def test_a_shard_says_that_it_is_one_and_is_never_complete(tmp_path, capsys):
     assert begun_run(report.folder).shard == Shard(1, 3)
 
 
-@pytest.mark.full
 def test_the_page_of_a_shard_says_that_it_is_one(shards):
     _, page = next(iter(run_pages(read_run(shards[0]))))
     assert "<b>Incomplete:</b> this is shard 1 of 3 of a run, 2 of its 4 conversations" in page

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import ProtocolMismatch, RecordError
-from esc_env.evaluation.runs.holding import Episode, seconds_each
+from esc_env.evaluation.runs.holding import Episode, attempts, seconds_each
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.runs.runner import TRAJECTORIES, KeptRun, open_run, read_run, run_key
 from esc_env.evaluation.runs.shards import Shard
@@ -88,10 +88,7 @@ def _part(folder: str | Path) -> _Part:
     if not run.shard:
         raise RecordError(f"{run.folder.path}: holds a whole run, no shard of one. Leave it away")
     seconds_each(run.folder)  # which checks timing.jsonl
-    lines: dict[Episode, list[Trajectory]] = {episode: [] for episode in run.ended()}  # which checks every line
-    for each in run.folder.records(TRAJECTORIES, "trajectory", Trajectory.from_json, run.people):
-        lines[each.scenario.id, each.trial].append(each)
-    return _Part(run, run.shard, lines)
+    return _Part(run, run.shard, attempts(run.folder, TRAJECTORIES, run.mine, run.people, run.rules))
 
 
 def _check_together(first: _Part, other: _Part) -> None:
@@ -117,7 +114,7 @@ def _lacking(parts: Sequence[_Part]) -> Iterable[str]:
         if open_:
             yield (
                 f"{part.path}: {part.shard.name} has no outcome for {open_:,} of its {len(part.lines):,} "
-                "conversations; its command goes on"
+                "conversations; the same command goes on with them"
             )
 
 

@@ -44,7 +44,6 @@ from esc_env.records import MAX_RECORDS, RecordWriter, write_json
 from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.secrets import struck
-from esc_env.trajectory import Trajectory
 
 __all__ = [
     "TRAJECTORIES", "KeptRun", "begun_run", "evaluate", "is_run", "open_run", "read_run", "run_folder", "run_key",
@@ -206,6 +205,7 @@ class KeptRun:
         rules: of the run.
         episodes: all of the run, trial by trial.
         shard: which part of them is kept here; None for all.
+        mine: the episodes of that part.
     """
 
     folder: RunFolder
@@ -214,10 +214,7 @@ class KeptRun:
     rules: Rules
     episodes: Sequence[Episode]
     shard: Shard | None
-
-    def ended(self) -> dict[Episode, Trajectory | None]:
-        """What each episode that is kept here has come to. Raises RecordError where a line cannot be read."""
-        return ended(self.folder, TRAJECTORIES, _mine(self.episodes, self.shard), self.people, self.rules)
+    mine: Sequence[Episode]
 
 
 def open_run(folder: str | Path) -> KeptRun:
@@ -229,12 +226,12 @@ def open_run(folder: str | Path) -> KeptRun:
     kept = run_folder(folder)
     about, people = kept.about(), kept.scenarios()
     try:
-        rules, episodes, shard = read(about, "identity", lambda identity: _faced(identity, people))
+        rules, episodes, shard, mine = read(about, "identity", lambda identity: _faced(identity, people))
         for name in ("agent", "scenarios", "run_key"):
             about[name] = one_line(read(about, name, text))  # which may be a stranger's
     except SpecError as error:
         raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
-    return KeptRun(kept, about, people, rules, episodes, shard)
+    return KeptRun(kept, about, people, rules, episodes, shard, mine)
 
 
 def read_run(folder: str | Path) -> Report:
@@ -244,7 +241,7 @@ def read_run(folder: str | Path) -> Report:
         RecordError: the folder holds no run, or one that cannot be read.
     """
     run = open_run(folder)
-    known = dict.fromkeys(run.episodes) | run.ended()
+    known = dict.fromkeys(run.episodes) | ended(run.folder, TRAJECTORIES, run.mine, run.people, run.rules)
     return summarise_run(run.about, known, run.people, run.folder.path, seconds_each(run.folder))
 
 
@@ -275,9 +272,11 @@ def run_rules(identity: Mapping[str, Any]) -> Rules:
     )
 
 
-def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple[Rules, list[Episode], Shard | None]:
-    """Rules, episodes and shard of a run that was held with `people`. Raises SpecError where its identity is not of
-    one."""
+def _faced(
+    identity: Mapping[str, Any], people: Mapping[str, Scenario]
+) -> tuple[Rules, list[Episode], Shard | None, Sequence[Episode]]:
+    """Rules, episodes and shard of a run that was held with `people`, and the shard's episodes. Raises SpecError where
+    its identity is not of one."""
     for chair in ("agent", "seeker", "critic"):
         read(identity, chair, mapping)
     if read(identity, "scenarios", text) != (there := _content(people.values())):
@@ -287,8 +286,7 @@ def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple
     read(identity, "seed", integer())
     episodes = _episodes(people, read(identity, "trials", integer(1)))
     shard = Shard.kept(identity)
-    _mine(episodes, shard)
-    return run_rules(identity), episodes, shard
+    return run_rules(identity), episodes, shard, _mine(episodes, shard)
 
 
 def _mine(episodes: Sequence[Episode], shard: Shard | None) -> Sequence[Episode]:
