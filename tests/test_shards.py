@@ -52,8 +52,8 @@ class FailsOnce(OddOnes):
 
 
 def held(out: Path, **options: Any) -> Report:
-    usual: Any = {"agent": AGENT, "scenarios": bank(4), "seeker": SEEKER, "critic": OddOnes()}
-    return evaluate(**{**usual, "rules": Rules(max_turns=3), "out": out, **options})
+    usual: Any = {"seeker": SEEKER, "critic": OddOnes(), "rules": Rules(max_turns=3), **options}
+    return evaluate(usual.pop("agent", AGENT), usual.pop("scenarios", bank(4)), out=out, **usual)
 
 
 def split(out: Path, of: int, **options: Any) -> list[Path]:
