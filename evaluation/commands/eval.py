@@ -98,6 +98,13 @@ def eval_command(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; the run that is there is kept beside it as NAME~1.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold only a part: 3/16 is the third of sixteen, in a folder beside the run's, NAME-shard-3-of-16; "
+            "/16 or auto/16 the one that SLURM_ARRAY_TASK_ID says, of --array=1-16. `esc merge` makes the run of them."
+        ),
+    ] = None,
     progress: Progress = None,
     view: Annotated[
         bool,
@@ -142,6 +149,7 @@ def eval_command(
     from esc_env.evaluation.runs.config import AgentConfig, Benchmark
     from esc_env.evaluation.runs.holding import check_models
     from esc_env.evaluation.runs.runner import evaluate
+    from esc_env.evaluation.runs.shards import TASK, Shard
     from esc_env.progress import shown
     from esc_env.rules import Rules
 
@@ -172,6 +180,11 @@ def eval_command(
     several = len(lineup) * len(sources) > 1
     complete = True
     home = out or Path("runs")
+    part = None if shard is None else Shard.asked(shard)
+    if part:
+        home = part.beside(home) if out and not several else home
+        if shard != str(part):
+            typer.echo(f"{part.name}: {TASK} is {part.number}, and tasks count from 1 (--array=1-{part.of})", err=True)
     with beside(home, "" if several else "now/") if view else nullcontext():
         if len(supporters) > 1:  # what is wrong with the last one is told before the first one runs
             run(check_models(*supporters))
@@ -184,17 +197,17 @@ def eval_command(
                 again = sum(other.agent == name for other in lineup[:place])  # the same model, asked in another way
                 mark = f"~{again + 1}" if again else ""
                 folder = out / f"{_slug(name)}{mark}--{_slug(source)}" if out and several else out
-                with shown(f"{name} on {source}", progress) as told:
+                with shown(f"{name} on {source}{f', {part.name}' if part else ''}", progress) as told:
                     report = evaluate(
                         name, source, **chairs, rules=rules, persona=persona, limit=limit, trials=trials, seed=seed,
-                        out=folder, fresh=fresh, progress=told, temperature=each.temperature or 0.0,
+                        out=folder, fresh=fresh, shard=shard, progress=told, temperature=each.temperature or 0.0,
                         agent_options=each.options, time_limit=time_limit, **asdict(models),
                     )  # fmt: skip
                 reports.append(report)
                 resumed[report.run_key] = told.first.done if told.first else None
                 pages[report.run_key] = write_pages(run_pages(report), report.folder)
             print_reports(source, reports, resumed, pages)
-            complete = complete and all(report.complete for report in reports)
+            complete = complete and all(report.completed == report.due for report in reports)
     if not complete:
         raise typer.Exit(1)
 

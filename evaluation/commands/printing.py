@@ -33,7 +33,7 @@ def print_reports(
 
     _print_results(source, reports)
     for report in reports:
-        if resumed.get(report.run_key) == report.episodes:
+        if resumed.get(report.run_key) == report.due:
             typer.echo(f"{report.agent}: was complete; nothing was run. To start over, add --fresh")
         if report.supporter_failures:
             typer.echo(
@@ -50,10 +50,15 @@ def print_reports(
             typer.echo(f"{report.agent}: solved in all of {len(sure)} trials (pass^{len(sure)}): {percent(sure[-1])}")
         for role, message, count in report.failure_messages:
             typer.echo(f"{report.agent}: {count:,} × {role}: {one_line(message)}")
-        missing = report.episodes - report.completed
+        missing = report.due - report.completed
+        if report.shard:
+            typer.echo(
+                f"{report.agent}: {report.shard.name}, so incomplete: it holds {report.due:,} of the run's "
+                f"{report.episodes:,} conversations. Put all shards together with: esc merge"
+            )
         if missing:
             typer.echo(
-                f"{report.agent}: incomplete, {missing:,} of {report.episodes:,} conversations have no outcome "
+                f"{report.agent}: incomplete, {missing:,} of {report.due:,} conversations have no outcome "
                 f"({report.errors:,} ended in an error). Solved: {success_text(report)}. "
                 "The same command goes on where they broke off"
             )

@@ -208,8 +208,9 @@ def _verify(
     if found.spot_check:
         typer.echo(f"{run}: {found.spot_check}")
     one = found.report
+    part = f"{one.shard.name}, " if one.shard else ""
     typer.echo(
-        f"{run}: solved {success_text(one)}; {one.completed:,} of {one.episodes:,} conversations have an outcome"
+        f"{run}: {part}solved {success_text(one)}; {one.completed:,} of {one.episodes:,} conversations have an outcome"
     )
     counts = ", ".join(f"{count:,} of the {role}" for role, count in found.replayed.items())
     if counts:

@@ -1,4 +1,4 @@
-"""`esc report`, `esc wording` and `esc import`; and where all commands of this package are added to `esc`."""
+"""`esc report`, `esc merge`, `esc wording`, `esc import`; and where all commands of this package are added to `esc`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(leaderboard, name="leaderboard")
     app.command("compare")(compare)
     app.command("report")(_report)
+    app.command("merge")(_merge)
     app.command("view")(view)
     app.command("chat")(chat)
     app.command("wording")(_wording)
@@ -90,6 +91,33 @@ def _report(
             write_json(out / "report.json", report.to_json())
             pages[report.run_key] = write_pages(run_pages(report), out)
         print_reports(report.scenarios, [report], {}, pages)
+
+
+def _merge(
+    shards: Annotated[list[Path], typer.Argument(help="Folders that `esc eval --shard` wrote, all of one run.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run; it must not be there yet.")],
+    incomplete: Annotated[
+        bool,
+        typer.Option(
+            "--incomplete",
+            help="Also where shards or outcomes are missing: `esc eval` without --shard then completes the run.",
+        ),
+    ] = False,
+) -> None:
+    """Make one run of its shards, as if it had been held in one place. What does not belong together is refused.
+
+    The shards' folders are only read. The run is there whole or not at all, and no folder is overwritten.
+    """
+    from esc_env.evaluation.pages.run import run_pages, write_pages
+    from esc_env.evaluation.runs.merging import merge
+
+    report = merge(shards, out, incomplete=incomplete)
+    rest = "" if report.complete else ". The same `esc eval` without --shard completes it"
+    typer.echo(
+        f"Merged {len(shards):,} folders into {out}: {report.completed:,} of {report.episodes:,} conversations have an "
+        f"outcome{rest}"
+    )
+    print_reports(report.scenarios, [report], {}, {report.run_key: write_pages(run_pages(report), report.folder)})
 
 
 def _wording(

@@ -17,6 +17,7 @@ from esc_env.evaluation.ranking.safety import JudgedSafety, judged_safety
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
+from esc_env.evaluation.runs.shards import Shard
 from esc_env.progress import Progress, Told
 from esc_env.rules import Rules
 
@@ -157,8 +158,9 @@ class Leaderboard:
         listed = [("Refused", one.report, f"{'; '.join(one.contradictions[:3])}.") for one in self.refused]
         for report in self.incomplete:
             why = "; ".join(f"{count:,} × {role}: {message}" for role, message, count in report.failure_messages)
+            part = f"{report.shard.name}, " if report.shard else ""
             told = (
-                f"{report.completed:,} of {report.episodes:,} conversations have an outcome, solved so far "
+                f"{part}{report.completed:,} of {report.episodes:,} conversations have an outcome, solved so far "
                 f"{success_text(report)}. {why}"
             )
             listed.append(("Incomplete", report, told.rstrip()))
@@ -210,7 +212,8 @@ def _unusual(parts: Mapping[str, Any]) -> str:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """The run folders among `folders`; a folder that holds runs stands for all of them, but for `NAME~N` set aside.
+    """The run folders among `folders`; a folder that holds runs stands for all of them, but for `NAME~N` set aside
+    and what a merge that was stopped left.
 
     Raises:
         RecordError: a folder with no run in it.
@@ -222,7 +225,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
             continue
         inside = filter(_held, sorted(folder.iterdir())) if folder.is_dir() else ()
         runs = [folder] if _held(folder) else []
-        runs += [path for path in inside if not re.search(r"~\d+$", path.name)]
+        runs += [path for path in inside if not re.search(r"~\d+$|^\..*\.merging$", path.name)]
         if not runs:
             raise RecordError(f"{folder}: no run here. Give a folder that `esc eval` wrote, or one that holds several")
         found.update(dict.fromkeys(runs))
@@ -365,8 +368,8 @@ def _check_comparable(reports: Sequence[Report]) -> None:
 
 
 def _check_once(reports: Iterable[Report]) -> None:
-    known: dict[str, Report] = {}
+    known: dict[tuple[str, Shard | None], Report] = {}
     for report in reports:
-        other = known.setdefault(report.run_key, report)
+        other = known.setdefault((report.run_key, report.shard), report)
         if other is not report:
             raise RecordError(f"{other.folder} and {report.folder} are the same run; name only one of them")

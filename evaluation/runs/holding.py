@@ -24,7 +24,7 @@ from esc_env.scenarios import Scenario
 from esc_env.seeds import episode_seed
 from esc_env.trajectory import Failure, Trajectory
 
-__all__ = ["Episode", "check_models", "ended", "hold", "hold_missing", "reached", "seconds_each"]
+__all__ = ["Episode", "attempts", "check_models", "ended", "hold", "hold_missing", "reached", "seconds_each"]
 
 Episode = tuple[str, int]
 """Scenario id and trial: what is held once."""
@@ -103,15 +103,15 @@ async def hold(
             raise
 
 
-def ended(
+def attempts(
     folder: RunFolder, name: str, episodes: Iterable[Episode], people: Mapping[str, Scenario], rules: Rules
-) -> dict[Episode, Trajectory | None]:
-    """What each episode has come to in a record file: its last line, or None. In the order of `episodes`.
+) -> dict[Episode, list[Trajectory]]:
+    """All lines of each episode in a record file, as they follow one another. In the order of `episodes`.
 
     Raises:
         RecordError: a line cannot be read, is none of these episodes, or was not held by these rules.
     """
-    found: dict[Episode, Trajectory | None] = dict.fromkeys(episodes)
+    found: dict[Episode, list[Trajectory]] = {episode: [] for episode in episodes}
 
     def made(data: Mapping[str, Any], scenario: Scenario) -> Trajectory:
         trajectory = Trajectory.from_json(data, scenario)
@@ -121,8 +121,16 @@ def ended(
         return trajectory
 
     for trajectory in folder.records(name, "trajectory", made, people):
-        found[trajectory.scenario.id, trajectory.trial] = trajectory
+        found[trajectory.scenario.id, trajectory.trial].append(trajectory)
     return found
+
+
+def ended(
+    folder: RunFolder, name: str, episodes: Iterable[Episode], people: Mapping[str, Scenario], rules: Rules
+) -> dict[Episode, Trajectory | None]:
+    """What each episode has come to in a record file: its last line, or None. Otherwise as `attempts`."""
+    found = attempts(folder, name, episodes, people, rules)
+    return {episode: lines[-1] if lines else None for episode, lines in found.items()}
 
 
 def seconds_each(folder: RunFolder) -> float | None:

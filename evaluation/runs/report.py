@@ -12,6 +12,7 @@ from typing import Any
 
 from esc_env.evaluation.runs.course import Course
 from esc_env.evaluation.runs.safety import Safety, read_safety
+from esc_env.evaluation.runs.shards import Shard
 from esc_env.evaluation.runs.wording import Wording
 from esc_env.evaluation.statistics.intervals import success_interval, wilson
 from esc_env.protocols import UNREAD, VOTES, Usage, Verdict
@@ -231,6 +232,8 @@ class Report:
         scenarios: name of the scenario set.
         run_key: 16 hex digits over fingerprint and agent.
         fingerprint: what the agent faced; compare reports only if `fingerprint.digest` agrees.
+        shard: which part of the run is kept in the folder; None for all of it. All else is told of the whole run, so
+            that a shard is never complete.
         episodes: conversations of the whole run: scenarios × trials.
         completed: those with an outcome; the rates below are over them, except where they say otherwise.
         errors: conversations without an outcome, since a seeker's, critic's or model's call failed for good, or the
@@ -265,6 +268,7 @@ class Report:
     scenarios: str
     run_key: str
     fingerprint: Fingerprint
+    shard: Shard | None
     episodes: int
     completed: int
     errors: int
@@ -294,8 +298,13 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every conversation of the run has an outcome."""
-        return self.completed == self.episodes
+        """Whether this is a whole run, and every conversation of it has an outcome."""
+        return not self.shard and self.completed == self.episodes
+
+    @property
+    def due(self) -> int:
+        """How many conversations are to be held in this folder: all of the run, or those of the shard."""
+        return len(self.shard.part(range(self.episodes))) if self.shard else self.episodes
 
     @cached_property
     def course(self) -> Course:
@@ -344,6 +353,7 @@ class Report:
         data["first_votes"] = asdict(self.first_votes) if self.first_votes else None
         data["usage"] = self.usage.to_json()
         data["fingerprint"] = self.fingerprint.digest
+        data["shard"] = str(self.shard) if self.shard else None
         data["complete"] = self.complete
         return data
 
@@ -367,7 +377,8 @@ def summarise_run(
     everybody = [people[scenario] for scenario, _ in known]
     ended = tuple(filter(None, known.values()))
     faced = dict(about["identity"])
-    agent = faced.pop("agent")
+    agent, shard = faced.pop("agent"), Shard.kept(faced)
+    faced.pop("shard", None)
     fingerprint = Fingerprint(faced)
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
@@ -378,6 +389,7 @@ def summarise_run(
         scenarios=about["scenarios"],
         run_key=about["run_key"],
         fingerprint=fingerprint,
+        shard=shard,
         episodes=len(known),
         completed=len(done),
         errors=len(ended) - len(done),

@@ -11,13 +11,15 @@ A run is a folder (see `esc_env.folder`):
 Commands write its pages beside (`esc_env.evaluation.pages.run`), report.html first of all.
 
 The same call resumes: conversations with an outcome are never held again, and an error goes on from where it broke off.
+A shard is such a folder too, with all scenarios of the run and its own part of the conversations; see `merging`.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack
@@ -32,6 +34,7 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.runs.config import run_config
 from esc_env.evaluation.runs.holding import Episode, check_models, ended, hold_missing, reached, seconds_each
 from esc_env.evaluation.runs.report import Report, summarise_run
+from esc_env.evaluation.runs.shards import Shard
 from esc_env.fields import integer, mapping, number, read, text
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings, Options, effective
@@ -42,7 +45,10 @@ from esc_env.rules import Fingerprint, Rules
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.secrets import struck
 
-__all__ = ["begun_run", "evaluate", "is_run", "read_run", "run_folder", "run_key", "run_rules"]
+__all__ = [
+    "TRAJECTORIES", "KeptRun", "begun_run", "evaluate", "is_run", "open_run", "read_run", "run_folder", "run_key",
+    "run_rules",
+]  # fmt: skip
 
 TRAJECTORIES = "trajectories.jsonl"
 
@@ -60,6 +66,7 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     fresh: bool = False,
+    shard: str | None = None,
     progress: Told | None = None,
     critic_mode: CriticMode = "votes",
     critic_temperature: float = 1.1,
@@ -88,6 +95,9 @@ def evaluate(
         seed: of the run; every episode seed is derived from it.
         out: the run's folder; by default `runs/<run key>`.
         fresh: start over. A run already in the folder is kept beside it, as `<folder>~1` (or the next free number).
+        shard: `3/16` holds the third of sixteen shares of the conversations, in a folder beside that of the run, as
+            `<folder>-shard-3-of-16`; `/16` the one that this task of a Slurm array is. `merging.merge` makes the run
+            of them.
         progress: called with a `Progress` before anything runs, after every exchange and as every conversation ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         critic_temperature: of those votes. *Source:* PPDPP: 1.1.
@@ -112,6 +122,7 @@ def evaluate(
     whole(trials=trials, limit=1 if limit is None else limit)
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
+    part = None if shard is None else Shard.asked(shard)
     settings = ModelSettings.of(models, evaluate)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
@@ -139,17 +150,21 @@ def evaluate(
     name = agent if isinstance(agent, str) else str(identity["agent"].get("name", type(supporter).__name__))
     key = run_key(faced, identity["agent"])
     facts = {"agent": name, "scenarios": chosen.name, "fingerprint": faced.digest, "run_key": key, "config": config}
-    folder = run_folder(out if out is not None else Path("runs") / key)
+    people = {scenario.id: scenario for scenario in chosen}
+    episodes = _episodes(people, trials)
+    mine = _mine(episodes, part)
+    whole_run = Path(out) if out is not None else Path("runs") / key
+    folder = run_folder(part.beside(whole_run) if part else whole_run)
+    here = {**identity, "shard": str(part)} if part else identity
     begun = not fresh and folder.begun
     seated = {"critic": chairs.critic, "seeker": chairs.seeker, "agent": supporter}
     if not begun:
         run(check_models(*seated.values(), votes=rules.votes))
-    people = {scenario.id: scenario for scenario in chosen}
     with (
-        folder.claim(identity, scenarios=chosen, facts=facts, fresh=fresh),
+        folder.claim(here, scenarios=chosen, facts=facts, fresh=fresh),
         RecordWriter(folder.path / TRAJECTORIES, "trajectory") as writer,  # mends a torn last line before it is read
     ):
-        known = ended(folder, TRAJECTORIES, _episodes(people, trials), people, rules)
+        known = ended(folder, TRAJECTORIES, mine, people, rules)
         told = progress or (lambda _: None)
         told(now := reached(known))
         if now.done < now.total:
@@ -167,7 +182,9 @@ def evaluate(
                 CompleteRunWarning,
                 stacklevel=2,
             )
-        report = summarise_run(folder.about(), known, people, folder.path, seconds_each(folder))
+        report = summarise_run(
+            folder.about(), dict.fromkeys(episodes) | known, people, folder.path, seconds_each(folder)
+        )
         write_json(folder.path / "report.json", report.to_json())
     return report
 
@@ -177,15 +194,55 @@ def is_run(folder: str | Path) -> bool:
     return run_folder(folder).begun
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """A run folder that was read, but for its conversations.
+
+    Attributes:
+        folder: itself.
+        about: what run.json says, of those fields that every run has as they must be.
+        people: whom the run is held with, by id.
+        rules: of the run.
+        episodes: all of the run, trial by trial.
+        shard: which part of them is kept here; None for all.
+        mine: the episodes of that part.
+    """
+
+    folder: RunFolder
+    about: Mapping[str, Any]
+    people: Mapping[str, Scenario]
+    rules: Rules
+    episodes: Sequence[Episode]
+    shard: Shard | None
+    mine: Sequence[Episode]
+
+
+def open_run(folder: str | Path) -> KeptRun:
+    """Read a run folder, but for its conversations.
+
+    Raises:
+        RecordError: the folder holds no run, or one that cannot be read.
+    """
+    kept = run_folder(folder)
+    about, people = kept.about(), kept.scenarios()
+    try:
+        rules, episodes, shard, mine = read(about, "identity", lambda identity: _faced(identity, people))
+        for name in ("agent", "scenarios", "run_key"):
+            about[name] = one_line(read(about, name, text))  # which may be a stranger's
+    except SpecError as error:
+        raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
+    return KeptRun(kept, about, people, rules, episodes, shard, mine)
+
+
 def read_run(folder: str | Path) -> Report:
     """The report of a run folder, counted afresh from its conversations; also of a run that is not complete.
 
     Raises:
         RecordError: the folder holds no run, or one that cannot be read.
     """
-    kept, about, people, rules, episodes = _opened(folder)
-    known = ended(kept, TRAJECTORIES, episodes, people, rules)
-    return summarise_run(about, known, people, kept.path, seconds_each(kept))
+    run = open_run(folder)
+    known = dict.fromkeys(run.episodes) | ended(run.folder, TRAJECTORIES, run.mine, run.people, run.rules)
+    return summarise_run(run.about, known, run.people, run.folder.path, seconds_each(run.folder))
 
 
 def begun_run(folder: str | Path) -> Report:
@@ -194,22 +251,8 @@ def begun_run(folder: str | Path) -> Report:
     Raises:
         RecordError: the folder holds no run, or one that cannot be read.
     """
-    kept, about, people, _, _ = _opened(folder)
-    return summarise_run(about, {}, people, kept.path)
-
-
-def _opened(
-    folder: str | Path,
-) -> tuple[RunFolder, dict[str, Any], dict[str, Scenario], Rules, list[Episode]]:
-    kept = run_folder(folder)
-    about, people = kept.about(), kept.scenarios()
-    try:
-        rules, episodes = read(about, "identity", lambda identity: _faced(identity, people))
-        for name in ("agent", "scenarios", "run_key"):
-            about[name] = one_line(read(about, name, text))  # which may be a stranger's
-    except SpecError as error:
-        raise RecordError(f"{kept.path}/run.json: not a run ({error}). Was it edited?") from error
-    return kept, about, people, rules, episodes
+    run = open_run(folder)
+    return summarise_run(run.about, {}, run.people, run.folder.path)
 
 
 def run_key(faced: Fingerprint, agent: Mapping[str, Any]) -> str:
@@ -229,8 +272,11 @@ def run_rules(identity: Mapping[str, Any]) -> Rules:
     )
 
 
-def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple[Rules, list[Episode]]:
-    """Rules and episodes of a run that was held with `people`. Raises SpecError where its identity is not of one."""
+def _faced(
+    identity: Mapping[str, Any], people: Mapping[str, Scenario]
+) -> tuple[Rules, list[Episode], Shard | None, Sequence[Episode]]:
+    """Rules, episodes and shard of a run that was held with `people`, and the shard's episodes. Raises SpecError where
+    its identity is not of one."""
     for chair in ("agent", "seeker", "critic"):
         read(identity, chair, mapping)
     if read(identity, "scenarios", text) != (there := _content(people.values())):
@@ -238,7 +284,16 @@ def _faced(identity: Mapping[str, Any], people: Mapping[str, Scenario]) -> tuple
     if read(identity, "persona", text) != (there := _personas(people.values())):
         raise SpecError(f"persona: the run was held with {identity['persona']}; scenarios.jsonl has {there}")
     read(identity, "seed", integer())
-    return run_rules(identity), _episodes(people, read(identity, "trials", integer(1)))
+    episodes = _episodes(people, read(identity, "trials", integer(1)))
+    shard = Shard.kept(identity)
+    return run_rules(identity), episodes, shard, _mine(episodes, shard)
+
+
+def _mine(episodes: Sequence[Episode], shard: Shard | None) -> Sequence[Episode]:
+    """Those of a shard. Raises SpecError where there are more shards than episodes."""
+    if shard and shard.of > len(episodes):
+        raise SpecError(f"shard {shard}: the run has {len(episodes):,} conversations, so at most so many shards")
+    return shard.part(episodes) if shard else episodes
 
 
 def run_folder(path: str | Path) -> RunFolder:

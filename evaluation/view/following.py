@@ -25,6 +25,7 @@ from esc_env.escaping import one_line
 from esc_env.evaluation.pages.conversations import OUTCOMES, name_of
 from esc_env.evaluation.runs.report import failure_messages, interval_text, percent
 from esc_env.evaluation.runs.runner import TRAJECTORIES, run_folder
+from esc_env.evaluation.runs.shards import Shard
 from esc_env.evaluation.statistics.intervals import success_interval
 from esc_env.evaluation.view.kinds import KINDS, LATELY, State, kind_of
 from esc_env.fields import flag, integer, number, optional, read, text
@@ -115,6 +116,8 @@ def _run(name: str, path: Path, about: Mapping[str, Any]) -> Run:
         held_with = re.match(r"\d{1,7}(?=,)", read(about["identity"], "scenarios", text))
         people = int(held_with[0]) if held_with else 0
         total = people * read(about["identity"], "trials", integer(1))
+        if shard := Shard.kept(about["identity"]):
+            scenarios = f"{scenarios}, {shard.name}"
     except SpecError as error:
         raise RecordError(f"{path}/run.json: not a run ({error}). Was it edited?") from error
     told, written = path / "report.json", _written(path)
@@ -223,9 +226,11 @@ class Following:
         self._places = {scenario: place for place, scenario in enumerate(self._people)}
         try:
             self._trials = read(about["identity"], "trials", integer(1))
+            shard = Shard.kept(about["identity"])
         except SpecError as error:
             raise RecordError(f"{folder}/run.json: not a run ({error}). Was it edited?") from error
-        self._total = self._trials * len(self._people)
+        whole = range(self._trials * len(self._people))
+        self._total = len(shard.part(whole) if shard else whole)
         self._known: dict[int, Ended] = {}
         self._lines: dict[int, tuple[int, int]] = {}  # of each conversation: the offset and the number of its last line
         self._file, self._offset, self._line = 0, 0, 0
@@ -338,5 +343,5 @@ class Following:
 
     @property
     def complete(self) -> bool:
-        """Whether every conversation has an outcome."""
+        """Whether every conversation that is held in this folder has an outcome."""
         return self._total > 0 and sum(each.completed for each in list(self._known.values())) >= self._total
