@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ import yaml
 from esc_env.cli import main
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = TOML["project"]
 
 
 def read(name: str) -> Any:
@@ -109,3 +113,24 @@ def test_an_issue_form_is_one_that_is_taken(form):
     asked = [part for part in told["body"] if part["type"] != "markdown"]
     assert len({part["id"] for part in asked}) == len(asked) > 0
     assert all(part["attributes"]["label"] for part in asked)
+
+
+# --- what is installed ----------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_a_checkout_without_symbolic_links_makes_archives_without_links_that_hold_every_package(tmp_path):
+    pytest.importorskip("build")
+    checkout, made = tmp_path / "checkout", tmp_path / "made"
+    command = ["git", "-c", "core.symlinks=false", "checkout-index", "--all", f"--prefix={checkout}/"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0:
+        pytest.skip("not a git checkout")
+    assert (checkout / "esc_env" / "agents").is_file()
+    subprocess.run([sys.executable, "-m", "build", "--outdir", made, checkout], check=True, capture_output=True)
+    with tarfile.open(next(made.glob("*.tar.gz"))) as source:
+        assert [member.name for member in source if not (member.isfile() or member.isdir())] == []
+    with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    packages = TOML["tool"]["setuptools"]["packages"]
+    assert {f"{package.replace('.', '/')}/__init__.py" for package in packages} <= names
+    assert "esc_env/agents" not in names

@@ -77,7 +77,7 @@ def load_model(path: str | Path, tokenizer: Any, *, kind: Any = None, **options:
     if is_gguf(path) and (packed := getattr(transformers, "GgufConfig", None)):  # older versions always unpack
         options["quantization_config"] = packed(dequantize=True)
     with _source(path) as source:
-        model: Any = kind.from_pretrained(**source, trust_remote_code=False, **options)
+        model: Any = kind.from_pretrained(**source, trust_remote_code=False, use_safetensors=True, **options)
     if is_gguf(path):
         model.name_or_path = model.config.name_or_path = str(path)
         if model.can_generate():
