@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from esc_env.cli import main
 
 ROOT = Path(__file__).parents[1]
 TOML = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = TOML["project"]
+PROJECT, SETUPTOOLS = TOML["project"], TOML["tool"]["setuptools"]
 
 
 def read(name: str) -> Any:
@@ -119,18 +118,19 @@ def test_an_issue_form_is_one_that_is_taken(form):
 
 
 @pytest.mark.full
-def test_a_checkout_without_symbolic_links_makes_archives_without_links_that_hold_every_package(tmp_path):
+def test_of_a_checkout_without_symbolic_links_the_source_archive_holds_every_package_and_no_link(tmp_path):
     pytest.importorskip("build")
     checkout, made = tmp_path / "checkout", tmp_path / "made"
     command = ["git", "-c", "core.symlinks=false", "checkout-index", "--all", f"--prefix={checkout}/"]
     if subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0:
         pytest.skip("not a git checkout")
     assert (checkout / "esc_env" / "agents").is_file()
-    subprocess.run([sys.executable, "-m", "build", "--outdir", made, checkout], check=True, capture_output=True)
-    with tarfile.open(next(made.glob("*.tar.gz"))) as source:
-        assert [member.name for member in source if not (member.isfile() or member.isdir())] == []
-    with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
-        names = set(wheel.namelist())
-    packages = TOML["tool"]["setuptools"]["packages"]
-    assert {f"{package.replace('.', '/')}/__init__.py" for package in packages} <= names
-    assert "esc_env/agents" not in names
+    command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(made), str(checkout)]
+    subprocess.run(command, check=True, capture_output=True)
+    (archive,) = made.iterdir()
+    with tarfile.open(archive) as source:
+        members = {member.name.partition("/")[2]: member for member in source}
+    assert all(member.isfile() or member.isdir() for member in members.values())
+    folders = {package: package.replace(".", "/") for package in SETUPTOOLS["packages"]} | SETUPTOOLS["package-dir"]
+    assert {f"{folder}/__init__.py" for folder in folders.values()} <= set(members)
+    assert "esc_env/agents" not in members
