@@ -33,7 +33,6 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="esc",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -116,13 +115,26 @@ class _Notes(logging.Handler):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"esc-env {_installed('esc-env')}")
+        import platform
+
+        base, extras = _requirements()
+        theirs = [name for extra, packages in extras.items() if extra != "dev" for name in packages]
+        typer.echo(f"esc-env {_installed('esc-env')}\nPython {platform.python_version()}")
+        for name in dict.fromkeys([*base, *theirs]):
+            if found := _installed(name):
+                typer.echo(f"{name} {found}")
         raise typer.Exit
 
 
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version, and those of what it uses, and stop.",
+            is_eager=True,
+            callback=_print_version,
+        ),
     ] = False,
 ) -> None:
     """Benchmark supporters, talk to seekers, read scenarios. Everything runs offline unless you name a model."""
@@ -202,8 +214,7 @@ _ADDS = {
     "train": "training: supervised, reward model, GRPO",
     "vllm": "faster generation while GRPO trains on GPUs",
     "deepspeed": "training spread over GPUs by ZeRO",
-    "report": "figures in reports",
-    "ray": "runs over many machines",
+    "pages": "charts on pages: esc report, esc leaderboard --out, esc view",
     "dev": "the tests, type checks and lint of this repository",
 }
 

@@ -246,7 +246,7 @@ def _loaded(path: str | Path, device: str | None, *, trained: bool = True, **opt
     dtype = torch.bfloat16 if where.startswith("cuda") else torch.float32
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **options
+            path, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: no sequence classification model could be loaded ({error})") from error

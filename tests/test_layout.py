@@ -14,11 +14,14 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "rewards", "evaluation", "training")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
+LINKS = """this checkout has no symbolic links. What is installed from it works, but type checkers need them. Type:
+git config core.symlinks true && git checkout -- esc_env    (on Windows with developer mode on)"""
+
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_linked_where_its_import_name_says(name: str):
     link = ROOT / "esc_env" / name
-    assert link.is_symlink()
+    assert link.is_symlink(), LINKS
     assert str(link.readlink()) == f"../{name}"
     assert (ROOT / name / "__init__.py").is_file()
 
@@ -53,7 +56,8 @@ def test_nothing_unexpected_stands_at_the_top():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     expected = {
         "esc_env", *FOLDERS, "tests", "docs", "benchmarks", "examples", "pyproject.toml", "README.md",
-        "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "constraints.txt",
+        "CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "MANIFEST.in", "SECURITY.md",
+        "LICENSE", "constraints.txt",
     }  # fmt: skip
     assert {name for name in top if not name.startswith(".")} <= expected
 

@@ -674,6 +674,21 @@ def test_what_is_no_reward_model_is_refused_before_it_rewards_anything(saved: Pa
         RewardModelReward(tmp_path)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_reward_model_whose_weights_are_a_pickle_is_never_read(saved: Path, tmp_path: Path, trained: bool):
+    import torch
+
+    from esc_env.rewards import RewardModelReward
+
+    model, tokenizer = classifier(saved)
+    for part in (model.config, tokenizer):
+        part.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(SpecError, match=r"no file named model\.safetensors"):
+        RewardModelReward(tmp_path) if trained else RewardModelReward.untrained(tmp_path)
+
+
 # --- in TRL's own trainer -----------------------------------------------------------------------------------------
 
 QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -180,13 +180,7 @@ class _Loaded:
                 "from its own. Type: pip install -U transformers"
             )
         with no_progress_bars():
-            model = load_model(
-                base,
-                self.tokenizer,
-                dtype=getattr(torch, weights.format),
-                device_map=weights.place,
-                use_safetensors=True,
-            )
+            model = load_model(base, self.tokenizer, dtype=getattr(torch, weights.format), device_map=weights.place)
             self.ends = end_tokens(model, self.tokenizer)
             pad = self.tokenizer.pad_token_id
             self.pad: int = pad if pad is not None else min(self.ends, default=0)

@@ -72,12 +72,21 @@ def load_model(path: str | Path, tokenizer: Any, *, kind: Any = None, **options:
         tokenizer: of that model.
         kind: the class of models to make of it; by default a causal language model.
         options: for its `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ModelUnavailable: there are no weights, or a pickle only.
     """
     kind = kind or transformers.AutoModelForCausalLM
     if is_gguf(path) and (packed := getattr(transformers, "GgufConfig", None)):  # older versions always unpack
         options["quantization_config"] = packed(dequantize=True)
     with _source(path) as source:
-        model: Any = kind.from_pretrained(**source, trust_remote_code=False, **options)
+        try:
+            model: Any = kind.from_pretrained(**source, trust_remote_code=False, use_safetensors=True, **options)
+        except OSError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelUnavailable(
+                f"{path} cannot be loaded: {reason} Weights must be safetensors or GGUF; a pickle (.bin) is not read"
+            ) from error
     if is_gguf(path):
         model.name_or_path = model.config.name_or_path = str(path)
         if model.can_generate():
