@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "" not in sys.path:
         sys.path.append("")  # python:my_agents:respond finds my_agents.py in the folder where `esc` is typed
     try:
-        build_app()(None if arguments is None else list(arguments))
+        build_app()(None if arguments is None else list(arguments), prog_name="esc")
     except ESCError as error:
         _fail(one_line(str(error)))
     except BrokenPipeError:  # `esc … | head` has read enough

@@ -27,7 +27,7 @@ def read(name: str) -> Any:
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as ended:
-        main(arguments or None)
+        main(arguments)
     assert not ended.value.code
     return capsys.readouterr().out
 
@@ -64,7 +64,6 @@ def test_the_version_leaves_out_what_is_not_installed(capsys, monkeypatch):
     ],
 )
 def test_the_tab_key_completes_commands_options_and_choices(capsys, monkeypatch, typed, offered):
-    monkeypatch.setattr(sys, "argv", ["esc"])
     monkeypatch.setenv("_ESC_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ pytest.importorskip("trl", reason="needs the extra 'train'")
 
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from tiny_models import save_model
 
 from esc_env import Dialogue, Message, Scenario
-from esc_env.errors import ConfigError
+from esc_env.errors import ConfigError, ModelUnavailable
 from esc_env.evaluation.statistics.intervals import auc
 from esc_env.evaluation.statistics.resampling import auc_interval
 from esc_env.rewards import Future, RewardModelReward
@@ -87,6 +90,14 @@ def test_every_kind_learns_which_response_helps_scenarios_it_has_not_seen(kind, 
     assert good > bad
     again = train_reward_model(RewardModelStage(model=str(base), kind=kind, **TINY), tmp_path, collection())
     assert again == report
+
+
+def test_a_base_whose_weights_are_a_pickle_is_never_read(base: Path, tmp_path: Path) -> None:
+    pickled = shutil.copytree(base, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=r"a pickle \(\.bin\) is not read"):
+        train_reward_model(RewardModelStage(model=str(pickled), **TINY), tmp_path / "out", collection())
 
 
 def test_an_adapter_is_merged_so_that_the_folder_is_a_whole_model(base: Path, tmp_path: Path) -> None:
