@@ -148,16 +148,19 @@ def agreement_of(store: Store, records: Sequence[Record] = ()) -> Agreement:
 
 
 def pilot_agreement(store: Store) -> Mapping[str, Among] | None:
-    """How far people agree on the items that everybody has rated; None before everybody has answered enough, rating or
-    skipping, or where nothing is rated by all, or by two."""
+    """How far those agree who have answered the first items of a pilot, rating or skipping, on what all of them rated.
+
+    None before two have, and where nothing is rated by all of them.
+    """
     design, said = store.design, _said(store)
-    answered = [
-        {place.item for place in store.places(who, design) if place.answer}
-        for who in store.annotators()
-        if who.name in said
-    ]
-    if len(said) < 2 or len(set.intersection(*answered)) < min(PILOT, len(design.items)):
+    enough = min(PILOT, len(design.items))
+    answered = {
+        who.name: {place.item for place in store.places(who, design) if place.answer} for who in store.annotators()
+    }
+    through = {name: items for name, items in answered.items() if name in said and len(items) >= enough}
+    if len(through) < 2 or len(set.intersection(*through.values())) < enough:
         return None
+    said = {name: said[name] for name in through}
     if not (common := set.intersection(*map(set, said.values()))):
         return None
     kept = {rater: {number: marks[number] for number in sorted(common)} for rater, marks in said.items()}

@@ -83,7 +83,7 @@ class _Annotation:
             return self._welcome(form.get("name", "")[:LONGEST], problem=str(error), status=422)
         known = await run_in_threadpool(self.store.known, name)
         if known and form.get("again") != "yes":
-            return self._welcome(name, known=True, status=409)
+            return self._welcome(name, known=True)
         session = await run_in_threadpool(self.store.join, name, self.study.design, pilot=self.pilot)
         answer = RedirectResponse("/", 303)
         answer.set_cookie(cookie(request, _COMMAND + " session"), session, httponly=True, samesite="strict")

@@ -330,8 +330,9 @@ def _picks(report: Report, rows: Sequence[Row]) -> list[_Picks]:
         ),
         _Picks(
             "Most surprising",
-            "The end was furthest from what was likely: the mean of the share solved of the other conversations with "
-            "this problem, and of the score one turn before the end (−1 as 0 %, +1 as 100 %).",
+            "Solved where that was unlikely, or the other way round. How likely it was is guessed from two things, "
+            "half each: how many others with this problem were solved, and the score one turn before the end (−1 as 0 %, "
+            "+1 as 100 %).",
             [(row, f"likely {100 * chance:.0f} %") for gap, chance, row in odd[:PICKED] if gap > 0.5],
         ),
     ]  # fmt: skip
