@@ -331,8 +331,8 @@ def _picks(report: Report, rows: Sequence[Row]) -> list[_Picks]:
         _Picks(
             "Most surprising",
             "Solved where that was unlikely, or the other way round. How likely it was is guessed from two things, "
-            "half each: how many others with this problem were solved, and the score one turn before the end (−1 as 0 %, "
-            "+1 as 100 %).",
+            "half each: how many others with this problem were solved, and the score one turn before the end "
+            "(−1 as 0 %, +1 as 100 %).",
             [(row, f"likely {100 * chance:.0f} %") for gap, chance, row in odd[:PICKED] if gap > 0.5],
         ),
     ]  # fmt: skip
