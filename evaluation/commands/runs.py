@@ -51,9 +51,9 @@ def _report(
         Path | None, typer.Option(help="Also write report.json and the pages of the only run into this folder.")
     ] = None,
 ) -> None:
-    """Count runs, and imported conversations, afresh from what is kept; nothing in their folders is changed.
+    """Count runs, and imported conversations, afresh from what is kept; what is kept is not changed.
 
-    Runs need not be complete, nor have faced the same thing: nothing is ranked. The curves of a training run are
+    Runs need not be complete, nor have faced the same thing: nothing is ranked. Of a training run the curves are
     written as report.html, into its own folder unless --out names another.
     """
     from esc_env.evaluation.imports import is_import

@@ -53,9 +53,9 @@ COLUMNS: Mapping[str, Column] = {
         lambda entry: entry.mark, "the places that the intervals allow", value=lambda entry: f"{entry.place}"
     ),
     "agent": Column(lambda entry: entry.report.agent, kind="name", value=lambda entry: entry.report.agent),
-    "standing": Column(lambda entry: entry.standing, "how far the run can be believed", "standing"),
     "success": Column(_figure(FIGURES["SR"]), "SR as a line, its 95 % interval as a band, from 0 to 100 %", "wide"),
     **{name: Column(_figure(show), _MEANINGS.get(name, "")) for name, show in FIGURES.items()},
+    "standing": Column(lambda entry: entry.standing, "how far the run can be believed", "standing"),
     "failed": Column(
         lambda entry: f"{entry.report.supporter_failures:,}",
         "conversations that failed because the agent raised or said nothing; they count as not solved",
