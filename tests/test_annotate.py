@@ -825,7 +825,7 @@ def test_the_commands_write_ratings_and_print_agreement(
     told = capsys.readouterr().out
     assert "48 ratings" in told
     assert "Ben: 12 of 12 rated, 0 skipped" in told
-    assert run("annotate", "agreement", str(db), "--judge", str(runs[0]), "--judge", str(runs[1])) == 0
+    assert run("annotate", "agreement", str(db), "--judged", str(runs[0]), "--judged", str(runs[1])) == 0
     told = capsys.readouterr().out
     for words in (
         "2 people together",

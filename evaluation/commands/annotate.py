@@ -103,7 +103,7 @@ def _export(db: _Database, out: Annotated[Path, typer.Option(help="A file that e
 @annotate.command("agreement")
 def _agreement(
     db: _Database,
-    judge: Annotated[
+    judged: Annotated[
         list[Path] | None,
         typer.Option(
             help="Also compare with a judge or critic: the folder of `esc judge` or `esc rejudge`, or the runs "
@@ -122,7 +122,7 @@ def _agreement(
 
     with Store(db) as store:
         design = store.design
-        found = agreement_of(store, read_records(judge or (), design))
+        found = agreement_of(store, read_records(judged or (), design))
     if as_json:
         typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
         return
