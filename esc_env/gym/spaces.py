@@ -163,7 +163,7 @@ class Transcript(Text):
     """The conversation so far as one text: Gymnasium's `Text`, of any characters that encode to UTF-8.
 
     `Text` lists its characters one by one, which nobody can do for what people write; all that it is beside that, other
-    libraries find here: TorchRL and Tianshou take observations of this kind.
+    libraries that know `Text` find here.
 
     Args:
         max_chars: longest text, in characters; at least 1.
