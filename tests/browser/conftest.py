@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
 from esc_env import Scenario, ScenarioSet
 from esc_env.cli import main
 from esc_env.evaluation import evaluate
 from esc_env.testing import ScriptedSeeker
+
+expect.set_options(timeout=30_000)  # a busy machine is no fault of a page
 
 SERIOUS = ("serious", "critical")
 """Faults of accessibility that no page may have, as axe-core calls them."""

@@ -47,6 +47,7 @@ def joins(page: Page, name: str) -> None:
 def ready(page: Page, position: int) -> None:
     """Wait for an item, past its warning."""
     expect(page.locator("#where")).to_have_text(f"Pair {position} of {ITEMS}")
+    page.wait_for_load_state()
     if page.locator("#warning").count():
         page.keyboard.press("r")
     expect(page.locator("#questions")).to_be_visible()
@@ -90,6 +91,7 @@ def test_everybody_can_judge(server: Server, visit: Visit, options: dict[str, ob
     page = visit(**options).opens(server.address)
     faults = []
     for step in range(4):
+        page.wait_for_load_state()
         faults += [each for each in Axe().run(page).response["violations"] if each["impact"] in SERIOUS]
         assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("window.innerWidth")
         if step == 0:
@@ -109,12 +111,15 @@ def test_pages_work_without_a_script(server: Server, visit: Visit):
     page.fill("#name", "max")
     page.click("#join")
     page.click("#go-on")
+    expect(page.locator("#where")).to_have_text(f"Pair 1 of {ITEMS}")
+    page.wait_for_load_state()
     if page.locator("#show").count():
         page.click("#show")
+    expect(page.locator("#questions")).to_be_visible()
     for each in page.locator("fieldset").all():
         each.locator("label", has_text="tie").click()
     page.click("#save")
-    assert page.locator("#where").inner_text() == f"Pair 2 of {ITEMS}"
+    expect(page.locator("#where")).to_have_text(f"Pair 2 of {ITEMS}")
 
 
 def test_ctrl_c_ends_it_in_one_line(server: Server):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from browser.conftest import EVIL, SERIOUS, Visitor
 
@@ -110,7 +110,7 @@ def test_a_list_shows_only_what_was_asked_for(site: Path, visit: Visit):
     choice.select_option(index=1)
     assert 0 < rows.count() < everything
     rows.first.locator("a").first.click()
-    assert page.locator("article:target").count() == 1
+    expect(page.locator("article:target")).to_have_count(1)
 
 
 def test_two_runs_stand_side_by_side_on_the_same_person(site: Path, visit: Visit):
