@@ -1,8 +1,8 @@
 """python benchmarks/pages_speed.py --conversations 10000
 
-How long the pages of a large run take: to be written, and until the first one can be used in Chromium. Needs a Chromium
-on the PATH and `playwright`. Usable means: the list of conversations is there, and a choice of its filter has been
-answered. Bound: 2 s, and no file over 5 MB.
+How long the pages of a large run take: to be written, and until the first one can be used in Chromium; and how long a
+thousand runs take to be listed. Needs a Chromium on the PATH and `playwright`. Usable means: the list of conversations
+is there, and a choice of its filter has been answered. Bounds: 2 s, no file over 5 MB, and 1 s for the list.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from playwright.sync_api import sync_playwright
 
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.pages.run import run_pages, write_pages
+from esc_env.evaluation.view.following import find
 
-BOUND, LARGEST = 2.0, 5_000_000
+BOUND, LARGEST, LISTED = 2.0, 5_000_000, 1.0
 
 
 def main() -> None:
@@ -38,6 +39,14 @@ def main() -> None:
         print(f"{many:,} conversations, pages written in {time.perf_counter() - begun:.1f} s")
         sizes = [page.stat().st_size for page in folder.glob("*.html")]
         print(f"{len(sizes):,} files, largest {max(sizes) / 1e6:.2f} MB: {max(sizes) / LARGEST:.2f} of the bound")
+        for number in range(1000):
+            (place := folder / "runs" / f"{number}").mkdir(parents=True)
+            for name in ("run.json", "report.json"):
+                shutil.copy(folder / "run" / name, place)
+        begun = time.perf_counter()
+        listed = len(find(folder / "runs"))
+        taken = time.perf_counter() - begun
+        print(f"{listed:,} runs listed in {taken:.2f} s: {taken / LISTED:.2f} of the bound")
         with sync_playwright() as started:
             browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
             page = browser.new_page()

@@ -27,6 +27,7 @@ __all__ = [
     "Critic",
     "Reply",
     "Request",
+    "RevealingSeeker",
     "Seeker",
     "Usage",
     "Verdict",
@@ -205,6 +206,15 @@ class Seeker(Protocol):
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
         """What the seeker says next. An empty dialogue asks for an opening."""
+        ...
+
+
+@runtime_checkable
+class RevealingSeeker(Seeker, Protocol):
+    """A seeker with a hidden state that people may look at, for teaching and debugging; no supporter ever sees it."""
+
+    def reveal(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Mapping[str, Any]:
+        """Its state after this dialogue: names and values, as they are shown."""
         ...
 
 

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from esc_env import Scenario, ScenarioSet
+from esc_env import Ballot, Dialogue, Scenario, ScenarioSet
+from esc_env.seeds import Seed
 
 LONGEST = 900
 """Seconds that one test may take, on however busy a machine. One that waits for ever fails, and its traceback says for
@@ -78,6 +81,24 @@ def interrupted(process: subprocess.Popen[str], *, group: bool = False, within: 
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         pytest.fail(f"it goes on {within} s after Ctrl-C: {process.communicate(timeout=60)[1]}")
+
+
+def eventually(done: Callable[[], bool], *, within: float = 60) -> None:
+    """Wait until something holds that another thread or process brings about."""
+    late = time.monotonic() + within
+    while not done():
+        assert time.monotonic() < late, f"not within {within} s"
+        time.sleep(0.02)
+
+
+class OddOnes:
+    """A critic for whom persons with an odd number are solved in turn 2, the others never."""
+
+    identity: ClassVar = {"name": "odd ones"}
+
+    async def judge(self, scenario: Scenario, dialogue: Dialogue, *, votes: int, seed: Seed) -> Ballot:
+        solved = int(scenario.id.split("-")[1]) % 2 and dialogue.turns >= 2
+        return Ballot((1.0 if solved else -0.5,) * votes)
 
 
 def bank(count: int = 5) -> ScenarioSet:

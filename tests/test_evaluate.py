@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, ClassVar
 
 import pytest
-from conftest import bank
+from conftest import OddOnes, bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,16 +38,6 @@ from esc_env.testing import FakeChatModel, Faulty, ScriptedAgent, ScriptedCritic
 
 AGENT = ScriptedAgent(["What happened?", "And then?"])
 SEEKER = ScriptedSeeker(["I see.", "Maybe."])
-
-
-class OddOnes:
-    """A critic for whom persons with an odd number are solved in turn 2, the others never."""
-
-    identity: ClassVar = {"name": "odd ones"}
-
-    async def judge(self, scenario, dialogue, *, votes, seed):
-        solved = int(scenario.id.split("-")[1]) % 2 and dialogue.turns >= 2
-        return Ballot((1.0 if solved else -0.5,) * votes)
 
 
 def held(agent: Any = AGENT, scenarios: Any = None, **options: Any) -> Report:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 import warnings
@@ -28,7 +27,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra 'web'")
 
-from conftest import bank, interrupted
+from conftest import bank, eventually, interrupted
 
 from esc_env import Rules, ScenarioSet
 from esc_env.builtin.seeker import BuiltinSeeker
@@ -105,15 +104,8 @@ def followed(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]
 
 def gone(process: int) -> bool:
     """Whether a process has ended, within a minute."""
-    until(lambda: not Path(f"/proc/{process}").exists() or ") Z" in Path(f"/proc/{process}/stat").read_text())
+    eventually(lambda: not Path(f"/proc/{process}").exists() or ") Z" in Path(f"/proc/{process}/stat").read_text())
     return True
-
-
-def until(done: Callable[[], bool]) -> None:
-    within = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < within
-        time.sleep(0.02)
 
 
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -124,7 +116,7 @@ def test_a_run_whose_viewer_is_killed_is_complete_and_byte_for_byte_the_run_with
     followed: tuple[subprocess.Popen[str], str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, address, child = followed
-    until((tmp_path / "one" / "run.json").exists)
+    eventually((tmp_path / "one" / "run.json").exists)
     with urlopen(address, timeout=60) as page:  # follows to the page of the run that is made
         assert page.url.endswith("/run/one/")
     os.kill(child, signal.SIGKILL)
@@ -152,7 +144,7 @@ def test_however_a_run_ends_its_viewer_does_too(
     followed: tuple[subprocess.Popen[str], str, int], number: signal.Signals, tmp_path: Path
 ) -> None:
     process, address, child = followed
-    until((tmp_path / "one" / "run.json").exists)
+    eventually((tmp_path / "one" / "run.json").exists)
     with urlopen(f"{address.removesuffix('now/')}run/one/events", timeout=60) as stream:
         assert stream.readline() == b"event: begin\n"
         if number is signal.SIGINT:
@@ -444,9 +436,8 @@ def test_what_a_seeker_or_a_scenario_says_gains_no_tag() -> None:
 class Failing:
     """A seeker whose model is away at first."""
 
-    identity = {"name": "failing"}  # noqa: RUF012
-
     def __init__(self) -> None:
+        self.identity = {"name": "failing"}
         self.away = True
 
     async def reply(self, scenario: Any, dialogue: Any, *, seed: Any) -> Reply:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import bank
@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_leaves_no_page_of_what_it_came_to_before(tmp_path):
 
 def test_replies_that_are_not_whole_and_attempts_are_warned_of_above_all(tmp_path):
     class Cut:
-        identity = {"name": "cut", "max_tokens": 1024}  # noqa: RUF012
+        identity: ClassVar = {"name": "cut", "max_tokens": 1024}
 
         async def respond(self, dialogue, *, seed):
             return Reply("I hear", finish_reason="length")
@@ -250,7 +250,7 @@ def hostile(tmp_path_factory) -> Report:
     """A run in which every text is hostile."""
 
     class Evil:
-        identity = {"name": EVIL, EVIL: EVIL}  # noqa: RUF012
+        identity: ClassVar = {"name": EVIL, EVIL: EVIL}
 
         async def respond(self, dialogue, *, seed):
             if "raise" in dialogue.messages[0].content:

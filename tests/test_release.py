@@ -122,7 +122,7 @@ def test_of_a_checkout_without_symbolic_links_the_source_archive_holds_every_pac
     checkout, made = tmp_path / "checkout", tmp_path / "made"
     command = ["git", "-c", "core.symlinks=false", "checkout-index", "--all", f"--prefix={checkout}/"]
     if subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0:
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout")  # an unpacked archive, of which none is made again
     assert (checkout / "esc_env" / "agents").is_file()
     command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(made), str(checkout)]
     subprocess.run(command, check=True, capture_output=True)

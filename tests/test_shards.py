@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from conftest import bank
+from conftest import OddOnes, bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esc_env import Ballot, Rules
+from esc_env import Rules
 from esc_env.cli import main
 from esc_env.errors import ESCError, ModelError, ProtocolMismatch, RecordError, SpecError
 from esc_env.evaluation import Report, evaluate, rank, read_run
@@ -26,16 +26,6 @@ from esc_env.testing import ScriptedAgent, ScriptedSeeker
 
 AGENT = ScriptedAgent(["What happened?", "And then?"])
 SEEKER = ScriptedSeeker(["I see.", "Maybe."])
-
-
-class OddOnes:
-    """A critic for whom persons with an odd number are solved in turn 2, the others never."""
-
-    identity: ClassVar = {"name": "odd ones"}
-
-    async def judge(self, scenario, dialogue, *, votes, seed):
-        solved = int(scenario.id.split("-")[1]) % 2 and dialogue.turns >= 2
-        return Ballot((1.0 if solved else -0.5,) * votes)
 
 
 class FailsOnce(OddOnes):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra 'web'")
 
-from conftest import bank
+from conftest import bank, eventually
 
 from esc_env import Rules
 from esc_env.cli import main
@@ -106,18 +105,6 @@ def test_a_list_shows_every_run_the_newest_first_with_its_state(runs: Path) -> N
 def test_a_list_reads_no_conversation(runs: Path) -> None:
     (runs / "one" / "trajectories.jsonl").write_bytes(b"\0 no conversation")
     assert [run.state for run in find(runs)] == ["complete"]
-
-
-def test_a_thousand_runs_are_listed_in_a_second(runs: Path) -> None:
-    about, told = ((runs / "one" / name).read_bytes() for name in ("run.json", "report.json"))
-    for number in range(1000):
-        folder = runs / f"run-{number}"
-        folder.mkdir()
-        (folder / "run.json").write_bytes(about)
-        (folder / "report.json").write_bytes(told)
-    before = time.process_time()  # of this process alone, which a busy machine does not lengthen
-    assert len(find(runs)) == 1001
-    assert time.process_time() - before < 1
 
 
 @pytest.mark.parametrize(
@@ -348,9 +335,8 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 class Waiting:
     """An agent that replies when it is let."""
 
-    identity = {"name": "waiting"}  # noqa: RUF012
-
     def __init__(self) -> None:
+        self.identity = {"name": "waiting"}
         self.let = threading.Semaphore(0)
 
     async def respond(self, dialogue: Any, *, seed: int) -> str:
@@ -368,10 +354,7 @@ def test_a_run_is_followed_as_it_is_made_and_goes_on_when_the_viewer_is_killed(
     running = threading.Thread(target=held, args=(out, agent))
     running.start()
     try:
-        within = time.monotonic() + 60
-        while not (out / "trajectories.jsonl").exists():
-            assert time.monotonic() < within
-            time.sleep(0.02)
+        eventually((out / "trajectories.jsonl").exists)
         with urlopen(f"{address}run/live/events", timeout=60) as stream:
             kinds: list[str] = []
             agent.let.release(6)

@@ -287,16 +287,10 @@ class Store:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with self._db:  # commits, or rolls back whatever is raised
+                    self._db.execute("BEGIN IMMEDIATE")
                     yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
                 raise RecordError(f"{self.path}: could not be written ({error})") from error
 
 

@@ -101,7 +101,7 @@ class Design:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Design:
         """Inverse of `to_json`. Raises SpecError naming a field that makes no sense."""
-        mode = read(data, "mode", text)
+        mode: Any = read(data, "mode", text)
         one_of("mode", mode, get_args(Mode))
         told = read(data, "guide", mapping)
         words = {name: read(told, name, text) for name in ("title", "instructions", "worst", "best", "warning")}
@@ -111,7 +111,7 @@ class Design:
         shown = 2 if mode == "pairwise" else 1
         if any(len(item.question.shown) != shown or not {*item.question.shown} <= systems.keys() for item in items):
             raise SpecError("items: one does not fit the mode or the systems")
-        return cls(mode, guide, read(data, "seed", integer()), systems, items)  # type: ignore[arg-type]
+        return cls(mode, guide, read(data, "seed", integer()), systems, items)
 
 
 @dataclass(frozen=True, slots=True)

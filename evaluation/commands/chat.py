@@ -120,7 +120,7 @@ def _support(
     from esc_env.background import run
     from esc_env.conversation import begin, exchange
     from esc_env.data.datasets import load_scenarios
-    from esc_env.protocols import Reply, Verdict
+    from esc_env.protocols import Reply, RevealingSeeker, Verdict
     from esc_env.rendering import show
     from esc_env.seeds import Seed, episode_seed
 
@@ -128,7 +128,8 @@ def _support(
     person = chosen.by_id(wanted) if wanted else chosen.sample(1, seed)[0]
     person = person.with_persona(persona) if persona else person
     name = Seed(episode_seed(seed, person.id, 0))
-    if reveal and not hasattr(chairs.seeker, "reveal"):
+    seeker = chairs.seeker
+    if reveal and not isinstance(seeker, RevealingSeeker):
         raise ScenarioError("this seeker does not show its state; leave --reveal away")
     dialogue, _ = run(begin(person, chairs, seed=name))
     verdicts: list[Verdict] = []
@@ -146,8 +147,8 @@ def _support(
             ending = f"Solved in {turn} turns." if done.verdict.solved else f"Not solved within {turn} turns."
         heard = shown + 1  # what was typed stands there already
         shown = show(console, dialogue, verdicts if reveal else (), shown=heard, ending=ending)
-        if reveal:
-            _show_state(console, chairs.seeker.reveal(person, dialogue, seed=name))  # type: ignore[attr-defined]  # --reveal was refused without it
+        if reveal and isinstance(seeker, RevealingSeeker):
+            _show_state(console, seeker.reveal(person, dialogue, seed=name))
     typer.echo(f"\nTo meet the same person again, type: {_again(scenarios, person, seed, persona)}")
     return person, dialogue
 

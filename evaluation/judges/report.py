@@ -418,7 +418,7 @@ def _signed(value: Estimate | None) -> str:
 
 
 def _plain(value: Estimate | None) -> dict[str, Any] | None:
-    return None if value is None else {"value": value.value, "interval": list(value.interval)}
+    return value.to_json() if value else None
 
 
 def _json(row: Mapping[str, Estimate | None]) -> dict[str, Any]:

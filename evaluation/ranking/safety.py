@@ -37,7 +37,7 @@ class JudgedSafety:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        marks = {name: {"value": each.value, "interval": list(each.interval)} for name, each in self.marks.items()}
+        marks = {name: each.to_json() for name, each in self.marks.items()}
         return {"judge": self.judge, "conversations": self.conversations, "marks": marks}
 
 

@@ -44,6 +44,10 @@ class Estimate:
     value: float
     interval: tuple[float, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"value": self.value, "interval": list(self.interval)}
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
 

@@ -16,7 +16,7 @@ from esc_env.errors import ESCError, SpecError
 from esc_env.escaping import one_line
 from esc_env.gym.episode import Episode, Task
 from esc_env.gym.spaces import Utterance
-from esc_env.protocols import Reply
+from esc_env.protocols import Reply, RevealingSeeker
 from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, episode_seed
 from esc_env.trajectory import StopReason, Trajectory
@@ -81,7 +81,7 @@ class Talks:
         self.chairs = chairs
         self.seed = seed
         self.emotions = sorted({person.emotion for person in people if person.emotion})
-        self.stateful = hasattr(chairs.seeker, "reveal")
+        self.stateful = isinstance(chairs.seeker, RevealingSeeker)
         self._first: set[str] = set(SWITCHES) if revealing else set()
         self._keep = keep
         self._task = Task(chairs, people, None, "terminal", "raise")
@@ -156,12 +156,12 @@ class Talks:
 
     def states(self, episode: Episode) -> list[Mapping[str, Any]]:
         """The seeker's hidden state before the first turn and after each; nothing of a seeker without one."""
-        if not self.stateful:
+        seeker, messages = self.chairs.seeker, episode.dialogue.messages
+        if not isinstance(seeker, RevealingSeeker):
             return []
-        messages, reveal = episode.dialogue.messages, self.chairs.seeker.reveal  # type: ignore[attr-defined]  # it has
         ends = range(episode.opening, len(messages) + 1, 2)
         try:
-            return [reveal(episode.scenario, Dialogue(messages[:end]), seed=Seed(episode.seed)) for end in ends]
+            return [seeker.reveal(episode.scenario, Dialogue(messages[:end]), seed=Seed(episode.seed)) for end in ends]
         except ESCError:  # the seeker cannot read this person, which it says when it is asked to speak
             return []
 

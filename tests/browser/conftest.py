@@ -12,11 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
-from esc_env import Scenario, ScenarioSet
+from esc_env import Dialogue, Scenario, ScenarioSet
 from esc_env.cli import main
 from esc_env.evaluation import evaluate
 from esc_env.testing import ScriptedSeeker
@@ -60,9 +61,9 @@ def supporter(steps: int) -> Callable[[list[dict[str, str]]], str]:
     return says
 
 
-def critic(scenario: Scenario, dialogue: object) -> float:
+def critic(scenario: Scenario, dialogue: Dialogue) -> float:
     """Solves what was answered with yes, in the second turn."""
-    said = [message.content for message in dialogue.messages if message.role == "supporter"]  # type: ignore[attr-defined]
+    said = [message.content for message in dialogue.messages if message.role == "supporter"]
     return 1.0 if len(said) > 1 and said[-1].endswith("yes") else -0.5 + 0.1 * len(said)
 
 
@@ -172,8 +173,8 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
     """Make a visitor, with whatever options a browser context has. A fault on any page fails the test."""
     visitors: list[Visitor] = []
 
-    def make(**options: object) -> Visitor:
-        visitors.append(Visitor(chromium.new_context(**options)))  # type: ignore[arg-type]
+    def make(**options: Any) -> Visitor:
+        visitors.append(Visitor(chromium.new_context(**options)))
         return visitors[-1]
 
     yield make
