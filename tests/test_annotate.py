@@ -1031,7 +1031,7 @@ def test_pages_are_shown_while_another_program_holds_the_file(runs: tuple[Path, 
 
     eventually(writing)
     assert person.get("/").status_code == 200
-    assert sending.is_alive(), "who reads did not wait until the other had done so in vain"
+    assert writing(), "who reads did not wait until the other had done so in vain"
     other.close()
     sending.join()
 
