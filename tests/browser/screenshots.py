@@ -85,7 +85,7 @@ def made(folder: Path) -> dict[str, str]:
 
 def judging(page: Page) -> None:
     """To the first pair of conversations."""
-    page.fill("#name", f"Anna {page.viewport_size} {page.evaluate(DARK)}"[:40])
+    page.fill("#name", f"Anna {page.evaluate('innerWidth')} {'dark' if page.evaluate(DARK) else 'light'}")
     page.click("#join")
     page.click("#go-on")
     if page.locator("#show").count():
