@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from esc_env.data.datasets import load_scenarios
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.pages.run import run_pages, write_pages
 from esc_env.evaluation.view.following import find
+from esc_env.testing import ScriptedAgent, ScriptedCritic, ScriptedSeeker
 
 BOUND, LARGEST, LISTED = 2.0, 5_000_000, 1.0
 
@@ -47,7 +53,7 @@ def main() -> None:
         listed = len(find(folder / "runs"))
         taken = time.perf_counter() - begun
         print(f"{listed:,} runs listed in {taken:.2f} s: {taken / LISTED:.2f} of the bound")
-        with sync_playwright() as started:
+        with sync_playwright() as started, followed(many, folder / "live") as address:
             browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
             page = browser.new_page()
             begun = time.perf_counter()
@@ -57,7 +63,29 @@ def main() -> None:
             page.locator("[data-list] tbody tr").first.wait_for()
             taken = time.perf_counter() - begun
             print(f"first page usable in {taken:.2f} s: {taken / BOUND:.2f} of the bound")
+            begun = time.perf_counter()
+            page.goto(address)
+            first = time.perf_counter() - begun
+            page.locator("[data-done]", has_text=f"{many:,} of {many:,}").wait_for(timeout=120_000)
+            print(
+                f"a run of {many:,} followed: page in {first:.2f} s, all figures in {time.perf_counter() - begun:.1f} s"
+            )
             browser.close()
+
+
+@contextmanager
+def followed(many: int, folder: Path) -> Iterator[str]:
+    """The address of the page that follows a run of so many conversations, at least."""
+    people = load_scenarios("builtin:test")
+    seeker, critic = ScriptedSeeker(["I see.", "It helps."]), ScriptedCritic(["same", "solved"])
+    supporter = ScriptedAgent(["What happened?"])
+    evaluate(supporter, people, seeker=seeker, critic=critic, trials=many // len(people), out=folder / "run")
+    command = [sys.executable, "-c", "from esc_env.cli import main; main()", "view", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        found = next(word for line in server.stdout for word in line.split() if word.startswith("http"))
+        yield f"{found}run/run/"
+        server.terminate()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
+from test_training_pages import begun, lines, said, whole
 
 from esc_env import Dialogue, Scenario, ScenarioSet
 from esc_env.cli import main
@@ -81,12 +82,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def site(runs: Path) -> Path:
-    """The same folder, with the pages of both, a leaderboard, and the two side by side."""
+    """The same folder, with the pages of both, a leaderboard, the two side by side, and a training run."""
     with contextlib.chdir(runs):
         for name in ("one", "two"):
             esc("report", f"runs/{name}", "--out", f"runs/{name}")
         esc("leaderboard", "runs", "--out", "site")
         esc("compare", "runs/one", "runs/two", "--out", "pair")
+        stage = begun(runs / "training")
+        lines(stage, *map(whole, range(1, 5)))
+        for step in (1, 3):
+            said(stage, step, f"What happened? {EVIL}")
+        esc("report", "training", "--out", "training")
     return runs
 
 

@@ -13,12 +13,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from browser.conftest import EVIL, SERIOUS, Visitor
+from browser.conftest import EVIL, SERIOUS, Visitor, critic, esc, people
+from esc_env.evaluation import evaluate
+from esc_env.testing import ScriptedSeeker
 
 Visit = Callable[..., Visitor]
 
 FRONT, FIRST = "runs/one/report.html", "runs/one/report-0001.html"
-PAGES = ("site/leaderboard.html", FRONT, FIRST, "pair/compare.html", "pair/compare-0001.html")
+PAGES = ("site/leaderboard.html", FRONT, FIRST, "pair/compare.html", "pair/compare-0001.html", "training/report.html")
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -73,6 +75,20 @@ def test_a_leaderboard_is_sorted_by_any_column_with_the_keyboard_alone(site: Pat
         page.keyboard.press("Enter")
         assert heading.get_attribute("aria-sort") == "ascending"
         assert cells(page, place) == down[::-1] or len(set(down)) < len(down)
+
+
+def test_a_leaderboard_shows_only_what_faced_the_same(runs: Path, site: Path, visit: Visit, tmp_path: Path):
+    other = tmp_path / "other"
+    evaluate(lambda messages: "I see.", people(3), seeker=ScriptedSeeker(["Yes."]), critic=critic, out=other)
+    esc("leaderboard", str(runs / "runs"), str(other), "--out", str(tmp_path))
+    page = visit().opens(tmp_path / "leaderboard.html")
+    boards, choice = page.locator("section[data-fingerprint]:visible"), page.locator("[data-filters=fingerprint]")
+    expect(boards).to_have_count(2)
+    choice.select_option(index=2)
+    expect(boards).to_have_count(1)
+    assert boards.get_attribute("data-fingerprint") == choice.input_value()
+    choice.select_option(index=0)
+    expect(boards).to_have_count(2)
 
 
 def cells(page: Page, place: int) -> list[str]:
