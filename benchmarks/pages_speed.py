@@ -1,8 +1,9 @@
 """python benchmarks/pages_speed.py --conversations 10000
 
-How long the pages of a large run take: to be written, and until the first one can be used in Chromium; and how long a
-thousand runs take to be listed. Needs a Chromium on the PATH and `playwright`. Usable means: the list of conversations
-is there, and a choice of its filter has been answered. Bounds: 2 s, no file over 5 MB, and 1 s for the list.
+How long the pages of a large run take: to be written, and until the first one can be used in Chromium; how long a
+thousand runs take to be listed, and until the page that follows a run of that size shows all figures. Needs a Chromium
+on the PATH and `playwright`. Usable means: the list of conversations is there, and a choice of its filter has been
+answered. Bounds: 2 s, no file over 5 MB, and 1 s for the list.
 """
 
 from __future__ import annotations

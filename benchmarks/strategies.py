@@ -25,8 +25,17 @@ PLAN = (
 """The best of three that were tried; its last strategy stays."""
 
 
-def solved(choose: Callable[[int, np.random.Generator], int], episodes: int) -> list[list[bool]]:
-    """For each scenario, which of its episodes were solved. `choose` is given the turn, from 0."""
+Policy = Callable[[int, np.random.Generator], int]
+"""The number of a strategy, given the turn, from 0, and something to draw with."""
+
+
+def always(number: int) -> Policy:
+    """One strategy for ever."""
+    return lambda turn, draw: number
+
+
+def solved(choose: Policy, episodes: int) -> list[list[bool]]:
+    """For each scenario, which of its episodes were solved."""
     people = load_scenarios("builtin:test")
     env = StrategyAction(gym.make("esc_env:ESConv-v0", scenarios=people))
     found = []
@@ -49,9 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=10, help="With each of the 40 people.")
     episodes = parser.parse_args().episodes
-    policies: dict[str, Callable[[int, np.random.Generator], int]] = {
+    policies: dict[str, Policy] = {
         "chance": lambda turn, draw: int(draw.integers(len(STRATEGIES))),
-        **{f"always {name}": lambda turn, draw, n=number: n for number, name in enumerate(STRATEGIES)},
+        **{f"always {name}": always(number) for number, name in enumerate(STRATEGIES)},
         "fixed plan": lambda turn, draw: STRATEGIES.index(PLAN[min(turn, len(PLAN) - 1)]),
     }
     print("| policy | SR, % | 95 % |\n|:--|--:|--:|")
