@@ -25,7 +25,7 @@ from esc_env.scenarios import Scenario, ScenarioSet
 from esc_env.seeds import Seed, derive
 from esc_env.trajectory import Failure, StopReason, Trajectory
 
-__all__ = ["START", "Draw", "Episode", "Observation", "Outcome", "Task", "going_on"]
+__all__ = ["OPTIONS", "START", "Draw", "Episode", "Observation", "Outcome", "Task", "going_on"]
 
 Observation = tuple[ChatMessage, ...]
 """The chat so far, ready for any chat model: see `esc_env.gym.spaces.Chat`."""
@@ -36,7 +36,8 @@ Outcome = tuple[Observation, float, bool, bool, dict[str, Any]]
 START = -0.5
 """What dense reward starts from: the seeker feels the "same". *Source:* PPDPP's value of that option."""
 
-_OPTIONS = ("scenario", "episode_seed", "history")
+OPTIONS = ("scenario", "episode_seed", "history")
+"""What `reset` may be told in `options`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,8 @@ class Task:
         """
         options = dict(options or {})
         for name in options:
-            if name not in _OPTIONS:
-                raise ScenarioError(f"reset(options=…) knows no {name!r}. {did_you_mean(str(name), _OPTIONS)}")
+            if name not in OPTIONS:
+                raise ScenarioError(f"reset(options=…) knows no {name!r}. {did_you_mean(str(name), OPTIONS)}")
         if seed is None:
             generator, generator_seed = deepcopy(env.np_random), env.np_random_seed
         else:
