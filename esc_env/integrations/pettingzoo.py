@@ -1,4 +1,5 @@
-"""Seeker and supporter both as policies: a PettingZoo AEC environment. Tested with pettingzoo 1.27.0."""
+"""Seeker and supporter both as policies: a PettingZoo AEC environment. Tested with pettingzoo 1.27.0, whose
+`api_test` refuses text: it asks every observation for the dtype of an array."""
 
 from __future__ import annotations
 
