@@ -29,7 +29,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from esc_env.errors import LoopError
 
-__all__ = ["GRACE", "call", "each", "hops", "run", "settle", "start", "wait"]
+__all__ = ["GRACE", "call", "each", "hops", "run", "settle", "start", "stays", "wait"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -216,6 +216,31 @@ def hops(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
             raise
 
     return hopping
+
+
+def stays(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a coroutine function of somebody else's loop be awaited on ours: the way back from what `hops`.
+
+    Its body always runs on the loop that runs now, and sees the context variables of now: frameworks keep there whose
+    conversation goes on.
+
+    Raises:
+        LoopError: no asyncio loop runs (trio, above all).
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise LoopError("no asyncio event loop runs here; esc-env's adapters know no other kind") from error
+    context = contextvars.copy_context()
+
+    async def there(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await loop.create_task(function(*args, **kwargs), context=context)
+
+    @functools.wraps(function)
+    async def staying(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(*args, **kwargs), loop))
+
+    return staying
 
 
 async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]], at_once: int) -> None:
