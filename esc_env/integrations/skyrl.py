@@ -1,0 +1,96 @@
+"""The environment as SkyRL trains in it. Tested with skyrl-gym 0.4.0.
+
+    register(id="esc", entry_point="esc_env.integrations.skyrl:SupportEnv", kwargs={"seeker": "openai/gpt-4o"})
+
+inside of SkyRL's entry point, a data set of `rows`, and `environment.env_class=esc`. What the seeker says is an
+observation, and SkyRL's generator gives tokens of observations the loss mask 0.
+
+How many exchanges there are is said by `max_turns` here, as everywhere in esc-env; SkyRL leaves its own
+`generator.max_turns` to the environment. In SkyRL's default, a chat that only grows, a policy sees its own earlier
+thoughts; in `esc eval` it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from esc_env.errors import MissingExtra, SpecError
+from esc_env.integrations import conversations
+
+try:
+    from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
+except ModuleNotFoundError as error:
+    raise MissingExtra("skyrl-gym", "skyrl") from error
+
+__all__ = ["ENV_CLASS", "SupportEnv", "rows"]
+
+ENV_CLASS = "esc"
+"""What rows call the environment."""
+
+
+def rows(
+    scenarios: str = "builtin:test", *, trials: int = 1, seed: int = 0, form: Literal["plain", "think"] = "plain"
+) -> list[dict[str, Any]]:
+    """A data set for SkyRL: a row per conversation, as `esc eval` holds them; `conversations.rows` has the arguments.
+
+    Write them as JSON lines or Parquet, and name the file in `data.train_data` or `data.val_data`.
+    """
+    return [
+        {**row, "env_class": ENV_CLASS, "data_source": scenarios}
+        for row in conversations.rows(scenarios, trials=trials, seed=seed, form=form)
+    ]
+
+
+class SupportEnv(BaseTextEnv):
+    """One conversation of a row.
+
+    Args:
+        env_config: SkyRL's, of which nothing is asked.
+        extras: the other columns of the row; `conversation` says which one to hold.
+        settings: arguments of `ESCEnv` but `scenarios`, which rows name: plain values and strings, the same for every
+            conversation. The defaults are those of `esc eval`: T = 8, ten votes, threshold 0.5.
+
+    Raises:
+        SpecError: settings that cannot be used, or a row that names no conversation.
+    """
+
+    def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None, **settings: Any) -> None:
+        super().__init__()
+        if "scenarios" in settings:
+            raise SpecError("rows name the scenarios here: leave scenarios=… away")
+        self._env = conversations.shared_env(settings)
+        self._options = conversations.options_of((extras or {}).get("conversation", {}))
+        self.max_turns = self._env.task.chairs.rules.max_turns
+        self._score: float | None = None
+
+    def init(self, prompt: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """The row's instructions and how the seeker opens, and Gymnasium's `info`. Raises ChairError."""
+        chat, info = self._env.reset(options=self._options)
+        told = [message for message in prompt if message["role"] == "system"]
+        return [*told, *({**message} for message in chat)], info
+
+    def step(self, action: str) -> BaseTextEnvStepOutput:
+        """Say something: the seeker's answer, `ESCEnv`'s reward, whether the conversation has ended, and its `info`.
+
+        Raises:
+            ActionError: it is no utterance.
+            ChairError: seeker or critic failed (unless `on_error="truncate"`); the same step may be made again.
+        """
+        chat, reward, terminated, truncated, info = self._env.step(action)
+        over = terminated or truncated
+        self.turns = info["turn"]
+        self._score = info["verdict"]["score"] if "verdict" in info else self._score
+        return BaseTextEnvStepOutput(
+            observations=[] if over else [{**chat[-1]}], reward=reward, done=over, metadata=info
+        )
+
+    def get_metrics(self) -> dict[str, Any]:
+        """`solved` (0 or 1), `turns` and the last `score`, once there is one; SkyRL averages them."""
+        episode = self._env.episode
+        solved = float(episode is not None and episode.stop is not None and episode.stop.value == "solved")
+        return {"solved": solved, "turns": self.turns, **({} if self._score is None else {"score": self._score})}
+
+    def close(self) -> None:
+        """Close the env of this conversation."""
+        self._env.close()
