@@ -56,7 +56,17 @@ def main() -> None:
             action = choice.sample()
             seen, reward, terminated, truncated, infos = envs.step(action.numpy())
             over = terminated | truncated
-            rows.append((x, action, choice.log_prob(action), value, torch.tensor(reward), torch.tensor(over), ~torch.tensor(fresh)))
+            rows.append(
+                (
+                    x,
+                    action,
+                    choice.log_prob(action),
+                    value,
+                    torch.tensor(reward),
+                    torch.tensor(over),
+                    ~torch.tensor(fresh),
+                )
+            )
             ended += [infos["stop_reason"][place] == "solved" for place in np.flatnonzero(over)]
             turn = np.where(fresh, 0, turn + 1)
             fresh = over

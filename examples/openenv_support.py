@@ -1,6 +1,6 @@
 """An OpenEnv server, and one conversation with it over its typed client. Needs `pip install 'esc-env[openenv]'`.
 
-    python examples/openenv_support.py
+python examples/openenv_support.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SkyRL's environment, played as SkyRL's generator plays it. Needs `pip install 'esc-env[skyrl]'`.
 
-    python examples/skyrl_support.py
+python examples/skyrl_support.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TorchRL collects conversations. Needs `pip install torchrl` beside esc-env.
 
-    python examples/torchrl_collect.py
+python examples/torchrl_collect.py
 """
 
 from __future__ import annotations

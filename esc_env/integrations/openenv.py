@@ -135,7 +135,9 @@ class SupportEnvironment(Environment[Say, Heard, Talk]):
     def _check(self) -> None:
         """OpenEnv counts an expired session no longer, yet still hands it messages that come over its connection."""
         if self._over:
-            raise ResetNeeded("this session is over: it was closed, or idle for longer than the server waits. Reconnect")
+            raise ResetNeeded(
+                "this session is over: it was closed, or idle for longer than the server waits. Reconnect"
+            )
 
 
 class SupportClient(EnvClient[Say, Heard, Talk]):

@@ -78,7 +78,9 @@ class SupportLoop(AgentLoopBase):
         assert isinstance(given, dict)
         for name in ("scenarios", "reward"):
             if name in given:
-                raise SpecError(f"{name}=… has no place here: rows name the scenarios, and the reward is the last score")
+                raise SpecError(
+                    f"{name}=… has no place here: rows name the scenarios, and the reward is the last score"
+                )
         self._env = conversations.shared_env({str(name): value for name, value in given.items()})
         self._max_tokens = max_tokens
 

@@ -25,7 +25,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def shown(example: str, *arguments: str) -> str:
     """What an example prints."""
     done = subprocess.run(
-        [sys.executable, EXAMPLES / example, *arguments], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, EXAMPLES / example, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
