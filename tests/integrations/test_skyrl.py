@@ -17,7 +17,7 @@ from esc_env import ChairError, evaluate
 from esc_env.errors import SpecError
 from esc_env.integrations.conversations import rows
 from esc_env.integrations.skyrl import SupportEnv
-from esc_env.testing import Fault, FakeServer
+from esc_env.testing import FakeServer, Fault
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "skyrl_support.py"
 ASKED = "What has that been like for you?"

@@ -6,7 +6,6 @@ What stands in is the server that generates; loop, builder of tokens, registry a
 from __future__ import annotations
 
 import asyncio
-import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from tiny_models import CHATML, tokenizer_of
+from tiny_models import WITHOUT_MARKERS, tokenizer_of
 
 with pytest.warns(DeprecationWarning, match="Ray state API"):  # verl's own
     from verl.experimental.agent_loop import agent_loop as verl_loop
@@ -26,11 +25,11 @@ from verl.workers.rollout.replica import TokenOutput
 from esc_env import ChairError, evaluate
 from esc_env.errors import SpecError
 from esc_env.integrations.conversations import rows
-from esc_env.testing import Fault, FakeServer
+from esc_env.testing import FakeServer, Fault
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "verl_support.py"
 ASKED = "What has that been like for you?"
-TOKENIZER = tokenizer_of(CHATML)
+TOKENIZER = tokenizer_of(WITHOUT_MARKERS)
 
 
 class Policy:
@@ -55,9 +54,9 @@ class Policy:
 
 def worker(policy: Policy, *, room: int = 3000, **loop: Any) -> Any:
     """verl's worker without its Ray actor, and with the loop as a YAML file names it."""
-    text = f"- {json.dumps({'name': 'esc', '_target_': 'esc_env.integrations.verl.SupportLoop', '_convert_': 'all', **loop})}"
-    verl_loop._agent_loop_registry["esc"] = OmegaConf.create(text)[0]
-    rollout = {"prompt_length": 600, "response_length": room}
+    named = {"name": "esc", "_target_": "esc_env.integrations.verl.SupportLoop", "_convert_": "all", **loop}
+    verl_loop._agent_loop_registry["esc"] = OmegaConf.create(named)
+    rollout = {"prompt_length": 2000, "response_length": room}
     made = object.__new__(verl_loop.AgentLoopWorker)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "data": {}})
     made.rollout_config = made.config.actor_rollout_ref.rollout
@@ -104,7 +103,7 @@ def test_a_published_number_can_be_repeated(tmp_path: Path) -> None:
 
 def test_only_what_the_policy_wrote_is_trained() -> None:
     policy = Policy(lambda context: f"That sounds hard. {context.count('assistant')}")
-    output, = held(policy, rows(agent_name="esc")[0], settings={"max_turns": 3, "seeker": "python:test_verl:calm"})  # fmt: skip
+    (output,) = held(policy, rows(agent_name="esc")[0], settings={"max_turns": 3, "seeker": "python:test_verl:calm"})
     ids, mask = parts(output)
     trained = TOKENIZER.decode([token for token, bit in zip(ids, mask, strict=True) if bit])
     assert trained == "".join(f"That sounds hard. {turn}<|im_end|>" for turn in (1, 2, 3))
@@ -122,7 +121,7 @@ def calm(scenario: Any, dialogue: Any) -> str:
 def test_what_the_policy_is_asked_is_what_the_chat_template_makes_of_the_conversation() -> None:
     policy = Policy(ASKED)
     row = rows(agent_name="esc")[0]
-    output, = held(policy, row, settings={"max_turns": 2, "seeker": "python:test_verl:calm"})  # fmt: skip
+    (output,) = held(policy, row, settings={"max_turns": 2, "seeker": "python:test_verl:calm"})
     chat = [
         *row["prompt"], {"role": "assistant", "content": ASKED}, {"role": "user", "content": "I am here."},
     ]  # fmt: skip
@@ -136,12 +135,12 @@ def test_what_the_policy_is_asked_is_what_the_chat_template_makes_of_the_convers
 
 def test_a_conversation_that_outgrows_its_room_is_worth_what_it_has_achieved() -> None:
     row = rows(agent_name="esc")[0]
-    whole, = held(Policy(ASKED), row)  # fmt: skip
-    cut, = held(Policy(ASKED), row, room=sum(parts(whole)[1]) // 2 + 100)  # fmt: skip
+    (whole,) = held(Policy(ASKED), row)
+    (cut,) = held(Policy(ASKED), row, room=sum(parts(whole)[1]) // 2 + 100)
     scores = cut.extra_fields["turn_scores"]
     assert 0 < len(scores) < 8
     assert cut.reward_score == scores[-1] == whole.extra_fields["turn_scores"][len(scores) - 1]
-    nothing, = held(Policy("a b c " * 50), row, room=20)  # fmt: skip
+    (nothing,) = held(Policy("a b c " * 50), row, room=20)
     assert parts(nothing)[1] == [1] * 20
     assert nothing.reward_score == -1.0
     assert nothing.num_turns == 1
@@ -153,7 +152,7 @@ def test_a_thought_is_private_and_what_is_no_utterance_is_the_supporters_failure
     policy = Policy("<think>secret</think>Hello")
     held(policy, row, settings=settings)
     assert policy.asked[1][0].endswith("user\nYou said: Hello<|im_end|>\n<|im_start|>assistant\n")
-    long, = held(Policy("a" * 51), row, settings=settings)  # fmt: skip
+    (long,) = held(Policy("a" * 51), row, settings=settings)
     assert long.reward_score == -1.0
     assert len(long.extra_fields["turn_scores"]) == 0
 
@@ -174,7 +173,7 @@ def test_seekers_that_are_models_are_asked_side_by_side_and_one_that_fails_is_to
             held(Policy(ASKED), data[0], settings=settings)
     with FakeServer(faults={1: Fault("status", 404)}) as model:
         settings = {"seeker": f"openai/some@{model.url}", "on_error": "truncate"}
-        output, = held(Policy(ASKED), data[0], settings=settings)  # fmt: skip
+        (output,) = held(Policy(ASKED), data[0], settings=settings)
         assert output.reward_score == 0.0
 
 
