@@ -1,6 +1,8 @@
-"""An OpenEnv server, and one conversation with it over its typed client. Needs `pip install 'esc-env[openenv]'`.
+"""An OpenEnv server, and one conversation with it over its typed client.
 
-python examples/openenv_support.py
+    python examples/openenv_support.py
+
+Needs `pip install 'esc-env[openenv]'`.
 """
 
 from __future__ import annotations

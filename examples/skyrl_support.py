@@ -1,20 +1,22 @@
-"""SkyRL's environment, played as SkyRL's generator plays it. Needs `pip install 'esc-env[skyrl]'`.
+"""SkyRL's environment, played as SkyRL's generator plays it.
 
-python examples/skyrl_support.py
+    python examples/skyrl_support.py
+
+Needs `pip install 'esc-env[skyrl]'`.
 """
 
 from __future__ import annotations
 
 import skyrl_gym
 
-from esc_env.integrations.skyrl import ENV_CLASS, rows
+from esc_env.integrations.conversations import rows
 
 
 def main() -> None:
     """Hold the first four conversations of `esc eval`, and print what came of them."""
-    skyrl_gym.register(id=ENV_CLASS, entry_point="esc_env.integrations.skyrl:SupportEnv")  # kwargs: seeker, critic, …
-    for row in rows("builtin:test")[:4]:
-        env = skyrl_gym.make(ENV_CLASS, extras=row)
+    skyrl_gym.register(id="esc", entry_point="esc_env.integrations.skyrl:SupportEnv")  # kwargs: seeker, critic, …
+    for row in rows("builtin:test", env_class="esc")[:4]:
+        env = skyrl_gym.make(row["env_class"], extras=row)
         chat, _ = env.init(row["prompt"])
         done = False
         while not done:

@@ -2,7 +2,7 @@
 
     python examples/verl_support.py FOLDER
 
-Prints the command that trains. Needs `pip install 'esc-env[verl]'`; verl itself needs GPUs, and that command was not run.
+Prints the command that trains, on eight GPUs with verl and vLLM installed. It was not run.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-from esc_env.integrations.verl import rows
+from esc_env.integrations.conversations import rows
 
 LOOP = """- name: esc
   _target_: esc_env.integrations.verl.SupportLoop
+  _convert_: all
   settings: {seeker: builtin, critic: builtin}
 """
 
@@ -32,7 +33,7 @@ def main(folder: str) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(f"builtin:{split}")]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(f"builtin:{split}", agent_name="esc")]
         (place / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     (place / "loop.yaml").write_text(LOOP, encoding="utf-8")
     print(COMMAND.format(place))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +336,15 @@ def test_the_real_trainer_learns_from_whole_conversations(base: Path, tokenizer:
     assert {"env/turns", "env/trained_turns", "env/trained_tokens", "env/cut"} <= set(log)
     assert log["completions/max_length"] <= 16  # only the policy's own tokens are counted: 2 turns of 8
     assert (tmp_path / "grpo" / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_example_trains_in_a_script_of_ones_own(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(__file__).parents[1] / "examples" / "trl_conversations.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 30
+    monkeypatch.setattr(sys, "argv", [str(script), str(base), str(tmp_path), "1"])
+    made = runpy.run_path(str(script))
+    assert len(made["online"].rows) == 120
+    assert (tmp_path / "checkpoint-1").is_dir()

@@ -210,7 +210,7 @@ class GRPOStage(Stage):
         require_end: a reply that does not end by itself is rewarded below all siblings that do.
         concurrency: calls in flight at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
-        vllm: `colocate` (same GPUs), `server` (`trl vllm-serve` at `vllm_url`) or `off`.
+        vllm: `colocate` (same GPUs), `server` (`vllm serve` at `vllm_url`; docs/training.md has its flags) or `off`.
         vllm_url: where that server listens.
         vllm_memory: share of GPU memory that vLLM may take (`colocate`), in (0, 1).
     """

@@ -15,22 +15,32 @@ from esc_env.gym.env import ESCEnv
 from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import episode_seed
 
-__all__ = ["options_of", "rows", "shared_env"]
+__all__ = ["UNHEARD", "options_of", "rows", "shared_env"]
+
+UNHEARD = -1.0
+"""What a conversation is worth that ends because the supporter said nothing that could be heard: the worst there is."""
 
 
 def rows(
-    scenarios: str = "builtin:test", *, trials: int = 1, seed: int = 0, form: Literal["plain", "think"] = "plain"
+    scenarios: str = "builtin:test",
+    *,
+    trials: int = 1,
+    seed: int = 0,
+    form: Literal["plain", "think"] = "plain",
+    **columns: str,
 ) -> list[dict[str, Any]]:
     """A row per scenario and trial, in the order of `esc eval` and with its episode seeds and instructions.
 
-    A row has a `prompt` (the supporter's instructions, and the situation with which the seeker opens) and a
-    `conversation`, which names it. It holds nothing that the seeker has not said.
+    A row has a `prompt` (the supporter's instructions, and the situation with which the seeker opens), a
+    `conversation`, which names it, and what verl and SkyRL's metrics look at: `data_source` and `extra_info`. It holds
+    nothing that the seeker has not said. As JSON lines or Parquet, rows are files that both frameworks read.
 
     Args:
         scenarios: a string that `load_scenarios` knows; `builtin:train` for training.
         trials: rows per scenario, each with its own seed.
         seed: of the run; every episode seed is derived from it.
         form: of the supporter's answer: `plain` (the style `standard` of `esc eval`) or `think`.
+        columns: the same in every row: `env_class="esc"` for SkyRL, `agent_name="esc"` for verl.
     """
     return [
         {
@@ -40,9 +50,12 @@ def rows(
             "conversation": {
                 "scenarios": scenarios, "scenario": person.id, "episode_seed": episode_seed(seed, person.id, trial),
             },
+            "data_source": scenarios,
+            "extra_info": {"index": place},
+            **columns,
         }
         for trial in range(trials)
-        for person in load_scenarios(scenarios)
+        for place, person in enumerate(load_scenarios(scenarios))
     ]  # fmt: skip
 
 

@@ -27,13 +27,14 @@ from esc_env.gym.env import ESCEnv
 from esc_env.rules import __version__
 
 try:
-    from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse
     from openenv.core import EnvClient
     from openenv.core.client_types import StepResult
     from openenv.core.env_server import Action, ConcurrencyConfig, Environment, Observation, State, create_app
     from openenv.core.env_server.types import EnvironmentMetadata
     from pydantic import Field
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
 except ModuleNotFoundError as error:
     raise MissingExtra("openenv", "openenv") from error
 
@@ -136,7 +137,7 @@ class SupportEnvironment(Environment[Say, Heard, Talk]):
         """OpenEnv counts an expired session no longer, yet still hands it messages that come over its connection."""
         if self._over:
             raise ResetNeeded(
-                "this session is over: it was closed, or idle for longer than the server waits. Reconnect"
+                "this session is over: it was closed, or idle for longer than the server waits; reconnect"
             )
 
 
@@ -155,7 +156,7 @@ class SupportClient(EnvClient[Say, Heard, Talk]):
         return Talk.model_validate(payload)
 
 
-def app(*, sessions: int = 64, idle: float = 1800.0, **env: Any) -> FastAPI:
+def app(*, sessions: int = 64, idle: float = 1800.0, **env: Any) -> Starlette:
     """The server, for uvicorn.
 
     Args:
@@ -168,18 +169,18 @@ def app(*, sessions: int = 64, idle: float = 1800.0, **env: Any) -> FastAPI:
         SpecError: an argument that cannot be used.
     """
     held = ConcurrencyConfig(max_concurrent_envs=sessions, session_timeout=idle)
-    made: FastAPI = create_app(
+    made: Starlette = create_app(
         partial(SupportEnvironment, ESCEnv(**env)), Say, Heard, env_name="esc-env", concurrency_config=held,
         state_cls=Talk,
     )  # fmt: skip
 
-    @made.exception_handler(ResetNeeded)
     async def without_session(request: Request, error: Exception) -> JSONResponse:
         told = "a step over HTTP has no conversation: OpenEnv keeps sessions on its WebSocket only (/ws)"
         return JSONResponse({"detail": f"{told}. {error}"}, 409)
 
-    @made.exception_handler(SpecError)
     async def unusable(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
+    made.add_exception_handler(ResetNeeded, without_session)
+    made.add_exception_handler(SpecError, unusable)
     return made

@@ -2,44 +2,29 @@
 
     register(id="esc", entry_point="esc_env.integrations.skyrl:SupportEnv", kwargs={"seeker": "openai/gpt-4o"})
 
-inside of SkyRL's entry point, a data set of `rows`, and `environment.env_class=esc`. What the seeker says is an
-observation, and SkyRL's generator gives tokens of observations the loss mask 0.
+inside of SkyRL's entry point, and rows with `env_class="esc"` (`esc_env.integrations.conversations.rows`). What the
+seeker says is an observation, and SkyRL's generator gives tokens of observations the loss mask 0.
 
 How many exchanges there are is said by `max_turns` here, as everywhere in esc-env; SkyRL leaves its own
-`generator.max_turns` to the environment. In SkyRL's default, a chat that only grows, a policy sees its own earlier
-thoughts; in `esc eval` it does not.
+`generator.max_turns` to the environment. A conversation that outgrows `generator.max_input_length` is broken off there
+and paid no more: leave room for all of it, or take `reward="dense"`, which has then paid for what was achieved. In
+SkyRL's default, a chat that only grows, a policy sees its own earlier thoughts; in `esc eval` it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from esc_env.errors import MissingExtra, SpecError
-from esc_env.integrations import conversations
+from esc_env.errors import ActionError, MissingExtra, SpecError
+from esc_env.integrations.conversations import UNHEARD, options_of, shared_env
 
 try:
     from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
 except ModuleNotFoundError as error:
     raise MissingExtra("skyrl-gym", "skyrl") from error
 
-__all__ = ["ENV_CLASS", "SupportEnv", "rows"]
-
-ENV_CLASS = "esc"
-"""What rows call the environment."""
-
-
-def rows(
-    scenarios: str = "builtin:test", *, trials: int = 1, seed: int = 0, form: Literal["plain", "think"] = "plain"
-) -> list[dict[str, Any]]:
-    """A data set for SkyRL: a row per conversation, as `esc eval` holds them; `conversations.rows` has the arguments.
-
-    Write them as JSON lines or Parquet, and name the file in `data.train_data` or `data.val_data`.
-    """
-    return [
-        {**row, "env_class": ENV_CLASS, "data_source": scenarios}
-        for row in conversations.rows(scenarios, trials=trials, seed=seed, form=form)
-    ]
+__all__ = ["SupportEnv"]
 
 
 class SupportEnv(BaseTextEnv):
@@ -59,8 +44,8 @@ class SupportEnv(BaseTextEnv):
         super().__init__()
         if "scenarios" in settings:
             raise SpecError("rows name the scenarios here: leave scenarios=… away")
-        self._env = conversations.shared_env(settings)
-        self._options = conversations.options_of((extras or {}).get("conversation", {}))
+        self._env = shared_env(settings)
+        self._options = options_of((extras or {}).get("conversation", {}))
         self.max_turns = self._env.task.chairs.rules.max_turns
         self._score: float | None = None
 
@@ -73,11 +58,15 @@ class SupportEnv(BaseTextEnv):
     def step(self, action: str) -> BaseTextEnvStepOutput:
         """Say something: the seeker's answer, `ESCEnv`'s reward, whether the conversation has ended, and its `info`.
 
+        What is no utterance (longer than `max_chars`, above all) ends it, with -1.
+
         Raises:
-            ActionError: it is no utterance.
             ChairError: seeker or critic failed (unless `on_error="truncate"`); the same step may be made again.
         """
-        chat, reward, terminated, truncated, info = self._env.step(action)
+        try:
+            chat, reward, terminated, truncated, info = self._env.step(action)
+        except ActionError as error:
+            return BaseTextEnvStepOutput(observations=[], reward=UNHEARD, done=True, metadata={"error": str(error)})
         over = terminated or truncated
         self.turns = info["turn"]
         self._score = info["verdict"]["score"] if "verdict" in info else self._score

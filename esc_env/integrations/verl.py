@@ -5,51 +5,32 @@ A YAML file names the loop for `actor_rollout_ref.rollout.agent.agent_loop_confi
 
     - name: esc
       _target_: esc_env.integrations.verl.SupportLoop
+      _convert_: all
       settings: {seeker: openai/gpt-4o, critic: openai/gpt-4o}
 
-and the data are `rows`. All of a conversation is one response: what the policy wrote has mask 1, what the seeker said
-and the chat template's tokens have mask 0. Tokens are only appended, so a policy sees its own earlier thoughts; in
-`esc eval` it does not.
+and rows with `agent_name="esc"` (`esc_env.integrations.conversations.rows`) are the data. All of a conversation is one
+response: what the policy wrote has mask 1, what the seeker said and the chat template's tokens have mask 0. Tokens are
+only appended, so a policy sees its own earlier thoughts; in `esc eval` it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from esc_env.background import hops
 from esc_env.errors import ActionError, MissingExtra, SpecError
 from esc_env.gym.episode import Episode
-from esc_env.integrations import conversations
+from esc_env.integrations.conversations import UNHEARD, options_of, shared_env
 
 try:
-    from omegaconf import OmegaConf
     from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
     from verl.utils.profiler import simple_timer
 except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "verl").partition(".")[0], "verl") from error
 
-__all__ = ["AGENT_NAME", "SupportLoop", "rows"]
-
-AGENT_NAME = "esc"
-"""What rows call the loop; the YAML file gives it this name."""
-
-UNHEARD = -1.0
-"""The score of a conversation in which the supporter said nothing that could be heard: the worst there is."""
-
-
-def rows(
-    scenarios: str = "builtin:test", *, trials: int = 1, seed: int = 0, form: Literal["plain", "think"] = "plain"
-) -> list[dict[str, Any]]:
-    """A data set for verl: a row per conversation, as `esc eval` holds them; `conversations.rows` has the arguments.
-
-    Write them as Parquet or JSON, and name the file in `data.train_files` or `data.val_files`.
-    """
-    return [
-        {**row, "agent_name": AGENT_NAME, "data_source": scenarios, "extra_info": {"index": index}}
-        for index, row in enumerate(conversations.rows(scenarios, trials=trials, seed=seed, form=form))
-    ]
+__all__ = ["SupportLoop"]
 
 
 class SupportLoop(AgentLoopBase):
@@ -74,14 +55,10 @@ class SupportLoop(AgentLoopBase):
         self, *args: Any, settings: Mapping[str, Any] | None = None, max_tokens: int = 1024, **loop: Any
     ) -> None:
         super().__init__(*args, **loop)
-        given = OmegaConf.to_container(OmegaConf.create(settings or {}))
-        assert isinstance(given, dict)
         for name in ("scenarios", "reward"):
-            if name in given:
-                raise SpecError(
-                    f"{name}=… has no place here: rows name the scenarios, and the reward is the last score"
-                )
-        self._env = conversations.shared_env({str(name): value for name, value in given.items()})
+            if name in (settings or {}):
+                raise SpecError(f"{name}=… has no place here: rows name scenarios, and the reward is the last score")
+        self._env = shared_env(settings or {})
         self._max_tokens = max_tokens
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **row: Any) -> AgentLoopOutput:
@@ -92,7 +69,7 @@ class SupportLoop(AgentLoopBase):
             ChairError: seeker or critic failed.
         """
         task, room = self._env.task, int(self.rollout_config.response_length)
-        episode = await hops(task.begin)(task.draw(self._env, None, conversations.options_of(row["conversation"])))
+        episode = await hops(task.begin)(task.draw(self._env, None, options_of(row["conversation"])))
         chat = [{**message} for message in row["raw_prompt"] if message["role"] == "system"]
         chat += [{**message} for message in episode.observation]
         ids: list[int] = await self.ct_build_initial_tokens(chat)
