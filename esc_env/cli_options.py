@@ -76,7 +76,8 @@ Budget = Annotated[
 ApiKeyEnv = Annotated[
     str | None,
     typer.Option(
-        help="Environment variable with the key of the servers that @URL names. Default: ESC_API_KEY, if it is set."
+        help="Environment variable with the key of the servers that @URL names. Default: ESC_API_KEY, if it is set. No "
+        "option takes the key itself: everybody on a machine sees its command lines."
     ),
 ]
 

@@ -1,6 +1,7 @@
-"""Keys stay in the environment: where one is read, and text without any.
+"""Keys stay in the environment and in this process: where one is read, how one is held, and text without any.
 
-Every key is read by `credential`. What models say goes through `struck` as it comes in (`models/opening.py`), what
+Every key of the environment is read by `credential`; one that is handed over (`api_key=`) is a `Key` from then on.
+What models say goes through `struck` as it comes in (`models/opening.py`), what
 anybody says before the others hear it (`conversation.py`), and again whatever is written (`records.py`,
 `models/cassette.py`) or shown (`escaping.py`, `cli.py`).
 """
@@ -12,9 +13,10 @@ import os
 import re
 from functools import cache, lru_cache
 from html import escape
-from typing import Any, TypeVar
+from multiprocessing.context import get_spawning_popen
+from typing import Any, Self, TypeVar
 
-__all__ = ["MARK", "credential", "known_secrets", "redacted", "struck"]
+__all__ = ["MARK", "Key", "credential", "known_secrets", "redacted", "struck"]
 
 T = TypeVar("T")
 
@@ -47,6 +49,67 @@ MARK = "[key]"
 """What stands where a key was."""
 
 _read: set[str] = set()
+_handed: dict[str, str] = {}
+"""The keys that were handed over to this process, each under a number that says nothing about it."""
+_numbers: dict[str, str] = {}
+
+
+class Key(str):
+    """A key that was handed over. As a text it is `[key]`, wherever it is shown, written, or turned into JSON.
+
+    The value itself is in `secret`, and stays in this process: it is struck out of all that is written or shown, for as
+    long as the process lives. Two are equal where their values are. A copy is the same key. A pickle does not hold the
+    value: it is the same key again where it is read by this process or a fork of it, and None anywhere else; only
+    what `multiprocessing` hands to a process that it starts takes the value with it, through a pipe.
+
+    Args:
+        value: as the provider gave it.
+    """
+
+    __slots__ = ("_home", "_number")
+
+    def __new__(cls, value: str) -> Self:
+        """The key of a value; of a key, another one with the same value."""
+        key = super().__new__(cls, MARK)
+        if isinstance(value, Key):
+            key._number = value._number
+        else:
+            key._number = _numbers.setdefault(value, os.urandom(16).hex())
+            _handed[key._number] = value
+        key._home = None
+        return key
+
+    @property
+    def secret(self) -> str:
+        """The value: for whoever sends it, and nobody else."""
+        return _handed[self._number]
+
+    def given_to(self, home: str) -> str:
+        """To whom this key is given, in words: whoever asks first. What is another's is not sent to them."""
+        self._home = self._home or home
+        return self._home
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and self._number == other._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if get_spawning_popen() is not None:
+            return Key, (self.secret,)
+        return _again, (self._number,)
+
+
+def _again(number: str) -> Key | None:
+    """The key of a pickle, or None in a process that was not given it."""
+    return Key(_handed[number]) if number in _handed else None
 
 
 def credential(name: str) -> str:
@@ -56,10 +119,13 @@ def credential(name: str) -> str:
 
 
 def known_secrets() -> tuple[str, ...]:
-    """The values of the environment's keys, and of the custom headers that hold one; the longest first."""
+    """The values of the environment's keys, of the custom headers that hold one, and of the keys that were handed over;
+    the longest first."""
+    named = tuple(os.environ.get(name, "") for name in {*os.environ, *_read} if name in _read or _names_one(name))
     return _worth_striking(
-        tuple(os.environ.get(name, "") for name in {*os.environ, *_read} if name in _read or _names_one(name)),
+        named,
         os.environ.get("OPENAI_CUSTOM_HEADERS", ""),
+        tuple(_handed.values()),
     )
 
 
@@ -69,8 +135,9 @@ def _names_one(variable: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _worth_striking(values: tuple[str, ...], custom: str) -> tuple[str, ...]:
+def _worth_striking(values: tuple[str, ...], custom: str, handed: tuple[str, ...]) -> tuple[str, ...]:
     found = {value.strip() for value in values if not os.path.exists(value.strip())}  # a file that holds one is none
+    found.update(handed)
     for line in custom.splitlines():
         name, _, value = line.partition(":")
         if _HEADER.search(name):
@@ -79,7 +146,7 @@ def _worth_striking(values: tuple[str, ...], custom: str) -> tuple[str, ...]:
 
 
 def struck(data: T) -> T:
-    """A text, or plain data that holds texts, without the environment's keys and without what has the shape of one.
+    """A text, or plain data that holds texts, without the keys that are known and without what has the shape of one.
 
     Any other text comes back as it was.
     """

@@ -112,6 +112,8 @@ def _sections(source: str) -> dict[str, dict[str, Given]]:
     given = {section: data[section].given(f"{section}.") if data.get(section) else {} for section in SECTIONS}
     if each := given["models"].get("concurrency"):
         raise ConfigError(f"{each.place} is each stage's own: set concurrency in collect, grpo and evaluate")
+    if each := given["models"].get("api_key"):
+        raise ConfigError(f"{each.place}: a key belongs in no file. Set a variable and write its name: api_key_env")
     given["models"] = {_LONG.get(name, name): each for name, each in given["models"].items()}
     return given
 
@@ -124,6 +126,7 @@ def _homes(stage: str | None) -> dict[str, tuple[str, str]]:
     every = {section: {SHORT.get(each.name, each.name): each.name for each in fields(kind)}
              for section, kind in SECTIONS.items()}  # fmt: skip
     del every["models"]["concurrency"]
+    del every["models"]["api_key"]  # a command line is seen by everybody on the machine
     plain = ("setting", "models") if stage is None else (stage, "models") if stage == "grpo" else (stage,)
     homes = {option: (section, field) for section in plain for option, field in every[section].items()}
     if stage is None:

@@ -38,6 +38,7 @@ from esc_env.protocols import Critic, Reply, Seeker
 from esc_env.rendering import Console, show, transcript
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.secrets import Key
 
 __all__ = ["ESCEnv"]
 
@@ -86,7 +87,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
             budget: every further episode would end at once.
         render_mode: `ansi` (`render` returns the conversation as text) or `human` (printed as it goes on).
         models: how chat models are called, such as `budget="5 USD"`, `record="run.db"` or `concurrency=64`: the fields
-            of `esc_env.models.ModelSettings`.
+            of `esc_env.models.ModelSettings`. An `api_key` stands as `[key]` in `spec`, which makes another env in this
+            process only.
 
     Raises:
         SpecError: an argument that there is none of or that cannot be used, such as a seeker or critic that names
@@ -121,6 +123,8 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         **models: Unpack[ModelOptions],
     ) -> None:
         settings = ModelSettings.of(models, ESCEnv.__init__)
+        if isinstance(settings.api_key, Key):
+            _hide(settings.api_key)
         one_of("dataset", dataset, ("esconv", "extes"))
         one_of("reward", reward, ("terminal", "dense"))
         one_of("on_error", on_error, ("raise", "truncate"))
@@ -213,6 +217,21 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         if self.episode is not None:
             now = self.episode
             self._shown = show(Console(), now.dialogue, now.verdicts, now.opening, now.ending, self._shown)
+
+
+def _hide(key: Key) -> None:
+    """Put a key that was handed over, which shows nothing, in the place of the plain one that Gymnasium was told.
+
+    `make` and `make_vec` keep what they are told in specs and quote it in errors, and ask nobody. What they keep is
+    found among the callers.
+    """
+    frame = sys._getframe(1)
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_globals.get("__name__") == gymnasium.envs.registration.__name__:
+            for kept in list(frame.f_locals.values()):
+                if isinstance(kept, dict) and str(kept.get("api_key")).strip() == key.secret:
+                    kept["api_key"] = key
 
 
 def with_determinism(spec: EnvSpec | None, chairs: Chairs) -> EnvSpec | None:

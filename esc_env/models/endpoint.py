@@ -124,7 +124,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Endpoint:
-    """One server, or one provider's API, as everybody in this process shares it.
+    """One server, or one provider's API, as everybody in this process shares it who has the same key there.
 
     Args:
         key: its name, for people.

@@ -23,7 +23,7 @@ from esc_env.models.patience import Patient
 from esc_env.models.retries import CALL_DEADLINE
 from esc_env.models.settings import ModelSettings, Wire
 from esc_env.protocols import ChatModel, Completion, Request
-from esc_env.secrets import struck
+from esc_env.secrets import Key, struck
 from esc_env.specs import Spec, import_object, parse_spec
 
 __all__ = ["Opened", "open_model"]
@@ -44,14 +44,30 @@ def open_model(
         chair: `agent`, `seeker` or `critic`: named in messages.
 
     Raises:
-        SpecError: the string names no model, the model takes no such option, or its price is unknown and the budget is
-            in dollars.
+        SpecError: the string names no model, the model takes no such option, its price is unknown and the budget is in
+            dollars, or the settings' `api_key` is another's.
         MissingExtra: the packages it needs are not installed.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     plain, options = replace(parsed, style=None), options or Options()
     _check_options(plain, options, chair)
-    return _opened(plain, settings or ModelSettings(), options.asked)
+    settings = settings or ModelSettings()
+    if plain.kind == "model" and settings.replay is None and isinstance(settings.api_key, Key):
+        _check_key(plain, settings.api_key, chair)
+    return _opened(plain, settings, options.asked)
+
+
+def _check_key(spec: Spec, key: Key, chair: str) -> None:
+    """Refuse to send one key that was handed over to a provider and to others as well."""
+    provider = spec.name.partition("/")[0]
+    home = f"the provider {provider}" if spec.url is None else "servers that a URL names"
+    first = key.given_to(home)
+    if first != home:
+        raise SpecError(
+            f"{chair} {spec.name}: api_key goes to {first} here, so it does not go to {home}. Use api_key_env and the "
+            f"environment's keys, or give this chair's model settings of its own: resolve_{chair}(…, "
+            "ModelSettings(api_key=…))"
+        )
 
 
 def _check_options(spec: Spec, options: Options, chair: str) -> None:
@@ -146,8 +162,9 @@ def _remote(
         raise SpecError(f"{who}: {unpriced(budget)}")
     wire = Adapting(_wire(way, spec, settings, options), spoken, who)
     endpoint = _endpoint(
-        own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute
-    )
+        own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute,
+        settings.api_key,
+    )  # fmt: skip
     patient = Patient(wire, endpoint, deadline=settings.deadline, timeout=settings.timeout)
     choices = Choices(patient, single=not takes.choices, most=spoken.most)
     return Budgeted(choices, budget, price, who=who)
@@ -172,7 +189,8 @@ def _way(provider: str, name: str, url: str | None, wire: Wire) -> Wire:
 def _wire(way: Wire, spec: Spec, settings: ModelSettings, options: Mapping[str, Any]) -> Any:
     provider, _, name = spec.name.partition("/")
     given: dict[str, Any] = {
-        "timeout": settings.deadline or CALL_DEADLINE, "options": options, "key_env": settings.api_key_env
+        "timeout": settings.deadline or CALL_DEADLINE, "options": options, "key_env": settings.api_key_env,
+        "handed": settings.api_key,
     }  # fmt: skip
     if way == "litellm":
         from esc_env.models.sdk import LiteLLMModel
@@ -194,7 +212,8 @@ def _spoken(name: str, url: str | None, token_limit: str, seed: bool) -> Spoken:
 
 
 @cache
-def _endpoint(key: str, concurrency: int, requests: int | None, tokens: int | None) -> Endpoint:
+def _endpoint(key: str, concurrency: int, requests: int | None, tokens: int | None, handed: str | None) -> Endpoint:
+    """A server as everybody shares it who has the same key there: what it lets through, it counts by key."""
     return Endpoint(key, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
 
 

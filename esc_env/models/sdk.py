@@ -34,6 +34,7 @@ from esc_env.models.wire import (
     request_body,
 )  # fmt: skip
 from esc_env.protocols import Completion, Request
+from esc_env.secrets import Key
 
 __all__ = ["LiteLLMModel", "OpenAISDK"]
 
@@ -82,7 +83,7 @@ class LiteLLMModel(Addressed):
         spec: `PROVIDER/NAME`.
         url: base URL of a server of one's own.
         timeout: seconds for the whole exchange.
-        dialect, options, key_env: see `Addressed`.
+        dialect, options, key_env, handed: see `Addressed`.
     """
 
     def __init__(
@@ -94,14 +95,21 @@ class LiteLLMModel(Addressed):
         dialect: Dialect = PLAIN,
         options: Mapping[str, Any] | None = None,
         key_env: str | None = None,
+        handed: Key | None = None,
     ) -> None:
         provider, _, name = spec.partition("/")
-        super().__init__(name, url, provider, timeout, dialect=dialect, options=options or {}, key_env=key_env)
+        super().__init__(
+            name, url, provider, timeout, dialect=dialect, options=options or {}, key_env=key_env, handed=handed
+        )
 
     @property
     def key_name(self) -> str:
         """The environment variable that LiteLLM takes most providers' keys from."""
-        return super().key_name if self.url else self.provider.replace("-", "_").upper() + "_API_KEY"
+        return (
+            super().key_name
+            if self.url or self.handed is not None
+            else self.provider.replace("-", "_").upper() + "_API_KEY"
+        )
 
     async def complete(self, request: Request) -> Completion:
         """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense.
@@ -115,6 +123,8 @@ class LiteLLMModel(Addressed):
         body = {**self.options, **request_body(request, self.dialect)}
         if self.url:
             body |= {"api_base": self.base, "api_key": self.key or "none"}
+        elif self.handed is not None:
+            body["api_key"] = self.handed.secret
         await lent("litellm", _LiteLLM)
         start = time.perf_counter()
         try:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 from esc_env.errors import SpecError, did_you_mean
 from esc_env.models.budget import Budget
 from esc_env.models.cassette import Mode
-from esc_env.secrets import struck
+from esc_env.secrets import MARK, Key, struck
 
 __all__ = ["ModelOptions", "ModelSettings", "Wire"]
 
@@ -34,6 +34,7 @@ class ModelOptions(TypedDict, total=False):
     cache: str | Path | None
     wire: Wire
     api_key_env: str | None
+    api_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class ModelSettings:
         cache: answer from this file what is there, ask for and keep the rest.
         wire: how requests travel.
         api_key_env: the environment variable that holds the key of servers that a URL names; None for `ESC_API_KEY`.
+        api_key: the key itself, in place of the environment's: for the servers that URLs name, or else for one
+            provider. It is kept in no file and shown nowhere; read back, it is `[key]`. In a pickle that another
+            process reads it is None, and the environment's keys count.
 
     Raises:
         SpecError: a value that cannot be used.
@@ -68,6 +72,7 @@ class ModelSettings:
     cache: Path | None = None
     wire: Wire = "auto"
     api_key_env: str | None = None
+    api_key: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "deadline"):
@@ -83,6 +88,12 @@ class ModelSettings:
         named = self.api_key_env is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(self.api_key_env))
         if not named or struck(self.api_key_env) != self.api_key_env:
             raise SpecError("api_key_env must be the name of an environment variable, such as MY_SERVER_KEY, no key")
+        if self.api_key is not None:
+            object.__setattr__(self, "api_key", _key(self.api_key))
+            if self.api_key_env is not None:
+                raise SpecError(
+                    "api_key and api_key_env cannot be used together; give the key, or the name of its variable"
+                )
         kept = [name for name in ("record", "replay", "cache") if getattr(self, name) is not None]
         if len(kept) > 1:
             raise SpecError(f"{' and '.join(kept)} cannot be used together; give one of record, replay and cache")
@@ -115,3 +126,20 @@ class ModelSettings:
             if path is not None:
                 return path, mode
         return None, None
+
+
+def _key(given: Any) -> Key:
+    """A key as it was handed over. What is said of one that is none does not show it."""
+    if isinstance(given, Key):
+        return given
+    if not isinstance(given, str):
+        raise SpecError(f"api_key must be the key as a text, not {type(given).__name__}")
+    if given.strip() == MARK:
+        raise SpecError(
+            f"api_key is {MARK}, which stands where a key was: none is ever kept. Give the key itself again"
+        )
+    if not given.strip():
+        raise SpecError("api_key is empty. Leave it away where a server needs no key")
+    if not re.fullmatch(r"[!-~]+", given.strip()):
+        raise SpecError("api_key holds a space or a character that no key has")
+    return Key(given.strip())

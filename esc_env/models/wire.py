@@ -5,7 +5,8 @@ costs a tenth of that. What must not differ from them is shared with them (`sdk.
 how an answer is read, and which failure is which error. The contract tests hold all wires to the same requests,
 completions and errors.
 
-Keys are read from the environment at every request and kept nowhere.
+Keys are read from the environment at every request and kept nowhere; one that was handed over is held by its model, and
+goes into no connection that models share.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from esc_env.dialogue import think_block
 from esc_env.errors import BareKeyWarning, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
 from esc_env.protocols import Completion, Request, Usage
-from esc_env.secrets import credential, redacted
+from esc_env.secrets import Key, credential, redacted
 
 try:
     import aiohttp
@@ -76,6 +77,7 @@ class Addressed:
         options: what the model is asked besides, by the names of the request's fields; part of the identity.
             `extra_body` in it goes to the server as it is.
         key_env: the environment variable that holds the key of the server at `url`; None for `ESC_API_KEY`.
+        handed: the key itself; None for the environment's.
 
     Raises:
         SpecError: the URL holds a user name or password.
@@ -89,6 +91,7 @@ class Addressed:
     dialect: Dialect = PLAIN
     options: Mapping[str, Any] = field(default_factory=dict)
     key_env: str | None = None
+    handed: Key | None = None
 
     def __post_init__(self) -> None:
         if self.url and "@" in urlsplit(self.url).netloc:
@@ -129,7 +132,10 @@ class Addressed:
 
     @property
     def key_name(self) -> str:
-        """The environment variable that holds the key. A provider's own goes to that provider and nowhere else."""
+        """Where the key stands: `api_key`, or the environment variable that holds it. A provider's own goes to that
+        provider and nowhere else."""
+        if self.handed is not None:
+            return "api_key"
         if self.key_env and self.url:
             return self.key_env
         if self.openais:
@@ -139,14 +145,14 @@ class Addressed:
 
     @property
     def key(self) -> str | None:
-        """The key from the environment, or None where a server of one's own needs none.
+        """The key that was handed over or is in the environment; None where a server of one's own needs none.
 
         Raises:
             ModelUnavailable: there is none and the server is OpenAI's or `key_env` names one, or it holds characters
                 that no key has.
         """
         name = self.key_name
-        key = credential(name)
+        key = self.handed.secret if self.handed is not None else credential(name)
         if key and not re.fullmatch(r"[!-~]+", key):
             raise self.error(f"{name} holds a space or a character that no key has. Set it again")
         if not key and name == self.key_env:
@@ -159,8 +165,8 @@ class Addressed:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Extra headers from the environment: they belong to OpenAI's key, and go where it goes."""
-        return openai_headers() if self.openais else {}
+        """Extra headers from the environment: they belong to OpenAI's key there, and go where it goes."""
+        return openai_headers() if self.openais and self.handed is None else {}
 
     def error(
         self, message: str, *, status: int | None = None, retryable: bool = False, retry_after: float | None = None

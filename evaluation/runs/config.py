@@ -31,8 +31,8 @@ __all__ = ["SHORT", "AgentConfig", "Benchmark", "read_config", "run_config"]
 
 SHORT = {"requests_per_minute": "rpm", "tokens_per_minute": "tpm"}
 """What files and command lines call these fields of `ModelSettings`."""
-_PLACES = ("record", "replay", "cache")
-"""Settings that name files of this machine: no part of what is to be run again."""
+_HERE = ("record", "replay", "cache", "api_key")
+"""Settings that name files of this machine, and the key that was handed over: no part of what is to be run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def run_config(
         "critic": critic,
         **{name: value for name, value in others.items() if value is not None and value != {}},
     }
-    return kept | _changed(rules, Rules()) | _changed(settings, ModelSettings(), _PLACES)
+    return kept | _changed(rules, Rules()) | _changed(settings, ModelSettings(), _HERE)
 
 
 def _changed(value: Any, default: Any, left_out: Iterable[str] = ()) -> dict[str, Any]:
