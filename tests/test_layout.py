@@ -57,7 +57,7 @@ def test_nothing_unexpected_stands_at_the_top():
     expected = {
         "esc_env", *FOLDERS, "tests", "docs", "benchmarks", "examples", "pyproject.toml", "README.md",
         "CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "MANIFEST.in", "SECURITY.md",
-        "LICENSE", "constraints.txt",
+        "LICENSE", "constraints.txt", "mkdocs.yml",
     }  # fmt: skip
     assert {name for name in top if not name.startswith(".")} <= expected
 

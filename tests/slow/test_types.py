@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("esc_env", "agents", "rewards", "evaluation", "training", "tests", "benchmarks", "examples")
+FOLDERS = ("esc_env", "agents", "rewards", "evaluation", "training", "tests", "benchmarks", "docs", "examples")
 FILES = {path.resolve() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 
 pytestmark = pytest.mark.full

@@ -1,0 +1,67 @@
+"""What the site has besides the pages in docs/: the files of the checkout that they link to, and conversations drawn.
+
+On GitHub a page links to `../SECURITY.md`, and that one to `docs/models.md`. Here all lie in one folder.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from markdown import Extension, Markdown  # pyright: ignore[reportMissingImports]
+from markdown.preprocessors import Preprocessor  # pyright: ignore[reportMissingImports]
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
+
+ROOT = Path(__file__).parents[1]
+BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+"""Pages that stand at the top of the checkout."""
+
+LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?=(?:examples/|[A-Z]+\.md))|(?<=\]\()docs/")
+CONVERSATION = re.compile(r"^```conversation\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINE = re.compile(r"^(Seeker|Supporter) +(.*(?:\n {11}(?!turn ).*)*)|^ {11}(turn \d+: .*)|^(\S.*)", re.MULTILINE)
+
+
+class _Shown(Preprocessor):
+    """What stands after `>>>` in a docstring is Python, not three quotations within each other."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        """The lines, with fences around such paragraphs."""
+        text = "\n".join(lines)
+        return re.sub(r"(?:^>>> .*\n?)(?:^.+\n?)*", r"```pycon\n\g<0>\n```\n", text, flags=re.MULTILINE).split("\n")
+
+
+class _Showing(Extension):
+    """Adds it, before fences are looked for."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        """Called by Markdown."""
+        md.preprocessors.register(_Shown(md), "shown", 29)
+
+
+def on_config(config: Any) -> Any:
+    """Let docstrings show Python."""
+    config.markdown_extensions.append(_Showing())
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages beside docs/, and the scripts that pages link to."""
+    for name in (*BESIDE, *(f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py")))):
+        files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let links lead to where the files lie here, and draw conversations as one knows them from a phone."""
+    return CONVERSATION.sub(lambda found: drawn(found[1]), LINK.sub("", markdown))
+
+
+def drawn(transcript: str) -> str:
+    """HTML of what `esc_env.rendering.transcript` prints."""
+    parts = []
+    for role, said, verdict, ending in LINE.findall(transcript):
+        text = escape(" ".join((said or verdict or ending).split()))
+        parts.append(f'<p class="{role.lower() or ("verdict" if verdict else "ending")}">{text}</p>')
+    return '<div class="conversation">' + "".join(parts) + "</div>"
