@@ -168,8 +168,8 @@ def critic(
     A conversation without an outcome (cut off by a time limit, say) has no score.
 
     Args:
-        judge: another critic, who judges how the conversation ended: `inspect score LOG --scorer esc_env/critic -S judge=…`.
-            None for the one that it was held with.
+        judge: another critic, who judges how the conversation ended (`inspect score LOG --scorer esc_env/critic -S
+            judge=…`); None for the one that it was held with.
         votes, threshold: of that other critic.
         models: how it is called, if it is a chat model: fields of `esc_env.ModelSettings`.
     """

@@ -31,7 +31,7 @@ class _Said:
     """A seeker whose words somebody else finds."""
 
     deterministic = True
-    identity: Mapping[str, Any] = {"name": "player"}  # noqa: RUF012  # never changed
+    identity: Mapping[str, Any] = {"name": "player"}  # never changed
     words = ""
 
     async def reply(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> Reply:
@@ -75,7 +75,7 @@ class TwoPlayers(AECEnv[str, str, str]):
         return self._env.action_space
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
-        """Begin a conversation, as `ESCEnv.reset`; options that it does not know are told and left, as PettingZoo asks."""
+        """Begin a conversation, as `ESCEnv.reset`; options that it does not know are told of and left, as is usual."""
         unknown = sorted(map(str, set(options or ()) - set(OPTIONS)))
         if unknown:
             warnings.warn(f"reset knows no option {', '.join(unknown)}; it is left aside", ESCWarning, stacklevel=2)

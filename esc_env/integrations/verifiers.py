@@ -170,11 +170,11 @@ class SupportConfig(vf.EnvConfig):
     opening: Literal["situation", "seeker"] = "situation"
     max_chars: int = 8000
     seeker_temperature: float = 0.7
-    seeker_options: dict[str, Any] = {}
+    seeker_options: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
     critic_mode: CriticMode = "votes"
     critic_temperature: float = 1.1
-    critic_options: dict[str, Any] = {}
-    models: dict[str, Any] = {}
+    critic_options: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
+    models: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
 
     def chairs(self) -> Chairs:
         """Seeker, critic and rules. Raises SpecError for what cannot be used."""
