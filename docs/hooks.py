@@ -20,6 +20,8 @@ BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?=(?:examples/|[A-Z]+\.md))|(?<=\]\()docs/")
 CONVERSATION = re.compile(r"^```conversation\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROSE = re.compile(r"^```text\n(?=(?:(?!```)[^┃\n]*\n)*```$)", re.MULTILINE)
+"""What was printed, without a table in it: its lines may be broken."""
 LINE = re.compile(r"^(Seeker|Supporter) +(.*(?:\n {11}(?!turn ).*)*)|^ {11}(turn \d+: .*)|^(\S.*)", re.MULTILINE)
 
 
@@ -55,7 +57,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Let links lead to where the files lie here, and draw conversations as one knows them from a phone."""
-    return CONVERSATION.sub(lambda found: drawn(found[1]), LINK.sub("", markdown))
+    markdown = PROSE.sub("``` { .text .prose }\n", LINK.sub("", markdown))
+    return CONVERSATION.sub(lambda found: drawn(found[1]), markdown)
 
 
 def drawn(transcript: str) -> str:

@@ -214,6 +214,7 @@ _ADDS = {
     "train": "training: supervised, reward model, GRPO",
     "vllm": "faster generation while GRPO trains on GPUs",
     "deepspeed": "training spread over GPUs by ZeRO",
+    "docs": "the site of this documentation",
     "pages": "charts on pages: esc report, esc leaderboard --out, esc view",
     "dev": "the tests, type checks and lint of this repository",
 }
