@@ -20,13 +20,15 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app(scenarios="builtin:test"), log_level="warning"))
-        threading.Thread(target=server.run, args=([place],), daemon=True).start()
+        thread = threading.Thread(target=server.run, args=([place],), daemon=True)
+        thread.start()
         with SupportClient(f"http://127.0.0.1:{port}").sync() as env:
             heard = env.reset(seed=0)
             while not heard.done:
                 heard = env.step(Say(message="What has that been like for you?"))  # your policy(messages)
             print(f"{env.state().step_count} exchanges, reward {heard.reward:+.2f}")
         server.should_exit = True
+        thread.join()
 
 
 if __name__ == "__main__":

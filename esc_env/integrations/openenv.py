@@ -145,7 +145,8 @@ class SupportClient(EnvClient[Say, Heard, Talk]):
     """The typed client: async, or `.sync()`. One client is one session."""
 
     def _step_payload(self, action: Say) -> dict[str, Any]:
-        return action.model_dump()
+        payload: dict[str, Any] = action.model_dump()
+        return payload
 
     def _parse_result(self, payload: dict[str, Any]) -> StepResult[Heard]:
         reward, done = payload.get("reward"), payload.get("done", False)
@@ -153,7 +154,8 @@ class SupportClient(EnvClient[Say, Heard, Talk]):
         return StepResult(heard, reward, done, heard.metadata)
 
     def _parse_state(self, payload: dict[str, Any]) -> Talk:
-        return Talk.model_validate(payload)
+        talk: Talk = Talk.model_validate(payload)
+        return talk
 
 
 def app(*, sessions: int = 64, idle: float = 1800.0, **env: Any) -> Starlette:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from esc_env.dialogue import ChatMessage
 from esc_env.errors import ActionError, MissingExtra, SpecError
 from esc_env.integrations.conversations import UNHEARD, options_of, shared_env
 
@@ -53,7 +54,7 @@ class SupportEnv(BaseTextEnv):
         """The row's instructions and how the seeker opens, and Gymnasium's `info`. Raises ChairError."""
         chat, info = self._env.reset(options=self._options)
         told = [message for message in prompt if message["role"] == "system"]
-        return [*told, *({**message} for message in chat)], info
+        return [*told, *(_plain(message) for message in chat)], info
 
     def step(self, action: str) -> BaseTextEnvStepOutput:
         """Say something: the seeker's answer, `ESCEnv`'s reward, whether the conversation has ended, and its `info`.
@@ -71,7 +72,7 @@ class SupportEnv(BaseTextEnv):
         self.turns = info["turn"]
         self._score = info["verdict"]["score"] if "verdict" in info else self._score
         return BaseTextEnvStepOutput(
-            observations=[] if over else [{**chat[-1]}], reward=reward, done=over, metadata=info
+            observations=[] if over else [_plain(chat[-1])], reward=reward, done=over, metadata=info
         )
 
     def get_metrics(self) -> dict[str, Any]:
@@ -83,3 +84,7 @@ class SupportEnv(BaseTextEnv):
     def close(self) -> None:
         """Close the env of this conversation."""
         self._env.close()
+
+
+def _plain(message: ChatMessage) -> dict[str, str]:
+    return {"role": message["role"], "content": message["content"]}
