@@ -35,6 +35,7 @@ try:
     import httpx
     import verifiers.v1 as vf
     from openai import AsyncOpenAI, OpenAIError
+    from pydantic import Field
     from verifiers.v1.dialects.chat import message_to_wire
     from verifiers.v1.utils.loaders import load_environment as _load
 except ModuleNotFoundError as error:
@@ -170,11 +171,11 @@ class SupportConfig(vf.EnvConfig):
     opening: Literal["situation", "seeker"] = "situation"
     max_chars: int = 8000
     seeker_temperature: float = 0.7
-    seeker_options: dict[str, Any] = {}
+    seeker_options: dict[str, Any] = Field(default_factory=dict)
     critic_mode: CriticMode = "votes"
     critic_temperature: float = 1.1
-    critic_options: dict[str, Any] = {}
-    models: dict[str, Any] = {}
+    critic_options: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, Any] = Field(default_factory=dict)
 
     def chairs(self) -> Chairs:
         """Seeker, critic and rules. Raises SpecError for what cannot be used."""
