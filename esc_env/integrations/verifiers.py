@@ -32,9 +32,8 @@ from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import Seed, episode_seed
 
 try:
-    import httpx
     import verifiers.v1 as vf
-    from openai import AsyncOpenAI, OpenAIError
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
     from pydantic import Field
     from verifiers.v1.dialects.chat import message_to_wire
     from verifiers.v1.utils.loaders import load_environment as _load
@@ -140,8 +139,10 @@ class Chat(vf.Harness[ChatConfig]):
         system, prompt = self.resolve_prompt(data)
         chat: list[Any] = [{"role": "system", "content": system}] if system else []
         chat += [message_to_wire(message) for message in prompt or () if not isinstance(message, str)]
-        web = httpx.AsyncClient(verify=self._tls, timeout=None)
-        async with AsyncOpenAI(base_url=endpoint, api_key=secret, http_client=web, max_retries=5) as client:
+        web = DefaultAsyncHttpxClient(verify=self._tls)
+        async with AsyncOpenAI(
+            base_url=endpoint, api_key=secret, http_client=web, timeout=None, max_retries=5
+        ) as client:
             try:
                 await client.chat.completions.create(model=ctx.model, messages=chat)
             except OpenAIError as error:
