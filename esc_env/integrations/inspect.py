@@ -257,7 +257,7 @@ def _text(choice: ChatCompletionChoice) -> str:
     content = choice.message.content
     parts = [ContentText(text=content)] if isinstance(content, str) else content
     thought = "\n".join(part.reasoning for part in parts if isinstance(part, ContentReasoning))
-    return (think_block(thought) if thought else "") + choice.message.text
+    return f"{think_block(thought) if thought else ''}{choice.message.text}"
 
 
 def _messages(talk: Trajectory) -> list[ChatMessage]:
