@@ -122,7 +122,7 @@ def supporting(
         max_turns, votes, threshold, opening, max_chars: see `esc_env.Rules`.
         seeker_temperature, seeker_options, critic_mode, critic_temperature, critic_options: see `esc_env.evaluate`.
         models: how seekers and critics that are chat models are called: fields of `esc_env.ModelSettings`.
-        send_seed: whether every request to the supporter has a sampling seed of 63 bits; False for servers that take
+        send_seed: whether every request to the supporter has a sampling seed, of 31 bits; False for servers that take
             none.
     """
     people = _people(scenarios, persona)
@@ -168,8 +168,8 @@ def critic(
     A conversation without an outcome (cut off by a time limit, say) has no score.
 
     Args:
-        judge: another critic, who judges how the conversation ended (`inspect score LOG --scorer esc_env/critic -S
-            judge=…`); None for the one that it was held with.
+        judge: another critic, who judges how the conversation ended, as in
+            `inspect score LOG --scorer esc_env/critic -S judge=…`; None for the one that it was held with.
         votes, threshold: of that other critic.
         models: how it is called, if it is a chat model: fields of `esc_env.ModelSettings`.
     """
@@ -223,7 +223,10 @@ class _Asked:
 
     async def complete(self, request: Request) -> Completion:
         """Ask it. Temperature and length are left to Inspect, but where several answers are to differ."""
-        config = GenerateConfig(seed=request.seed if self._send_seed else None, stop_seqs=list(request.stop) or None)
+        seed = (
+            request.seed & 0x7FFFFFFF if self._send_seed and request.seed is not None else None
+        )  # as `esc eval` sends
+        config = GenerateConfig(seed=seed, stop_seqs=list(request.stop) or None)
         if request.n > 1:
             config = config.merge(GenerateConfig(num_choices=request.n, temperature=request.temperature))
         messages = [_TOLD[message["role"]](content=message["content"]) for message in request.messages]
@@ -254,7 +257,7 @@ def _text(choice: ChatCompletionChoice) -> str:
     content = choice.message.content
     parts = [ContentText(text=content)] if isinstance(content, str) else content
     thought = "\n".join(part.reasoning for part in parts if isinstance(part, ContentReasoning))
-    return (think_block(thought) if thought else "") + choice.message.text
+    return f"{think_block(thought) if thought else ''}{choice.message.text}"
 
 
 def _messages(talk: Trajectory) -> list[ChatMessage]:

@@ -32,9 +32,9 @@ from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import Seed, episode_seed
 
 try:
-    import httpx
     import verifiers.v1 as vf
-    from openai import AsyncOpenAI, OpenAIError
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
+    from pydantic import Field
     from verifiers.v1.dialects.chat import message_to_wire
     from verifiers.v1.utils.loaders import load_environment as _load
 except ModuleNotFoundError as error:
@@ -139,8 +139,10 @@ class Chat(vf.Harness[ChatConfig]):
         system, prompt = self.resolve_prompt(data)
         chat: list[Any] = [{"role": "system", "content": system}] if system else []
         chat += [message_to_wire(message) for message in prompt or () if not isinstance(message, str)]
-        web = httpx.AsyncClient(verify=self._tls, timeout=None)
-        async with AsyncOpenAI(base_url=endpoint, api_key=secret, http_client=web, max_retries=5) as client:
+        web = DefaultAsyncHttpxClient(verify=self._tls)
+        async with AsyncOpenAI(
+            base_url=endpoint, api_key=secret, http_client=web, timeout=None, max_retries=5
+        ) as client:
             try:
                 await client.chat.completions.create(model=ctx.model, messages=chat)
             except OpenAIError as error:
@@ -170,11 +172,11 @@ class SupportConfig(vf.EnvConfig):
     opening: Literal["situation", "seeker"] = "situation"
     max_chars: int = 8000
     seeker_temperature: float = 0.7
-    seeker_options: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
+    seeker_options: dict[str, Any] = Field(default_factory=dict)
     critic_mode: CriticMode = "votes"
     critic_temperature: float = 1.1
-    critic_options: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
-    models: dict[str, Any] = {}  # noqa: RUF012  # Pydantic copies it
+    critic_options: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, Any] = Field(default_factory=dict)
 
     def chairs(self) -> Chairs:
         """Seeker, critic and rules. Raises SpecError for what cannot be used."""
