@@ -92,6 +92,9 @@ class Key(str):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and self._number == other._number
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a str has one of its own
+
     def __hash__(self) -> int:
         return hash(self._number)
 

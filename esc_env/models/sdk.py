@@ -7,6 +7,7 @@ They are slow to import, so that happens at the first call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import inspect
@@ -41,6 +42,8 @@ __all__ = ["LiteLLMModel", "OpenAISDK"]
 
 _CLIENTS = ("custom_httpx.http_handler", "openai.common_utils")
 """Where LiteLLM makes HTTP clients: its own, and those of the openai package."""
+_WARNS = "litellm.llms.github_copilot.per_user_auth"
+"""A part of LiteLLM 1.110 that it imports at its first call, whoever is called; it warns (pydantic's `ReadOnly`)."""
 
 
 class OpenAISDK(Addressed):
@@ -171,6 +174,8 @@ def _package(name: str) -> ModuleType:
             package = importlib.import_module(name)
             if name == "litellm":
                 package.ModelResponse()  # builds its schema, and warns, at first use
+                with contextlib.suppress(ModuleNotFoundError):  # others have no such part
+                    importlib.import_module(_WARNS)
     except ImportError as error:
         raise MissingExtra(name, "llm") from error
     if name == "litellm":
