@@ -215,6 +215,12 @@ _ADDS = {
     "vllm": "faster generation while GRPO trains on GPUs",
     "deepspeed": "training spread over GPUs by ZeRO",
     "docs": "the site of this documentation",
+    "pettingzoo": "seeker and supporter both as policies, in PettingZoo",
+    "verifiers": "the environment in verifiers",
+    "inspect": "the task in Inspect",
+    "openenv": "the environment as an OpenEnv server",
+    "skyrl": "the environment in SkyRL",
+    "verl": "agent loops of verl",
     "pages": "charts on pages: esc report, esc leaderboard --out, esc view",
     "dev": "the tests, type checks and lint of this repository",
 }
