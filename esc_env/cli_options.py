@@ -107,8 +107,8 @@ def _seeker(
     seeker: Annotated[
         str,
         typer.Option(
-            help="Who plays the person with the problem: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or "
-            "python:MODULE:NAME."
+            help="Who plays the person with the problem: builtin; builtin:reader, which reads what is meant and "
+            "takes some 50 ms a turn; a chat model (PROVIDER/NAME[@URL], local:PATH); or python:MODULE:NAME."
         ),
     ] = "builtin",
     seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
@@ -132,8 +132,8 @@ def _critic(
     critic: Annotated[
         str,
         typer.Option(
-            help="Who judges whether the problem is solved: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), "
-            "or python:MODULE:NAME."
+            help="Who judges whether the problem is solved: builtin; builtin:reader, which reads what is meant; a chat "
+            "model (PROVIDER/NAME[@URL], local:PATH); or python:MODULE:NAME."
         ),
     ] = "builtin",
     critic_temperature: _CriticTemperature = 1.1,

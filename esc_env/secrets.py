@@ -67,6 +67,8 @@ class Key(str):
     """
 
     __slots__ = ("_home", "_number")
+    _home: str | None
+    _number: str
 
     def __new__(cls, value: str) -> Self:
         """The key of a value; of a key, another one with the same value."""

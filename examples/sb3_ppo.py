@@ -66,7 +66,9 @@ def main() -> None:
     }
     ends = {name: solved(choose, given.trials) for name, choose in policies.items()}
     for name, found in ends.items():
-        low, high = success_interval(found)
+        interval = success_interval(found)
+        assert interval is not None
+        low, high = interval
         print(f"{name}: {100 * np.mean(found):.1f} % solved ({100 * low:.1f} to {100 * high:.1f})")
     gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(ends["PPO"], ends["chance"], strict=True)]
     gain, (low, high) = mean_interval(gains)

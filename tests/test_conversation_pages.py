@@ -12,14 +12,14 @@ import pytest
 from conftest import bank
 
 from esc_env import Dialogue, Message, Scenario
-from esc_env.builtin.seeker import BuiltinSeeker
+from esc_env.chairs.seekers import resolve_seeker
 from esc_env.cli import main
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation import evaluate
 from esc_env.evaluation.pages.compare import compare_pages
 from esc_env.evaluation.pages.conversations import conversation_pages, hrefs
-from esc_env.protocols import Usage, Verdict
-from esc_env.rules import Fingerprint
+from esc_env.protocols import RevealingSeeker, Usage, Verdict
+from esc_env.rules import Fingerprint, Rules
 from esc_env.seeds import Seed
 from esc_env.testing import ScriptedAgent, ScriptedSeeker
 from esc_env.trajectory import Failure, StopReason, Trajectory
@@ -140,13 +140,16 @@ def test_the_hidden_state_is_shown_of_the_embedded_seeker_alone(base, foreign):
     assert "exploration" in page.articles["c1"]
     (other,) = pages_of(foreign).values()
     assert "exploration" not in other.articles["c1"]
-    assert "for the embedded seeker of this release alone" in other.articles["c1"]
+    assert "for an embedded seeker of this release alone" in other.articles["c1"]
 
 
-def test_the_hidden_state_is_what_the_seeker_reveals_when_it_is_asked(base):
-    held = base.trajectories[0]
-    last = BuiltinSeeker().reveal(held.scenario, held.dialogue, seed=Seed(held.seed))
-    ((_, html),) = conversation_pages(replace(base, trajectories=(held,)))
+@pytest.mark.parametrize("name", ["builtin", "builtin:reader"])
+def test_the_hidden_state_is_what_the_seeker_reveals_when_it_is_asked(name, tmp_path):
+    report = evaluate("builtin:template", bank(1), seeker=name, rules=Rules(max_turns=3), out=tmp_path)
+    (held,), seeker = report.trajectories, resolve_seeker(name)
+    assert isinstance(seeker, RevealingSeeker)
+    last = seeker.reveal(held.scenario, held.dialogue, seed=Seed(held.seed))
+    ((_, html),) = conversation_pages(report)
     row = html.rpartition("<tr><td>")[2].partition("</tr>")[0]
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells == [f"{value:.2f}" if isinstance(value, float) else str(value) for value in last.values()]

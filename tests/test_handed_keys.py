@@ -244,7 +244,7 @@ def test_gymnasium_keeps_no_key(maker: str, server: FakeServer, capsys: pytest.C
 
 def test_a_spec_makes_the_env_again_in_this_process_and_asks_for_the_key_elsewhere(server: FakeServer) -> None:
     chairs = {"seeker": f"openai/m@{server.url}", "critic": f"openai/c@{server.url}", "votes": 1}
-    env = gym.make("ESConv-v0", **chairs, api_key=ONE)  # type: ignore[arg-type]
+    env = gym.make("ESConv-v0", **chairs, api_key=ONE)
     assert env.spec is not None
     again: Any = gym.make(env.spec)
     twin = pickle.loads(pickle.dumps(env.unwrapped))
@@ -256,7 +256,7 @@ def test_a_spec_makes_the_env_again_in_this_process_and_asks_for_the_key_elsewhe
     kept = EnvSpec.from_json(env.spec.to_json())
     with pytest.raises(SpecError, match=r"api_key is \[key\].*Give the key itself again"):
         gym.make(kept)
-    gym.make(kept, api_key=TWO)  # type: ignore[arg-type]
+    gym.make(kept, api_key=TWO)
 
 
 def test_an_error_that_gymnasium_quotes_its_arguments_in_holds_no_key() -> None:
@@ -265,7 +265,7 @@ def test_an_error_that_gymnasium_quotes_its_arguments_in_holds_no_key() -> None:
         yield
 
     with pytest.raises(TypeError, match=r"odd scenarios.*'api_key': '\[key\]'") as failed:
-        gym.make("ESConv-v0", scenarios=scenarios(), api_key=ONE)  # type: ignore[arg-type]
+        gym.make("ESConv-v0", scenarios=scenarios(), api_key=ONE)
     nowhere(str(failed.value))
 
 

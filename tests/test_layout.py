@@ -74,6 +74,7 @@ def test_the_wheel_installs_one_name_with_all_its_data(tmp_path: Path):
         "esc_env/py.typed", "esc_env/builtin/bank.jsonl", "esc_env/builtin/moves.npz", "esc_env/builtin/voices.json",
         "esc_env/data/esconv_membership.json", "esc_env/agents/phrases.json", "esc_env/evaluation/pages/page.css",
         "esc_env/evaluation/validity/gaming.json", "esc_env/evaluation/validity/paraphrases.json",
+        "esc_env/evaluation/validity/conversations.json", "esc_env/evaluation/validity/harms.json",
         "esc_env/training/__init__.py",
     ):  # fmt: skip
         assert needed in names

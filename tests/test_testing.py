@@ -32,10 +32,11 @@ CHAT: Any = [{"role": "user", "content": "I feel low."}]
 
 
 @pytest.mark.parametrize("persona", PERSONAS)
-def test_the_builtin_chairs_keep_their_contracts(persona):
+@pytest.mark.parametrize("name", ["builtin", "builtin:reader"])
+def test_the_builtin_chairs_keep_their_contracts(name, persona):
     person = bank(1)[0].with_persona(persona)
-    check_seeker(resolve_seeker("builtin"), person)
-    check_critic(resolve_critic("builtin"), person)
+    check_seeker(resolve_seeker(name), person)
+    check_critic(resolve_critic(name), person)
 
 
 @pytest.mark.parametrize("seeker", [ScriptedSeeker(["Yes.", "No."]), lambda scenario, dialogue: scenario.situation])

@@ -156,6 +156,19 @@ def test_an_honest_run_of_a_builtin_agent_is_verified_to_the_letter(run):
     assert found.replayed == {"supporter": turns, "seeker": turns, "critic": turns}
 
 
+def test_a_run_with_the_pair_that_reads_is_verified_by_the_chairs_that_it_names(tmp_path):
+    chairs: dict[str, Any] = {"seeker": "builtin:reader", "critic": "builtin:reader"}
+    evaluate("builtin:skilled", PEOPLE, limit=1, rules=Rules(max_turns=2), out=tmp_path / "run", **chairs)
+    assert verify(tmp_path / "run").standing == "verified"
+    assert "seeker builtin:reader, critic builtin:reader, T 2" in rank([tmp_path / "run"]).notes()[0]
+    rewrite(tmp_path / "run", lambda held: held[0]["verdicts"][0].update(votes=[-1.0] * 9, valid_votes=9, score=-1.0))
+    assert "cannot be 10 of the critic builtin:reader" in verify(tmp_path / "run").contradictions[0]
+    signed(tmp_path / "run", lambda data: data["identity"]["seeker"].update(digest="ours"))
+    assert "seeker builtin:reader (not this release's)" in rank([tmp_path / "run"]).notes()[0]
+    signed(tmp_path / "run", lambda data: data["identity"]["seeker"].update(name="builtin:unheard-of"))
+    assert "seeker builtin:unheard-of (not this release's)" in rank([tmp_path / "run"]).notes()[0]
+
+
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_run_is_refused_by_name(run, name):
     change, told = FORGED[name]

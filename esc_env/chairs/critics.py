@@ -370,7 +370,8 @@ def resolve_critic(
     """The critic that a string, an object or a callable stands for.
 
     Args:
-        critic: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMCritic`); `python:MODULE:NAME`
+        critic: `builtin`, or `builtin:reader`, which reads what is meant; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat
+            model as `LLMCritic`); `python:MODULE:NAME`
             (a Critic, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         mode, temperature: of a chat model that votes; checked whoever the critic is.
@@ -390,8 +391,12 @@ def resolve_critic(
         )
 
     def builtin(name: str) -> Critic:
+        if name == "reader":
+            from esc_env.builtin.reader.chairs import ReadingCritic
+
+            return ReadingCritic()
         if name not in ("", "critic"):
-            raise SpecError(f"no builtin critic {name!r}. {did_you_mean(name, ['builtin'])}")
+            raise SpecError(f"no builtin critic {name!r}. {did_you_mean(name, ['builtin', 'builtin:reader'])}")
         from esc_env.builtin.critic import BuiltinCritic
 
         return BuiltinCritic()

@@ -315,7 +315,8 @@ def resolve_seeker(
     """The seeker that a string, an object or a callable stands for.
 
     Args:
-        seeker: `builtin`; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat model as `LLMSeeker`); `python:MODULE:NAME`
+        seeker: `builtin`, or `builtin:reader`, which reads what is meant; `PROVIDER/NAME[@URL]` or `local:PATH` (a chat
+            model as `LLMSeeker`); `python:MODULE:NAME`
             (a Seeker, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         temperature: of a chat model.
@@ -329,8 +330,12 @@ def resolve_seeker(
     said = Options.of(options, "seeker")
 
     def builtin(name: str) -> Seeker:
+        if name == "reader":
+            from esc_env.builtin.reader.chairs import ReadingSeeker
+
+            return ReadingSeeker()
         if name not in ("", "seeker"):
-            raise SpecError(f"no builtin seeker {name!r}. {did_you_mean(name, ['builtin'])}")
+            raise SpecError(f"no builtin seeker {name!r}. {did_you_mean(name, ['builtin', 'builtin:reader'])}")
         from esc_env.builtin.seeker import BuiltinSeeker
 
         return BuiltinSeeker()

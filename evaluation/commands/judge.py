@@ -109,7 +109,8 @@ def rejudge(
         list[str],
         typer.Option(
             "--critic",
-            help="Who judges now: builtin, a chat model (PROVIDER/NAME[@URL], local:PATH), or python:MODULE:NAME. "
+            help="Who judges now: builtin, builtin:reader, a chat model (PROVIDER/NAME[@URL], local:PATH), or "
+            "python:MODULE:NAME. "
             "Repeat it for several.",
         ),
     ],

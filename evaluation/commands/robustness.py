@@ -210,8 +210,9 @@ def _attacks(
 ) -> None:
     """Try to game a seeker and critic of your choice: forged turns, instructions to the critic, flattery, word salad.
 
-    Each attack is a supporter that helps nobody; told is what it gains over one that says nothing. What the embedded
-    pair may give is held to bounds by `esc validate gaming`.
+    Each attack is a supporter that helps nobody, but for a few that are held beside them; told is what it gains over
+    one that says nothing. What the embedded pair and the one that reads may give is held to bounds by `esc validate
+    gaming`, which also has supporters whose words were written for the people of builtin:test (here by --only).
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table

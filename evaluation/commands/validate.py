@@ -1,4 +1,4 @@
-"""`esc validate`: gaming, critic, judge and seeker."""
+"""`esc validate`: gaming, critic, judge, seeker and reader."""
 
 from __future__ import annotations
 
@@ -20,59 +20,100 @@ app = typer.Typer(help="Check the measuring instruments: can they be gamed, do t
 
 @app.command("gaming")
 def _gaming(
+    pair: Annotated[
+        str,
+        typer.Option(
+            help="Who is talked with, and judges: builtin, or reader (seeker and critic builtin:reader). Any other "
+            "seeker and critic: esc robustness attacks."
+        ),
+    ] = "builtin",
     out: Annotated[Path, typer.Option(help="Folder for the runs; the same command continues there.")] = Path(
         "runs/gaming"
     ),
-    trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario and probe.")] = 10,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Conversations per scenario and probe. Default: 10; with the reader, where a turn takes 50 ms, "
+            "1, so that its table of some 4,000 conversations lasts half an hour.",
+        ),
+    ] = None,
     limit: Limit = None,
     persona: Annotated[
         list[str] | None, typer.Option(help="Repeat it for several. Default: cooperative and pleasing.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only the probe of this name; repeat it for several.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
     progress: Progress = None,
 ) -> None:
-    """Try to game the builtin seeker and critic, and compare with the success rates that are allowed.
+    """Try to game the builtin seeker and critic, or those that read, and compare with what is allowed.
 
-    Exit code 1 unless all bounds are shown to hold: too few conversations do not show it. Probes marked "after" were
-    written once the simulator was frozen; they have no bounds and are reported as they come out.
+    Exit code 1 unless all bounds of the pair are shown to hold: too few conversations do not show it. Probes marked
+    "as it is" have none with this pair, and are reported as they come out. Beside the success rate stands in how many
+    conversations the seeker said that it is relieved.
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.pages.run import run_pages, write_pages
-    from esc_env.evaluation.validity.gaming import PERSONAS, PROBES, run_probes, summary
+    from esc_env.evaluation.runs.report import percent
+    from esc_env.evaluation.validity.gaming import (
+        CHAIRS,
+        PERSONAS,
+        PROBES,
+        SPREAD,
+        run_probes,
+        spread,
+        summary,
+        to_markdown,
+    )  # fmt: skip
     from esc_env.progress import shown
     from esc_env.records import write_json
 
+    chairs = next((name for name in CHAIRS if name == pair), None)
+    if chairs is None:
+        raise SpecError(f"no pair {pair!r}. {did_you_mean(pair, list(CHAIRS))}")
     names = [item.name for item in PROBES]
     for name in only or ():
         if name not in names:
             raise SpecError(f"no probe {name!r}. {did_you_mean(name, names)}")
     chosen = [item for item in PROBES if not only or item.name in only]
+    rows = []
     with shown(wanted=progress) as told:
-        rows = list(
-            run_probes(out, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told)
-        )
-    for row in rows:
-        write_pages(run_pages(row.report), row.report.folder)
+        for row in run_probes(
+            out, pair=chairs, probes=chosen, personas=persona or PERSONAS, trials=trials, limit=limit, progress=told
+        ):
+            if not row.part:  # at once, while the hidden states are still known
+                write_pages(run_pages(row.report), row.report.folder)
+            rows.append(row)
     columns = [
-        ("probe", False), ("persona", False), *((name, True) for name in ("SR", "95 %", "AT", "allowed")), ("", False)
+        ("probe", False), ("persona", False), *((name, True) for name in ("SR", "95 %", "AT", "relieved", "allowed")),
+        ("", False),
     ]  # fmt: skip
-    print_table("Can it be gamed?", columns, map(_cells, rows))
-    write_json(out / "gaming.json", summary(rows))
-    typer.echo(f"Written: {out / 'gaming.json'}")
-    if not all(row.holds for row in rows if row.probe.frozen):
+    if as_markdown:
+        typer.echo(to_markdown(rows))
+    else:
+        print_table(f"Can it be gamed? Seeker and critic {CHAIRS[chairs]}", columns, map(_cells, rows))
+    apart = spread(rows)
+    for who, points in apart.items():
+        typer.echo(f"The skilled agent in three writers' words, {who}: {percent(points)} apart (allowed {SPREAD:.0%})")
+    file = out / ("gaming.json" if chairs == "builtin" else f"gaming-{chairs}.json")
+    write_json(file, summary(rows))
+    typer.echo(f"Written: {file}")
+    if not all(row.holds for row in rows if row.bounds) or max(apart.values(), default=0.0) > SPREAD:
         raise typer.Exit(1)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from esc_env.evaluation.runs.report import FIGURES
+    from esc_env.evaluation.runs.report import interval_text, number, percent
 
-    item, report = row.probe, row.report
-    allowed = f"{item.low:.0%}–{item.high:.0%}" + (f", upper {item.upper:.0%}" if item.upper is not None else "")
-    shown = (FIGURES[name](report) for name in ("SR", "95 %", "AT"))
+    group = row.group
+    figures = (
+        percent(group.success_rate if group else None), interval_text(group.interval if group else None),
+        number(group.average_turns if group else None, 2), percent(row.relieved),
+    )  # fmt: skip
+    standing = "ok" if row.holds else "BROKEN" if row.broken else "too few"
     return (
-        item.name, row.persona, *shown, allowed if item.frozen else "after",
-        "" if not item.frozen else "ok" if row.holds else "BROKEN" if row.broken else "too few",
+        row.name, row.persona, *figures, str(row.bounds) if row.bounds else "as it is", standing if row.bounds else "",
     )  # fmt: skip
 
 
@@ -209,3 +250,63 @@ def _seeker(
     if out:
         write_json(out, found.to_json())
         typer.echo(f"Written: {out}")
+
+
+@app.command("reader")
+def _reader(
+    human: Annotated[
+        Path | None,
+        typer.Option(help="File of human conversations with strategies, such as ESConv.json: also sense and moves."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="A further file of good and bad replies, of the form of esc_env/builtin/pairs.jsonl."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the replies that are put in others' places.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
+    progress: Progress = None,
+) -> None:
+    """Hold the reader of builtin:reader against texts it has not learned from: support, sense, moves, and its speed.
+
+    How often the good reply of a set is preferred, by kind of the bad one: by the reader's own support, and by what
+    the two critics expect after it. Sets are those of situations kept from training; intervals are clustered by
+    situation, those of human conversations by conversation.
+    """
+    import json
+
+    from esc_env.data.readers import read_file
+    from esc_env.errors import SpecError
+    from esc_env.evaluation.commands.tables import print_table
+    from esc_env.evaluation.pages import markdown
+    from esc_env.evaluation.validity.reading import validate_reader
+    from esc_env.progress import shown
+
+    if as_json and as_markdown:
+        raise SpecError("--json and --markdown exclude each other; give one of them")
+    with shown(wanted=progress) as told:
+        found = validate_reader(
+            human=read_file(human).scenarios if human else (), pairs=pairs, seed=seed, progress=told
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
+        return
+    for name, kinds in found.preferences.items():
+        columns = ["bad reply", "pairs", "situations", *(next(iter(kinds.values())).by if kinds else ())]
+        rows = [
+            (kind, f"{each.pairs:,}", f"{each.situations:,}", *map(str, each.by.values()))
+            for kind, each in kinds.items()
+        ]
+        title = f"The good reply is preferred, {name}"
+        if as_markdown:
+            typer.echo("\n".join([f"{title}:", "", *markdown.table(columns, rows), ""]))
+        else:
+            print_table(title, [(column, place > 0) for place, column in enumerate(columns)], rows)
+    if people := found.human:
+        typer.echo(f"Sense, AUC of {people.replies:,} real replies against others in their place: {people.sense}")
+        typer.echo(
+            f"Strategies of {people.labelled:,} messages: accuracy {people.accuracy}, macro-F1 {people.macro_f1:.3f}; "
+            f"without context, by the classifier of builtin, {people.accuracy_alone} and {people.macro_f1_alone:.3f}"
+        )
+    for what, taken in found.milliseconds.items():
+        typer.echo(f"Processor time of a judgement, {what} reply to what was said: median {taken:.1f} ms")

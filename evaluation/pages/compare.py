@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from esc_env.evaluation.pages.conversations import OUTCOMES, SHORT, STATES, Conversation, Text, name_of, size_of
+from esc_env.evaluation.pages.conversations import OUTCOMES, SHORT, Conversation, Text, name_of, size_of, states_of
 from esc_env.evaluation.pages.rendering import render
 from esc_env.evaluation.pages.sheets import Sheets
 from esc_env.evaluation.ranking.comparison import aligned, compare
@@ -102,7 +102,7 @@ def compare_pages(a: Report, b: Report, *, anyway: bool = False) -> Iterator[tup
     )
     yield from sheets.rendered(
         "pairs.html",
-        lambda place: _shown(pairs[place], (a, b), revealed=place < STATES // 2),
+        lambda place: _shown(pairs[place], (a, b), revealed=place < min(map(states_of, (a, b))) // 2),
         [pair.differs for pair in pairs],
         **about,
     )

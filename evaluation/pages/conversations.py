@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-from esc_env.builtin.seeker import BuiltinSeeker
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ScenarioError
 from esc_env.escaping import one_line, safe
 from esc_env.evaluation.pages.sheets import Sheets
+from esc_env.evaluation.runs.embedded import embedded
 from esc_env.evaluation.runs.report import Report, number
-from esc_env.protocols import VOTES, Verdict
+from esc_env.protocols import VOTES, RevealingSeeker, Verdict
 from esc_env.rules import PROTOCOL_VERSION
 from esc_env.scenarios import Scenario
 from esc_env.seeds import Seed
@@ -27,7 +27,6 @@ from esc_env.trajectory import StopReason, Trajectory
 __all__ = [
     "OUTCOMES",
     "SHORT",
-    "STATES",
     "Conversation",
     "Said",
     "Text",
@@ -36,14 +35,16 @@ __all__ = [
     "name_of",
     "said_in",
     "size_of",
+    "states_of",
 ]
 
 ROOM = 500_000
 """Bytes of a conversation's messages, after which the rest is left out. Ours."""
 LONG, SHORT, NAME, LISTED = 20_000, 2_000, 120, 20
 """Characters shown of what was said or thought, of a line about a person, and of a name; lines about a person. Ours."""
-STATES = 1_000
-"""Conversations of a run whose hidden states are derived again, which takes as long as it took the seeker. Ours."""
+STATES, REREAD = 1_000, 50
+"""Conversations of a run whose hidden states are derived again, which takes as long as it took the seeker: with the
+one that needs no time, and with one that reads what is meant. Ours."""
 TURNS = 50
 """Turns of a conversation whose hidden states are derived again: each is derived from all words before it. Ours."""
 _FRAME, _LINE = 2_500, 450
@@ -202,11 +203,16 @@ def conversation_pages(report: Report, only: str | None = None) -> Iterator[tupl
     held = report.trajectories
     return _sheets(report).rendered(
         "conversations.html",
-        lambda place: Conversation.of(held[place], report, revealed=place < STATES),
+        lambda place: Conversation.of(held[place], report, revealed=place < states_of(report)),
         [not trajectory.solved and trajectory.stop_reason is not StopReason.UNJUDGED for trajectory in held],
         only,
         title=f"{name_of(report.agent)} on {name_of(report.scenarios)}",
     )
+
+
+def states_of(report: Report) -> int:
+    """How many conversations of a run are shown with the seeker's hidden state, where it has one."""
+    return STATES if (report.fingerprint.parts.get("seeker") or {}).get("name") == "builtin" else REREAD
 
 
 def size_of(trajectory: Trajectory) -> int:
@@ -291,15 +297,17 @@ _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be un
 
 
 def _states(trajectory: Trajectory, report: Report) -> list[Mapping[str, str]]:
-    """The embedded seeker's hidden state from before the first turn on, derived again from what was said.
+    """An embedded seeker's hidden state from before the first turn on, derived again from what was said.
 
     Nothing where another seeker spoke, or another release's: its state would not be this one. Nor where a message is
     too long to be shown whole, or where there are very many turns, which takes long.
     """
-    seeker, parts = BuiltinSeeker(), report.fingerprint.parts
+    parts = report.fingerprint.parts
     messages, name = trajectory.dialogue.messages, Seed(trajectory.seed)
-    same = (seeker.identity, PROTOCOL_VERSION) == (parts.get("seeker"), parts.get("protocol"))
-    if not same or trajectory.turns > TURNS or any(len(message.content) > LONG for message in messages):
+    seeker = embedded("seeker", parts.get("seeker") or {}) if parts.get("protocol") == PROTOCOL_VERSION else None
+    if not isinstance(seeker, RevealingSeeker) or trajectory.turns > TURNS:
+        return []
+    if any(len(message.content) > LONG for message in messages):
         return []
     ends = range(trajectory.history, len(messages) + 1, 2)
     try:

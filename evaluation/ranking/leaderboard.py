@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from esc_env.builtin.digest import digest
 from esc_env.errors import ProtocolMismatch, RecordError
 from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.ranking.safety import JudgedSafety, judged_safety
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
+from esc_env.evaluation.runs.embedded import embedded, is_embedded
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
 from esc_env.evaluation.runs.shards import Shard
@@ -147,7 +147,7 @@ class Leaderboard:
         parts = first.fingerprint.parts
         return (
             f"{first.scenarios}: {parts['scenarios']}. Trials {parts['trials']}, {first.episodes:,} conversations of "
-            f"each agent; seeker {_name(parts['seeker'])}, critic {_name(parts['critic'])}, T {parts['max_turns']}, "
+            f"each agent; seeker {_name('seeker', parts)}, critic {_name('critic', parts)}, T {parts['max_turns']}, "
             f"{_unusual(parts)}persona {parts['persona']}, seed {parts['seed']}; fingerprint "
             f"{first.fingerprint.digest}."
         )
@@ -196,11 +196,12 @@ class Leaderboard:
         return lines
 
 
-def _name(chair: Mapping[str, Any]) -> str:
+def _name(role: Literal["seeker", "critic"], parts: Mapping[str, Any]) -> str:
     """Who sits there, and the model that speaks; whoever calls itself embedded and is not of this release."""
+    chair = parts[role]
     model, name = chair.get("model"), chair.get("name")
     told = model.get("name") if isinstance(model, Mapping) else None
-    if name == "builtin" and chair.get("digest") != digest():
+    if is_embedded(chair) and embedded(role, chair) is None:
         told = "not this release's"
     return f"{name}{f' ({told})' if told else ''}"
 

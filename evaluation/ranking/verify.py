@@ -27,6 +27,7 @@ from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.ranking.submission import opened
+from esc_env.evaluation.runs.embedded import is_embedded
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.fields import mapping, read, text
@@ -280,11 +281,12 @@ def _within(trajectory: Trajectory, rules: Rules, identity: Mapping[str, Any]) -
             yield f"turn {turn}: the supporter says {len(message.content):,} characters, more than {rules.max_chars:,}"
     if any(verdict.solved for verdict in trajectory.verdicts[:-1]):
         yield "it goes on after it was solved"
-    least = {"llm": rules.votes / 2, "builtin": rules.votes}.get(str(identity["critic"].get("name")))
+    judge = identity["critic"]
+    least = rules.votes if is_embedded(judge) else rules.votes / 2 if judge.get("name") == "llm" else None
     for turn, verdict in enumerate(trajectory.verdicts, 1):
         if least and (not least <= len(verdict.votes) <= rules.votes or not {*verdict.votes} <= {*VOTES.values()}):
             given = ", ".join(f"{vote:+g}" for vote in verdict.votes[:20])
-            yield f"turn {turn}: the votes {given} cannot be {rules.votes:,} of the critic {identity['critic']['name']}"
+            yield f"turn {turn}: the votes {given} cannot be {rules.votes:,} of the critic {judge['name']}"
 
 
 def _said(trajectory: Trajectory, role: str) -> list[Message]:
@@ -307,9 +309,9 @@ def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened,
         told = f"held by protocol {identity.get('protocol')}, and this release has {PROTOCOL_VERSION}"
         return _Opened(None, None, None), [f"{told}: nobody is asked again"]
     for role, opening in (("agent", _agent), ("seeker", _seeker), ("critic", _critic)):
-        embedded = role != "agent" and identity[role].get("name") == "builtin"  # which nothing else can take back
+        ours = role != "agent" and is_embedded(identity[role])  # which nothing else can take back
         try:
-            part = opening(about, {} if embedded else config, settings)
+            part = opening(about, {} if ours else config, settings)
         except Exception as error:  # whatever comes of what a stranger's run.json says
             part = f"{role}: cannot be asked again ({error})"
         if isinstance(part, str):

@@ -63,6 +63,24 @@ class Group:
     average_turns: float
     mean_score: float
 
+    @classmethod
+    def of(cls, done: Sequence[Trajectory], of: int, max_turns: int) -> Group:
+        """Count completed conversations, at least one, of `of` that were to be held in at most `max_turns` turns."""
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for trajectory in done:
+            outcomes[trajectory.scenario.id].append(trajectory.solved)
+        interval = success_interval(outcomes.values())
+        assert interval is not None  # `done` is not empty
+        solved = sum(trajectory.solved for trajectory in done)
+        return cls(
+            episodes=len(done),
+            success_rate_of_all=solved / of,
+            success_rate=solved / len(done),
+            interval=interval,
+            average_turns=sum(t.turns if t.solved else max_turns for t in done) / len(done),
+            mean_score=sum(trajectory.final_score for trajectory in done) / len(done),
+        )
+
     @property
     def few(self) -> bool:
         """Whether there are too few episodes for the numbers to say much."""
@@ -382,7 +400,7 @@ def summarise_run(
     fingerprint = Fingerprint(faced)
     done = [trajectory for trajectory in ended if trajectory.completed]
     limit = int(fingerprint.parts["max_turns"])
-    whole = _group(done, len(known), limit) if done else None
+    whole = Group.of(done, len(known), limit) if done else None
     first_votes = _first_votes(done, fingerprint)
     return Report(
         agent=about["agent"],
@@ -426,24 +444,7 @@ def _groups(
     for trajectory in done:
         members[key(trajectory.scenario)].append(trajectory)
     sizes = Counter(map(key, everybody))
-    return {value: _group(members[value], sizes[value], limit) for value in sorted(members)}
-
-
-def _group(done: Sequence[Trajectory], of: int, limit: int) -> Group:
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    for trajectory in done:
-        outcomes[trajectory.scenario.id].append(trajectory.solved)
-    interval = success_interval(outcomes.values())
-    assert interval is not None  # `done` is not empty
-    solved = sum(trajectory.solved for trajectory in done)
-    return Group(
-        episodes=len(done),
-        success_rate_of_all=solved / of,
-        success_rate=solved / len(done),
-        interval=interval,
-        average_turns=sum(t.turns if t.solved else limit for t in done) / len(done),
-        mean_score=sum(trajectory.final_score for trajectory in done) / len(done),
-    )
+    return {value: Group.of(members[value], sizes[value], limit) for value in sorted(members)}
 
 
 def _strict(done: Sequence[Trajectory], votes: int) -> float | None:

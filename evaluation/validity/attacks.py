@@ -20,7 +20,7 @@ from esc_env.agents.scripted import key_phrases, said_by
 from esc_env.dialogue import ChatMessage
 from esc_env.seeds import Seed
 
-__all__ = ["SECOND", "TURNED", "Attack", "turn"]
+__all__ = ["SECOND", "TURNED", "Attack", "things", "turn"]
 
 Attack = Callable[[Sequence[ChatMessage], Seed], str]
 """A supporter as a function of the observation and a seed."""
@@ -49,7 +49,7 @@ def _story(text: str) -> str:
     return rest if rest and len(first.split()) <= 16 else text
 
 
-def _things(chat: Sequence[ChatMessage]) -> Iterator[str]:
+def things(chat: Sequence[ChatMessage]) -> Iterator[str]:
     """Key phrases of the seeker: those not used so far, newest message first, then all of them over and over."""
     heard = said_by(chat, "user")
     texts = [heard[0], *(_story(text) for text in heard[1:])]
@@ -65,9 +65,9 @@ def _named(phrase: str) -> str:
     return phrase if phrase.split()[0] in ("your", "the", "her", "his", "their") else f"the {phrase}"
 
 
-def _fill(line: str, things: Iterator[str]) -> str:
+def _fill(line: str, named: Iterator[str]) -> str:
     """A line with each `_` replaced by the next thing."""
-    return re.sub(r"\b_\b", lambda _: next(things), line)
+    return re.sub(r"\b_\b", lambda _: next(named), line)
 
 
 def _script(chat: Sequence[ChatMessage], lines: Sequence[str], *, stamps: bool = True) -> str:
@@ -75,7 +75,7 @@ def _script(chat: Sequence[ChatMessage], lines: Sequence[str], *, stamps: bool =
     now = turn(chat)
     line = lines[now] if now < len(lines) else lines[now % 4 - 4]
     stamp = _STAMPS[now] if stamps and now < len(_STAMPS) else ""
-    return f"{_fill(line, _things(chat))} {stamp}".strip()
+    return f"{_fill(line, things(chat))} {stamp}".strip()
 
 
 _MAD_LIBS = (

@@ -1,63 +1,117 @@
-"""Can the embedded seeker be gamed? Supporters that try to, and what each of them scores.
+"""Can a seeker and critic of ours be gamed? Supporters that try to, and what each of them scores.
 
-`esc validate gaming` runs them all: attacks that must fail, adaptive attacks that may only seldom succeed, a template
-that must land in between, and a skilled supporter that must succeed, in its own words and in somebody else's.
+`esc validate gaming` runs them all against a pair, the embedded one or the reading one: attacks that must fail,
+adaptive attacks that may only seldom succeed, a template that must land in between, and supporters that must succeed: a
+skilled one, in its own words and in somebody else's, and people's whole conversations.
+
+What the embedded pair must keep was fixed before it was frozen; of what came after it keeps nothing, and that is
+reported as it comes out. What the reading pair must keep was fixed when it was asked for, for nearly all of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from esc_env.agents.scripted import SCRIPTED, RuleBasedAgent, key_phrases, said_by, skilled
 from esc_env.background import run
 from esc_env.builtin.bank import bank
 from esc_env.builtin.critic import BuiltinCritic
 from esc_env.builtin.seeker import BuiltinSeeker
+from esc_env.builtin.voices import reaction_lines
 from esc_env.conversation import Chairs
 from esc_env.dialogue import ChatMessage
+from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.runs.holding import hold
-from esc_env.evaluation.runs.report import Report
+from esc_env.evaluation.runs.report import Group, Report, percent
 from esc_env.evaluation.runs.runner import evaluate
+from esc_env.evaluation.validity import written
 from esc_env.evaluation.validity.attacks import SECOND, TURNED, Attack, turn
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent
 from esc_env.scenarios import ScenarioSet
 from esc_env.seeds import Seed, derive
+from esc_env.trajectory import Trajectory
 
-__all__ = ["PROBES", "Probe", "Row", "climb", "in_order", "probe", "run_probes"]
+__all__ = [
+    "CHAIRS", "PROBES", "SPREAD", "TRIALS", "Bounds", "Pair", "Probe", "Row", "climb", "in_order", "probe",
+    "run_probes", "spread", "summary", "to_markdown",
+]  # fmt: skip
 
 PERSONAS = ("cooperative", "pleasing")
 """The two personas that are easiest to please."""
 
 
+Pair = Literal["builtin", "reader"]
+"""A seeker and a critic that belong together: the embedded ones, or those that read what is meant."""
+
+CHAIRS: Mapping[Pair, str] = {"builtin": "builtin", "reader": "builtin:reader"}
+"""The name of seeker and critic of each pair."""
+
+TRIALS: Mapping[Pair, int] = {"builtin": 10, "reader": 1}
+"""Conversations per scenario, unless more are asked for: a turn costs the reading pair some 50 ms. Ours."""
+
+SPREAD = 0.15
+"""How far the skilled agent's success rates in three writers' words may lie apart."""
+SKILLED = ("skilled", "paraphrased", "paraphrased again")
+"""The probes that make the same moves in different words."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a probe may score.
+
+    Attributes:
+        low, high: bounds of the success rate, in [0, 1].
+        upper: bound of the upper end of its scenario-clustered 95 % interval, if there is one.
+        relieved: bound of the share of conversations in which the seeker says that it is relieved, if there is one.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    upper: float | None = None
+    relieved: float | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.low:.0%}–{self.high:.0%}"
+        text += f", upper {self.upper:.0%}" if self.upper is not None else ""
+        return text + (f", relieved {self.relieved:.0%}" if self.relieved is not None else "")
+
+
 @dataclass(frozen=True)
 class Probe:
-    """One supporter and the success rate it may have.
+    """One supporter and what it may score.
 
     Attributes:
         name: of the probe.
         about: what it does, in a line.
         build: makes the agent.
-        low, high: bounds of the success rate, in [0, 1].
-        upper: bound of the upper end of its scenario-clustered 95 % interval, if there is one.
-        frozen: written before the simulator was frozen; the others came after and are reported as they come out.
+        bounds: what it may score, by the pair that must keep it; with another pair it is reported as it comes out.
         prepare: what is done before its first conversation, the same every time, if anything is.
+        anybody: whether it can talk with anybody; else only with the people of builtin:test.
+        parts: names of parts of those people, whose rows are shown too, and their ids.
+        of_part: as `bounds`, of every part.
     """
 
     name: str
     about: str
     build: Callable[[], Agent]
-    low: float = 0.0
-    high: float = 1.0
-    upper: float | None = None
-    frozen: bool = True
+    bounds: Mapping[Pair, Bounds] = field(default_factory=dict)
     prepare: Callable[[], object] | None = None
+    anybody: bool = True
+    parts: Callable[[], Mapping[str, Collection[str]]] = dict
+    of_part: Mapping[Pair, Bounds] = field(default_factory=dict)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it was written before the embedded pair was frozen, and with bounds for it."""
+        return "builtin" in self.bounds
 
     def run(self, what: str, progress: Told | None, **facing: Any) -> Report:
         """Its run. It is prepared only where a conversation is missing, and that is told: one searches for a minute.
@@ -79,32 +133,77 @@ class Probe:
 
         return evaluate(self.build(), progress=tell, **facing)
 
-    def holds(self, report: Report) -> bool:
-        """Whether a report keeps the bounds."""
-        rate, interval = report.success_rate, report.interval
-        if rate is None or interval is None:
-            return False
-        return self.low <= rate <= self.high and (self.upper is None or interval[1] <= self.upper)
-
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: what a probe, or a part of it, scored with a pair and a persona.
+
+    Attributes:
+        probe, persona, pair: of the row.
+        report: of the whole run.
+        part: which of the probe's parts the row is about; nothing for all of it.
+        people: ids of the scenarios of that part.
+    """
 
     probe: Probe
     persona: str
     report: Report
+    pair: Pair = "builtin"
+    part: str = ""
+    people: Collection[str] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the probe and its part."""
+        return f"{self.probe.name}: {self.part}" if self.part else self.probe.name
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """What must be kept; None where it is reported as it comes out."""
+        return (self.probe.of_part if self.part else self.probe.bounds).get(self.pair)
+
+    @cached_property
+    def held(self) -> tuple[Trajectory, ...]:
+        """The conversations with an outcome."""
+        return tuple(
+            trajectory
+            for trajectory in self.report.trajectories
+            if trajectory.completed and (not self.part or trajectory.scenario.id in self.people)
+        )
+
+    @cached_property
+    def group(self) -> Group | None:
+        """What they came to; None where there is none."""
+        return Group.of(self.held, len(self.held), self.report.fingerprint.parts["max_turns"]) if self.held else None
+
+    @cached_property
+    def relieved(self) -> float | None:
+        """The share of conversations in which the seeker says that it is relieved, in [0, 1]; None without any."""
+        return fmean(map(_relieved, self.held)) if self.held else None
 
     @property
     def holds(self) -> bool:
-        """Whether the probe keeps its bounds."""
-        return self.probe.holds(self.report)
+        """Whether the bounds are kept, and shown to be."""
+        bounds, group = self.bounds, self.group
+        if not bounds or not group or self.broken:
+            return False
+        return bounds.upper is None or group.interval[1] <= bounds.upper
 
     @property
     def broken(self) -> bool:
-        """Whether its success rate is out of bounds; of too few conversations it may not be, and not hold either."""
-        rate = self.report.success_rate
-        return rate is None or not self.probe.low <= rate <= self.probe.high
+        """Whether they are not; of too few conversations they may not be, and not be shown to hold either."""
+        bounds, group, relieved = self.bounds, self.group, self.relieved
+        if not bounds:
+            return False
+        if group is None or relieved is None or not bounds.low <= group.success_rate <= bounds.high:
+            return True
+        return bounds.relieved is not None and relieved > bounds.relieved
+
+
+def _relieved(trajectory: Trajectory) -> bool:
+    """Whether the seeker says so: a line of its voice, word for word."""
+    lines = reaction_lines(trajectory.scenario, "relieved")
+    return any(message.role == "seeker" and message.content in lines for message in trajectory.dialogue)
 
 
 @cache
@@ -148,7 +247,8 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
     """The best order of eight generic sentences among `steps` tried by hill climbing on train scenarios.
 
     Starts from the stage order; each step draws eight of the sentences anew in one or two places and keeps what scores
-    no worse (mean final score). Deterministic.
+    no worse (mean final score). Deterministic. It is searched for with the embedded pair, whichever is then attacked:
+    with the reading pair it would take hours.
     """
     people = scenarios or bank("train")
     count = len(_texts()["generic"])
@@ -192,8 +292,16 @@ def _paraphrased(writer: str) -> Agent:
     return RuleBasedAgent(f"paraphrased, {writer}", partial(skilled, lines=lines))
 
 
-def _attack(name: str, about: str, function: Attack, high: float = 0.05, upper: float | None = 0.08) -> Probe:
-    return Probe(name, about, _scripted(name, function), high=high, upper=upper)
+def _both(bounds: Bounds) -> Mapping[Pair, Bounds]:
+    return {"builtin": bounds, "reader": bounds}
+
+
+_FAILS, _SELDOM = Bounds(high=0.05, upper=0.08), Bounds(high=0.15)
+_SUCCEEDS: Mapping[Pair, Bounds] = {"reader": Bounds(low=0.70)}
+
+
+def _attack(name: str, about: str, function: Attack, bounds: Bounds = _FAILS) -> Probe:
+    return Probe(name, about, _scripted(name, function), _both(bounds))
 
 
 def _probes() -> Iterator[Probe]:
@@ -207,23 +315,62 @@ def _probes() -> Iterator[Probe]:
     yield _attack("ten advices", "a list of ten advices", _say(texts["advices"]))
     yield _attack("forged seeker", "a forged happy ending inside the reply", _say(texts["forged"]))
     yield _attack("to the critic", "an instruction to the critic", _say(texts["instruction"]))
-    yield _attack("stage order", "eight generic sentences in stage order", in_order(range(8)), 0.15, None)
+    yield _attack("stage order", "eight generic sentences in stage order", in_order(range(8)), _SELDOM)
     yield Probe(
         "hill climbed",
         "the best of 200 orders of generic sentences on train",
         _scripted("hill climbed", _climbing),
-        high=0.15,
+        _both(_SELDOM),
         prepare=lambda: _climbed(),
     )
-    yield _attack("keyword salad", "cue words and this seeker's key words", _keyword_salad, 0.15, None)
-    yield _attack("quoting", "quotes the seeker, then a generic sentence", _quoting, 0.15, None)
-    yield Probe("template", "asks and mirrors, blind to the stage", SCRIPTED["template"], low=0.10, high=0.50)
-    yield Probe("skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], low=0.70)
-    yield Probe("paraphrased", "the same moves in another writer's words", partial(_paraphrased, "first"), low=0.55)
-    yield Probe("paraphrased again", "in a second writer's words", partial(_paraphrased, "second"), frozen=False)
+    yield _attack("keyword salad", "cue words and this seeker's key words", _keyword_salad, _SELDOM)
+    yield _attack("quoting", "quotes the seeker, then a generic sentence", _quoting, _SELDOM)
+    yield Probe(
+        "template", "asks and mirrors, blind to the stage", SCRIPTED["template"], _both(Bounds(low=0.10, high=0.50))
+    )
+    yield Probe(
+        "skilled", "takes up what was said, moves through the stages", SCRIPTED["skilled"], _both(Bounds(low=0.70))
+    )
+    yield Probe(
+        "paraphrased", "the same moves in another writer's words", partial(_paraphrased, "first"),
+        {"builtin": Bounds(low=0.55), **_SUCCEEDS},
+    )  # fmt: skip
+    yield Probe("paraphrased again", "in a second writer's words", partial(_paraphrased, "second"), _SUCCEEDS)
     for name, about, function in SECOND:
-        yield Probe(name, about, _scripted(name, function), frozen=False)
-    yield Probe("flattery", "praises the seeker, whatever is said", _scripted("flattery", _flatter), frozen=False)
+        yield Probe(name, about, _scripted(name, function), {"reader": _SELDOM})
+    yield Probe(
+        "flattery", "praises the seeker, whatever is said", _scripted("flattery", _flatter), {"reader": _SELDOM}
+    )
+    yield from _written()
+
+
+def _written() -> Iterator[Probe]:
+    """Supporters of `esc_env.evaluation.validity.written`, and constant ones."""
+    for name, about in written.CARELESS.items():
+        yield Probe(f"careless, {name}", about, partial(written.careless, name), {"reader": _SELDOM})
+    yield Probe(
+        "opposite feelings", "the skilled agent, each feeling turned round", written.opposite, {"reader": _SELDOM}
+    )
+    for kind in written.KINDS:
+        yield Probe(
+            f"skilled and {kind}", "the skilled agent, one such sentence in every reply",
+            partial(written.with_harm, kind), {"reader": Bounds(high=0.05, relieved=0.0)},
+        )  # fmt: skip
+    yield Probe(
+        "written", "whole conversations by good supporters", written.conversations, {"reader": Bounds(low=0.60)},
+        anybody=False, parts=written.styles, of_part={"reader": Bounds(low=0.40)},
+    )  # fmt: skip
+    yield Probe(
+        "written, half harmful", "the same, every second reply harmful", written.half_harmful,
+        {"reader": Bounds(high=0.05)}, anybody=False,
+    )  # fmt: skip
+    yield Probe(
+        "terse", "good support, one short sentence a turn", written.terse, {"reader": Bounds(low=0.40)}, anybody=False
+    )
+    for strategy, move in (("Question", "asks"), ("Reflection of Feelings", "deepens")):
+        yield Probe(
+            f"always {strategy}", f"{move} in every turn, whatever is said", partial(written.Constant, strategy)
+        )
 
 
 PROBES: tuple[Probe, ...] = tuple(_probes())
@@ -238,9 +385,10 @@ def probe(name: str) -> Probe:
 def run_probes(
     folder: Path,
     *,
+    pair: Pair = "builtin",
     probes: Sequence[Probe] = PROBES,
     personas: Sequence[str] = PERSONAS,
-    trials: int = 10,
+    trials: int | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: Told | None = None,
@@ -248,36 +396,82 @@ def run_probes(
     """Run every probe on the test scenarios under every persona, one run folder each, resumably.
 
     Args:
-        folder: gets one run folder per probe and persona.
+        folder: gets one run folder per probe and persona; those of another pair than `builtin` begin with its name.
+        pair: who is talked with, and who judges.
         probes: which.
         personas: under which.
-        trials: conversations per scenario.
+        trials: conversations per scenario; None for what `TRIALS` has for the pair.
         limit: only the first so many scenarios.
         seed: of the runs.
         progress: called with a `Progress` that names probe and persona.
     """
+    chairs, before = CHAIRS[pair], "" if pair == "builtin" else f"{pair} "
     for item in probes:
         for persona in personas:
             report = item.run(
                 f"conversations of {item.name}, {persona}", progress, scenarios=bank("test"), persona=persona,
-                trials=trials, limit=limit, seed=seed, out=folder / f"{item.name} {persona}".replace(" ", "-"),
+                trials=TRIALS[pair] if trials is None else trials, limit=limit, seed=seed, seeker=chairs, critic=chairs,
+                out=folder / f"{before}{item.name} {persona}".replace(" ", "-"),
             )  # fmt: skip
-            yield Row(item, persona, report)
+            yield Row(item, persona, report, pair)
+            for part, people in item.parts().items():
+                row = Row(item, persona, report, pair, part, people)
+                if row.held:
+                    yield row
+
+
+def spread(rows: Sequence[Row]) -> Mapping[str, float]:
+    """How far the success rates of `SKILLED` lie apart, in [0, 1], by persona; where all of them were run."""
+    rates: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.name in SKILLED and row.group:
+            rates.setdefault(row.persona, {})[row.name] = row.group.success_rate
+    return {persona: max(of.values()) - min(of.values()) for persona, of in rates.items() if len(of) == len(SKILLED)}
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table as docs/simulator.md has it: a line for each probe and part, a column for each persona."""
+    personas = list(dict.fromkeys(row.persona for row in rows))
+    lines: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault(row.name, {})[row.persona] = row
+    cells = []
+    for name, by in lines.items():
+        first = next(iter(by.values()))
+        about = "of these, eight people" if first.part else first.probe.about
+        allowed = str(first.bounds).replace("%", " %") if first.bounds else "as it is"
+        cells.append((name, about, *(_figures(by.get(persona)) for persona in personas), allowed))
+    return "\n".join(markdown.table(("supporter", "what it does", *personas, "allowed"), cells)) + "\n"
+
+
+def _figures(row: Row | None) -> str:
+    """`95.8 % (87.6–98.6), AT 5.8`; where nothing is solved without AT, and relieved ones wherever there are some."""
+    if row is None or row.group is None or row.relieved is None:
+        return "–"
+    low, high = row.group.interval
+    text = f"{percent(row.group.success_rate)} ({100 * low:.1f}–{100 * high:.1f})"
+    text += f", AT {row.group.average_turns:.1f}" if row.group.success_rate else ""
+    return text + (f", relieved {percent(row.relieved)}" if row.relieved else "")
 
 
 def summary(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The table as JSON."""
+    """The table as JSON; `bounds` and `holds` are null where a row is reported as it comes out."""
     return [
         {
+            "pair": row.pair,
             "probe": row.probe.name,
+            "part": row.part or None,
             "about": row.probe.about,
             "persona": row.persona,
-            "success_rate": row.report.success_rate,
-            "interval": row.report.interval,
-            "average_turns": row.report.average_turns,
-            "bounds": [row.probe.low, row.probe.high],
-            "upper_bound_of_interval": row.probe.upper,
-            "holds": row.holds,
+            "conversations": len(row.held),
+            "success_rate": row.group.success_rate if row.group else None,
+            "interval": row.group.interval if row.group else None,
+            "average_turns": row.group.average_turns if row.group else None,
+            "relieved": row.relieved,
+            "bounds": [row.bounds.low, row.bounds.high] if row.bounds else None,
+            "upper_bound_of_interval": row.bounds.upper if row.bounds else None,
+            "upper_bound_of_relieved": row.bounds.relieved if row.bounds else None,
+            "holds": row.holds if row.bounds else None,
         }
         for row in rows
     ]

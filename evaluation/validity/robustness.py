@@ -277,7 +277,7 @@ def attacks(
 
     Args:
         out: gets one run folder each; the same call goes on.
-        names: only these probes.
+        names: only these probes; else all that can talk with anybody.
         progress: called with a `Progress` that names the attack.
         facing: arguments of `evaluate`: `seeker`, `critic`, `scenarios`, `limit`, …
     """
@@ -285,7 +285,7 @@ def attacks(
     def held(probe: Probe) -> Report:
         return probe.run(f"conversations of {probe.name}", progress, out=out / _slug(probe.name), **facing)
 
-    chosen = [probe for probe in PROBES if not names or probe.name in names]
+    chosen = [probe for probe in PROBES if (probe.name in names if names else probe.anybody)]
     silent = held(next(probe for probe in PROBES if probe.name == "empty"))
     for probe in chosen:
         report = silent if probe.name == "empty" else held(probe)

@@ -28,7 +28,7 @@ SKILLED = resolve_agent("builtin:skilled")
 def skilled(body: Mapping[str, Any], index: int) -> str:
     """What the skilled agent would say, after a thought: a model that solves some."""
     names = {"user": "seeker", "assistant": "supporter"}
-    said = [Message(names[each["role"]], each["content"]) for each in body["messages"] if each["role"] != "system"]  # type: ignore[arg-type]
+    said = [Message(names[each["role"]], each["content"]) for each in body["messages"] if each["role"] != "system"]
     return f"<think>hm</think>{run(SKILLED.respond(Dialogue(tuple(said)), seed=Seed(0))).content}"
 
 
@@ -78,7 +78,7 @@ def test_the_viewer_shows_conversation_and_verdicts() -> None:
     assert [message.role for message in sample.messages][:3] == ["user", "assistant", "user"]
     assert sample.messages[0].text == sample.input
     assert sample.scores is not None
-    assert sample.scores["critic"].explanation.startswith("turn 1: ")  # type: ignore[union-attr]
+    assert sample.scores["critic"].explanation.startswith("turn 1: ")
     assert sum(event.event == "model" for event in sample.events) == len(sample.messages) // 2
     assert "facts" not in str(sample.metadata)
 
@@ -125,7 +125,7 @@ def test_a_limit_of_inspect_ends_the_conversation() -> None:
     assert log.status == "success"
     assert log.samples is not None
     assert log.samples[0].limit is not None
-    assert log.samples[0].scores["critic"].value["solved"] == 0  # type: ignore[index,call-overload]
+    assert log.samples[0].scores["critic"].value["solved"] == 0
 
 
 def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
