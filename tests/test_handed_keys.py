@@ -223,7 +223,7 @@ MAKERS: dict[str, Make] = {
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_gymnasium_keeps_no_key(maker: str, server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    chairs = {"seeker": f"openai/m@{server.url}", "critic": f"openai/c@{server.url}", "votes": 1}
+    chairs: dict[str, Any] = {"seeker": f"openai/m@{server.url}", "critic": f"openai/c@{server.url}", "votes": 1}
     env = MAKERS[maker](**chairs, api_key=ONE)
     other = MAKERS["make"](**chairs, api_key=TWO)
     env.reset(seed=0)
@@ -243,7 +243,7 @@ def test_gymnasium_keeps_no_key(maker: str, server: FakeServer, capsys: pytest.C
 
 
 def test_a_spec_makes_the_env_again_in_this_process_and_asks_for_the_key_elsewhere(server: FakeServer) -> None:
-    chairs = {"seeker": f"openai/m@{server.url}", "critic": f"openai/c@{server.url}", "votes": 1}
+    chairs: dict[str, Any] = {"seeker": f"openai/m@{server.url}", "critic": f"openai/c@{server.url}", "votes": 1}
     env = gym.make("ESConv-v0", **chairs, api_key=ONE)
     assert env.spec is not None
     again: Any = gym.make(env.spec)

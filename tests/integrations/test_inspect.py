@@ -17,7 +17,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 
 from esc_env import Dialogue, Message, Seed, evaluate, resolve_agent
 from esc_env.background import run
-from esc_env.integrations.inspect import critic, esconv
+from esc_env.dialogue import Role
 from esc_env.testing.fake_server import FakeServer, Fault
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inspect_esc.py"
@@ -27,7 +27,7 @@ SKILLED = resolve_agent("builtin:skilled")
 
 def skilled(body: Mapping[str, Any], index: int) -> str:
     """What the skilled agent would say, after a thought: a model that solves some."""
-    names = {"user": "seeker", "assistant": "supporter"}
+    names: dict[str, Role] = {"user": "seeker", "assistant": "supporter"}
     said = [Message(names[each["role"]], each["content"]) for each in body["messages"] if each["role"] != "system"]
     return f"<think>hm</think>{run(SKILLED.respond(Dialogue(tuple(said)), seed=Seed(0))).content}"
 

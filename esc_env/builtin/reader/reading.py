@@ -108,16 +108,15 @@ def load(path: Path = ASSET) -> _Model:
         name = f"layers.{number}."
         weights, bias = full(f"{name}qkv.weight").T, full(f"{name}qkv.bias")
         size = len(weights)
-        parts = [
-            np.ascontiguousarray(weights[:, :size]),
-            bias[:size],
-            np.ascontiguousarray(weights[:, size:]),
-            bias[size:],
-        ]
+        parts: dict[str, _Matrix] = {
+            "q": np.ascontiguousarray(weights[:, :size]), "q_bias": bias[:size],
+            "kv": np.ascontiguousarray(weights[:, size:]), "kv_bias": bias[size:],
+        }  # fmt: skip
         for one in ("out", "up", "down"):
-            parts += [np.ascontiguousarray(full(f"{name}{one}.weight").T), full(f"{name}{one}.bias")]
+            parts[one] = np.ascontiguousarray(full(f"{name}{one}.weight").T)
+            parts[f"{one}_bias"] = full(f"{name}{one}.bias")
         norm1, norm2 = ((full(f"{name}{one}.weight"), full(f"{name}{one}.bias")) for one in ("norm1", "norm2"))
-        return _Layer(*parts, norm1=norm1, norm2=norm2)
+        return _Layer(**parts, norm1=norm1, norm2=norm2)
 
     count = 1 + max(int(name.split(".")[1]) for name in held if name.startswith("layers."))
     names = str(held["pieces"]).split("\n")
@@ -206,8 +205,7 @@ def _beside(model: _Model, x: _Matrix, words: _Matrix) -> tuple[_Matrix, _Matrix
 
 def _direction(x: _Matrix) -> _Matrix:
     length: _Matrix = np.sqrt((x * x).sum(-1, keepdims=True))
-    direction: _Matrix = x / np.maximum(length, np.float32(1e-12))
-    return direction
+    return (x / np.maximum(length, np.float32(1e-12))).astype(np.float32)
 
 
 def _norm(x: _Matrix, by: tuple[_Matrix, _Matrix]) -> _Matrix:

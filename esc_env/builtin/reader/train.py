@@ -297,9 +297,8 @@ def loss_of(scores: Tensor, rows_: Sequence[Row]) -> Tensor:
     ]
     if pairs:
         at_row, better, worse = (list(each) for each in zip(*pairs, strict=True))
-        total = (
-            total + nn.functional.softplus(parts["support"][at_row, worse] - parts["support"][at_row, better]).mean()
-        )
+        ahead = parts["support"][at_row, better] - parts["support"][at_row, worse]
+        total = total + nn.functional.softplus(-ahead).mean()
     pairs = [
         (i, a, b)
         for i, row in enumerate(rows_)
@@ -309,7 +308,8 @@ def loss_of(scores: Tensor, rows_: Sequence[Row]) -> Tensor:
     ]
     if pairs:
         at_row, better, worse = (list(each) for each in zip(*pairs, strict=True))
-        total = total + nn.functional.softplus(parts["sense"][at_row, worse] - parts["sense"][at_row, better]).mean()
+        ahead = parts["sense"][at_row, better] - parts["sense"][at_row, worse]
+        total = total + nn.functional.softplus(-ahead).mean()
     for head, rate, field in (("moves", 0.5, "move"), ("kind", 0.3, "kind")):
         at = [
             (i, j, value)
