@@ -228,7 +228,7 @@ def _hide(key: Key) -> None:
     frame = sys._getframe(1)
     while (caller := frame.f_back) is not None:
         frame = caller
-        if frame.f_globals.get("__name__") == gymnasium.envs.registration.__name__:
+        if frame.f_globals.get("__name__") == EnvSpec.__module__:
             for kept in list(frame.f_locals.values()):
                 if isinstance(kept, dict) and str(kept.get("api_key")).strip() == key.secret:
                     kept["api_key"] = key

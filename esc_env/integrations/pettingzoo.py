@@ -39,7 +39,7 @@ class _Said:
         return Reply(self.words)
 
 
-class TwoPlayers(AECEnv[str, str, str]):
+class TwoPlayers(AECEnv[str, str, str]):  # pyright: ignore[reportIndexIssue]  # where it is not installed
     """A conversation between two policies: `supporter` and `seeker` speak by turns, the critic judges after the seeker.
 
     The supporter begins, since the seeker's first message is the scenario's situation. Both see a text, a line a

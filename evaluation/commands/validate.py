@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from esc_env.cli_options import Critic, Judging, Limit, Models, Progress, grouped
 
 if TYPE_CHECKING:
-    from esc_env.evaluation.validity.gaming import Row
+    from esc_env.evaluation.validity.gaming import Pair, Row
 
 __all__ = ["app"]
 
@@ -69,9 +69,9 @@ def _gaming(
     from esc_env.progress import shown
     from esc_env.records import write_json
 
-    chairs = next((name for name in CHAIRS if name == pair), None)
-    if chairs is None:
+    if pair not in CHAIRS:
         raise SpecError(f"no pair {pair!r}. {did_you_mean(pair, list(CHAIRS))}")
+    chairs = cast("Pair", pair)
     names = [item.name for item in PROBES]
     for name in only or ():
         if name not in names:

@@ -18,6 +18,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 from esc_env import Dialogue, Message, Seed, evaluate, resolve_agent
 from esc_env.background import run
 from esc_env.dialogue import Role
+from esc_env.integrations.inspect import critic, esconv
 from esc_env.testing.fake_server import FakeServer, Fault
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inspect_esc.py"

@@ -157,7 +157,8 @@ def _layer(layer: _Layer, heads: int, x: _Matrix, keys: _Matrix, values: _Matrix
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     seen = ((scores / scores.sum(-1, keepdims=True)) @ values).transpose(1, 0, 2).reshape(count, size)
     x = _norm(x + seen @ layer.out + layer.out_bias, layer.norm1)
-    return _norm(x + _gelu(x @ layer.up + layer.up_bias) @ layer.down + layer.down_bias, layer.norm2)
+    inner = (_gelu(x @ layer.up + layer.up_bias) @ layer.down).astype(np.float32)
+    return _norm(x + inner + layer.down_bias, layer.norm2)
 
 
 def _keys(layer: _Layer, heads: int, x: _Matrix) -> tuple[_Matrix, _Matrix]:
@@ -226,8 +227,8 @@ def _gelu(x: _Matrix) -> _Matrix:
             + t * (np.float32(1.421413741) + t * (np.float32(-1.453152027) + t * np.float32(1.061405429)))
         )
     )
-    made: _Matrix = np.float32(0.5) * x * (np.float32(1.0) + np.sign(x) * (np.float32(1.0) - poly * np.exp(-z * z)))
-    return made
+    erf = np.sign(x) * (np.float32(1.0) - poly * np.exp(-z * z))
+    return (np.float32(0.5) * x * (np.float32(1.0) + erf)).astype(np.float32)
 
 
 @lru_cache(maxsize=16384)
