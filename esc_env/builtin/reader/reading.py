@@ -228,7 +228,8 @@ def _gelu(x: _Matrix) -> _Matrix:
         )
     )
     erf = np.sign(x) * (np.float32(1.0) - poly * np.exp(-z * z))
-    return (np.float32(0.5) * x * (np.float32(1.0) + erf)).astype(np.float32)
+    made: _Matrix = (np.float32(0.5) * x * (np.float32(1.0) + erf)).astype(np.float32)
+    return made
 
 
 @lru_cache(maxsize=16384)
