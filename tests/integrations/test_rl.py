@@ -41,7 +41,7 @@ def test_stable_baselines3_accepts_it() -> None:
 
 
 def test_ppo_learns_to_choose_strategies() -> None:
-    printed = shown("sb3_ppo.py", "--steps", "24000", "--trials", "3")
+    printed = shown("sb3_ppo.py", "--steps", "16000", "--trials", "3")
     found = re.search(r"PPO solves ([\d.-]+) points more \(([\d.-]+) to ([\d.-]+)\)", printed)
     assert found, printed
     assert float(found[2]) > 0.0, printed
