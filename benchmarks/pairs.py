@@ -12,8 +12,8 @@ from collections import Counter
 from statistics import median, quantiles
 
 from esc_env.builtin.language import tokens
+from esc_env.builtin.reader.lessons import HARMS
 from esc_env.builtin.reader.pairs import PAIRS, held_out
-from esc_env.builtin.reader.train import HARMS
 
 
 def grams(text: str, size: int = 4) -> frozenset[tuple[str, ...]]:

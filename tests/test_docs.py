@@ -170,7 +170,7 @@ def test_a_page_that_shows_what_does_not_happen_fails(written, told, tmp_path, c
     page = tmp_path / "page.md"
     page.write_text(written, encoding="utf-8")
     reader = Reader(capsys)
-    with pytest.raises(AssertionError, match=told):  # noqa: PT012
+    with pytest.raises(AssertionError, match=told):  # noqa: PT012  # which of them tells is what differs
         for example in reader.parse(page):
             example.evaluate()
         reader.end()

@@ -138,7 +138,8 @@ def test_words_are_cut_as_the_reference_cuts_them(text: str) -> None:
 @pytest.mark.full
 def test_numpy_reads_what_was_trained(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from esc_env.builtin.reader.train import Encoder, Line, Row, batch, split, write
+    from esc_env.builtin.reader.lessons import Line, Row
+    from esc_env.builtin.reader.train import Encoder, batch, split, write
 
     torch.manual_seed(0)
     names = [*SPECIAL, *map(chr, range(97, 123)), *(f"##{chr(code)}" for code in range(97, 123))]

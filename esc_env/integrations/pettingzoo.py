@@ -53,7 +53,7 @@ class TwoPlayers(AECEnv[str, str, str]):  # pyright: ignore[reportIndexIssue]  #
         SpecError: as `ESCEnv`; a seeker is named, or is to find the opening.
     """
 
-    metadata: dict[str, Any] = {"name": "esconv_v0", "render_modes": ["human", "ansi"], "is_parallelizable": False}  # noqa: RUF012
+    metadata: dict[str, Any] = {"name": "esconv_v0", "render_modes": ["human", "ansi"], "is_parallelizable": False}  # noqa: RUF012  # as PettingZoo has it
 
     def __init__(self, **env: Any) -> None:
         super().__init__()

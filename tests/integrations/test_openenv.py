@@ -112,7 +112,7 @@ def test_there_are_so_many_sessions_and_no_more(url: str) -> None:
             with contextlib.suppress(RuntimeError), SupportClient(url).sync() as env:
                 assert env.reset(seed=0).observation.messages
                 return
-            time.sleep(0.1)
+            time.sleep(0.1)  # in another thread, and nothing tells when
         pytest.fail("a session that was closed makes no room")
 
 
@@ -121,7 +121,7 @@ def test_a_session_that_is_idle_ends_and_makes_room() -> None:
         idle.reset(seed=0)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:  # OpenEnv looks every five seconds
-            time.sleep(1)
+            time.sleep(1)  # nothing tells when it has looked
             with contextlib.suppress(RuntimeError), SupportClient(address).sync() as env:
                 env.reset(seed=0)
                 break

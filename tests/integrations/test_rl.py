@@ -93,4 +93,4 @@ def test_what_two_players_cannot_be() -> None:
     env = TwoPlayers()
     env.reset(seed=0)
     with pytest.raises(ActionError):
-        env.step(7)  # type: ignore[arg-type]
+        env.step(7)  # type: ignore[arg-type]  # what nobody may say

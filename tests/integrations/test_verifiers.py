@@ -15,6 +15,7 @@ from verifiers.v1.utils.loaders import environment_class, harness_class, taskset
 
 from esc_env import Dialogue, Message, Seed, Trajectory, evaluate, resolve_agent
 from esc_env.background import run
+from esc_env.dialogue import Role
 from esc_env.integrations.verifiers import PUBLISHED, load_environment
 from esc_env.testing.fake_server import FakeServer, Fault
 
@@ -25,8 +26,8 @@ SKILLED = resolve_agent("builtin:skilled")
 
 def skilled(body: Mapping[str, Any], index: int) -> str:
     """What the skilled agent would say: a model that solves some."""
-    names = {"user": "seeker", "assistant": "supporter"}
-    said = [Message(names[each["role"]], each["content"]) for each in body["messages"] if each["role"] != "system"]  # type: ignore[arg-type]
+    names: dict[str, Role] = {"user": "seeker", "assistant": "supporter"}
+    said = [Message(names[each["role"]], each["content"]) for each in body["messages"] if each["role"] != "system"]
     return run(SKILLED.respond(Dialogue(tuple(said)), seed=Seed(0))).content
 
 
