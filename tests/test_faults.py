@@ -162,7 +162,7 @@ def test_a_chair_that_hangs_for_good_ends_the_run_at_its_deadline(tmp_path):
     ):
         begun = time.monotonic()
         report = run_on(tmp_path, chairs(well, seeker=stuck), timeout=0.2, deadline=0.5)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # the server would hang for ever
     assert (report.complete, report.errors, report.success_rate) == (False, len(PEOPLE), None)
     assert {line["failure"]["role"] for line in lines(tmp_path)} == {"seeker"}
 

@@ -341,13 +341,20 @@ def test_both_embedded_chairs_tell_that_digest():
 def test_tiny_sentences_are_heard_as_far_as_anybody_listens():
     scenario = bank("test")[0]
     dialogue = Dialogue((Message("seeker", scenario.situation),))
-    begun = time.process_time()
+    calls = 0
+
+    def count(frame: object, event: str, given: object) -> None:
+        nonlocal calls
+        calls += event.endswith("call")
+
     for turn in range(8):
         tiny = "".join(f"you {number} a b c\n" for number in range(600 * turn, 600 * turn + 700))[:8000]
         dialogue = dialogue.then(Message("supporter", tiny))
+        sys.setprofile(count)  # work, not time: machines are slow and busy
         follow(scenario, dialogue, 1)
+        sys.setprofile(None)
         dialogue = dialogue.then(Message("seeker", f"I see that {turn}."))
-    assert time.process_time() - begun < 1.5, "4.7 seconds before there was a bound"
+    assert calls < 4_000_000, "67 million before there was a bound"
 
 
 @given(st.integers(1, 300))
