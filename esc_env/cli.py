@@ -131,7 +131,7 @@ def _options(
         bool,
         typer.Option(
             "--version",
-            help="Print the version, and those of what it uses, and stop.",
+            help="Print the versions of esc-env, Python and the packages it uses, and stop.",
             is_eager=True,
             callback=_print_version,
         ),
@@ -146,7 +146,7 @@ def _scenarios(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Say what a scenario file or set holds.
+    """Say what a scenario file or set holds. A scenario is a person with a problem.
 
     Counts by emotion, problem, strategy and turns, and every record that was skipped, with its reason.
     """
@@ -190,10 +190,10 @@ def _take_over(
         Path, typer.Argument(help="The folder of a run, of a collection or of training; or one with some inside.")
     ],
 ) -> None:
-    """Make a run folder one's own that was copied, unpacked, or begun on another machine.
+    """Let a run go on here that was copied, unpacked, or begun on another machine.
 
-    Such a folder is only read until then. What is in it is believed afterwards: the same command goes on where it
-    stopped.
+    Until then such a folder is only read. Afterwards what is in it is trusted, and the command that made it goes on
+    where it stopped.
     """
     from esc_env.folder import take_over
 

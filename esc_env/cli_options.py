@@ -50,11 +50,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 # --- one by one -----------------------------------------------------------------------------------
 
-Temperature = Annotated[float, typer.Option(min=0, help="Of agents that are chat models.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature of agents that are chat models.")]
 Persona = Annotated[
     str | None,
     typer.Option(
-        help="How every seeker meets help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
+        help="How every seeker responds to help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
         "Default: as each scenario says."
     ),
 ]
@@ -68,8 +68,8 @@ Progress = Annotated[
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. A run that is kept goes on "
-        "with a larger one."
+        help="Stop once this command has spent so much on models: '5 USD' or '200k tokens'. The same command with a "
+        "larger budget goes on, where results are kept."
     ),
 ]
 
@@ -85,7 +85,7 @@ ApiKeyEnv = Annotated[
 
 
 def _asked(who: str, *names: str, such_as: str = "max_tokens=2000, top_p=0.9") -> Any:
-    told = f"KEY=VALUE that {who} that is a chat model is asked besides: {such_as}."
+    told = f"A further field of every request to {who} that is a chat model, as KEY=VALUE: {such_as}."
     return typer.Option(*names, help=f"{told} Repeat it for several (docs/models.md).")
 
 
@@ -107,22 +107,28 @@ def _seeker(
     seeker: Annotated[
         str,
         typer.Option(
-            help="Who plays the person with the problem: builtin; builtin:reader, which reads what is meant and "
-            "takes some 50 ms a turn; a chat model (PROVIDER/NAME[@URL], local:PATH); or python:MODULE:NAME."
+            help="Who plays the person with the problem: builtin, a program that looks at words; builtin:reader, a "
+            "small network that reads what is meant and takes some 50 ms a turn; a chat model (PROVIDER/NAME[@URL], "
+            "local:PATH); or python:MODULE:NAME."
         ),
     ] = "builtin",
-    seeker_temperature: Annotated[float, typer.Option(min=0, help="Of a seeker that is a chat model.")] = 0.7,
+    seeker_temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature of a seeker that is a chat model.")
+    ] = 0.7,
     seeker_option: Annotated[list[str] | None, _asked("a seeker", "--seeker-option")] = None,
 ) -> dict[str, Any]:
     options = read_options(seeker_option or (), "seeker")
     return {"seeker": seeker, "seeker_temperature": seeker_temperature, "seeker_options": options}
 
 
-_CriticTemperature = Annotated[float, typer.Option(min=0, help="Of the votes of a critic that is a chat model.")]
+_CriticTemperature = Annotated[
+    float, typer.Option(min=0, help="Sampling temperature of a critic that is a chat model.")
+]
 _CriticMode = Annotated[
     CriticMode,
     typer.Option(
-        help="How a critic that is a chat model votes: ten sampled answers, or drawn from the log-probabilities of one."
+        help="How a critic that is a chat model votes: with sampled answers (votes), or drawn from the probabilities "
+        "of the four options in one answer (logprobs)."
     ),
 ]
 _CriticOption = Annotated[list[str] | None, _asked("a critic", "--critic-option")]
@@ -132,8 +138,9 @@ def _critic(
     critic: Annotated[
         str,
         typer.Option(
-            help="Who judges whether the problem is solved: builtin; builtin:reader, which reads what is meant; a chat "
-            "model (PROVIDER/NAME[@URL], local:PATH); or python:MODULE:NAME."
+            help="Who judges whether the problem is solved: builtin, a program that looks at words; builtin:reader, a "
+            "small network that reads what is meant; a chat model (PROVIDER/NAME[@URL], local:PATH); or "
+            "python:MODULE:NAME."
         ),
     ] = "builtin",
     critic_temperature: _CriticTemperature = 1.1,
@@ -153,7 +160,9 @@ def _voting(
 
 
 def _judging(
-    judge_temperature: Annotated[float, typer.Option(min=0, help="Of a judge that is a chat model.")] = 0.0,
+    judge_temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature of a judge that is a chat model.")
+    ] = 0.0,
     judge_option: Annotated[list[str] | None, _asked("a judge", "--judge-option")] = None,
 ) -> dict[str, Any]:
     return {"judge_temperature": judge_temperature, "judge_options": read_options(judge_option or (), "judge")}
@@ -163,13 +172,14 @@ def _models(
     concurrency: Annotated[
         int,
         typer.Option(
-            min=1, help="Conversations, responses or judgements at the same time, and requests in flight per endpoint."
+            min=1, help="Conversations, responses or judgements at the same time, and requests under way per server."
         ),
     ] = 64,
-    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute per endpoint, at most.")] = None,
-    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute per endpoint, at most.")] = None,
+    rpm: Annotated[int | None, typer.Option(min=1, help="Most requests a minute to each server.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, help="Most tokens a minute to each server.")] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for one answer of a server, before it is asked again.")
+        float,
+        typer.Option(help="Seconds to wait for an answer before the request is sent again; a slow server gets longer."),
     ] = 60.0,
     deadline: Annotated[
         float | None, typer.Option(help="Seconds for one call with all its retries. Default: 600.")
@@ -186,13 +196,12 @@ def _models(
         ),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Answer from this file what is there; ask for and keep the rest.")
+        Path | None,
+        typer.Option(help="Take answers from this file where it has them; ask for the others and keep them."),
     ] = None,
     wire: Annotated[
         Wire,
-        typer.Option(
-            help="How requests travel. auto: aiohttp for openai/NAME and any @URL, LiteLLM for other providers."
-        ),
+        typer.Option(help="Which package sends requests. auto: aiohttp for openai/NAME and any @URL, else LiteLLM."),
     ] = "auto",
     api_key_env: ApiKeyEnv = None,
 ) -> ModelSettings:
@@ -200,7 +209,7 @@ def _models(
 
 
 AgentOptions = Annotated[Mapping[str, Any], _agent_options]
-"""What an agent that is a chat model is asked besides."""
+"""Further fields of every request to an agent that is a chat model."""
 Seeker = Annotated[Mapping[str, Any], _seeker]
 """The seeker, as keyword arguments of `evaluate` and `collect`."""
 Critic = Annotated[Mapping[str, Any], _critic]

@@ -102,7 +102,7 @@ class Rules:
         if not votes or len(votes) < len(ballot.votes) / 2:
             raise ModelError(f"only {len(votes)} of the critic's {len(ballot.votes)} votes could be read")
         if ballot.expected is not None and not -1 <= ballot.expected <= 1:
-            raise ModelError(f"the critic expects a vote of {ballot.expected!r}; it must lie in [-1, 1]")
+            raise ModelError(f"the critic's expected vote is {ballot.expected!r}; it must lie in [-1, 1]")
         score = sum(votes) / len(votes)
         return Verdict(
             votes, len(votes), score, score > self.threshold, ballot.expected, ballot.unreadable, ballot.redrawn

@@ -140,7 +140,7 @@ def test_the_hidden_state_is_shown_of_the_embedded_seeker_alone(base, foreign):
     assert "exploration" in page.articles["c1"]
     (other,) = pages_of(foreign).values()
     assert "exploration" not in other.articles["c1"]
-    assert "for an embedded seeker of this release alone" in other.articles["c1"]
+    assert "for a builtin seeker of this release alone" in other.articles["c1"]
 
 
 @pytest.mark.parametrize("name", ["builtin", "builtin:reader"])

@@ -204,7 +204,7 @@ def test_other_rules_are_another_rejudging_and_runs_take_none(runs: list[Report]
 @pytest.mark.parametrize("name", ["builtin", "builtin:reader"])
 def test_the_embedded_critic_scores_no_chinese_and_says_so_in_a_line(name: str, tmp_path: Path):
     talks = imported(tmp_path, [("user", "我睡不着。"), ("assistant", "怎么了？"), ("user", "工作。")])
-    with pytest.raises(ScenarioError, match="the embedded critic reads English only, and 1 of 1 conversations"):
+    with pytest.raises(ScenarioError, match="the builtin critic reads English only, and 1 of 1 conversations"):
         rejudge([talks], name, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     two = [rejudge([talks], critic, out=tmp_path / critic.__name__) for critic in (never, at_once)]

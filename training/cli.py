@@ -75,7 +75,7 @@ def _collect(
     candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses per context.")] = 4,
     rollouts: Annotated[int, typer.Option("--rollouts", "-k", min=1, help="K: futures per response.")] = 1,
     horizon: Annotated[
-        int | None, typer.Option(min=1, help="T of a future, its response's exchange included. Default: --max-turns.")
+        int | None, typer.Option(min=1, help="T of a future, the turn of its response included. Default: --max-turns.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Episodes per scenario, each with its own seed.")] = 1,
     valid: Annotated[float, typer.Option(help="Share of scenarios set aside for the reward model, in [0, 1).")] = 0.2,
@@ -86,7 +86,7 @@ def _collect(
         int | None, typer.Option(min=1, help="K of those set aside. Default: --rollouts.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
-    max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges of a conversation, and of a future.")] = 8,
+    max_turns: Annotated[int, typer.Option(min=1, help="T: most turns of a conversation, and of a future.")] = 8,
     models: Models,
     progress: Progress = None,
 ) -> None:
@@ -179,7 +179,10 @@ class _Resumable(TyperGroup):
 
 
 train = typer.Typer(
-    cls=_Resumable, no_args_is_help=True, rich_markup_mode=None, help="Train policies and reward models: RLFF-ESC."
+    cls=_Resumable,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Train policies and reward models, by the method of RLFF-ESC (docs/training.md).",
 )
 
 
@@ -307,7 +310,7 @@ def _ablate(
         int,
         typer.Option(
             min=1,
-            help="Seeds of GRPO upon each of them, for the arms that claims rest on; SFT, collection and reward "
+            help="Seeds of GRPO for each of them, in the arms that claims rest on; SFT, collection and reward "
             "models are shared.",
         ),
     ] = 1,

@@ -45,7 +45,10 @@ class _Checked:
             plain = Options.of(getattr(self, f"{chair}_options"), chair).plain
             object.__setattr__(self, f"{chair}_options", plain)
             if plain and not getattr(self, chair, True):
-                raise self._wrong(f"{chair}_options", f"belong to another {chair} than the setting's: name it here too")
+                raise self._wrong(
+                    f"{chair}_options",
+                    f"are for the {chair} of this stage, and none is named here: name it, or set them in the setting",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +245,10 @@ class GRPOStage(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reward not in (known := get_type_hints(type(self))["reward"].__args__):
-            raise self._wrong("reward", f"is none of {', '.join(known)}. What was random is noise, and untrained")
+            raise self._wrong(
+                "reward",
+                f"is none of {', '.join(known)}. What was called random is noise now; the paper's random control is untrained",
+            )
         if self.group_size < 2:
             raise self._wrong(
                 "group_size", "leaves nothing to compare: advantages are relative to the group. Use 2 or more"

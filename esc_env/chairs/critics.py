@@ -387,7 +387,7 @@ def resolve_critic(
     if mode == "logprobs" and said.chair:
         raise SpecError(
             f"critic option {min(said.chair)!r}: with critic mode 'logprobs' the critic writes one token. "
-            "Leave it away, or use --critic-mode votes (critic_mode='votes')"
+            "Leave it out, or use --critic-mode votes (critic_mode='votes')"
         )
 
     def builtin(name: str) -> Critic:

@@ -58,7 +58,7 @@ class TwoPlayers(AECEnv[str, str, str]):  # pyright: ignore[reportIndexIssue]  #
     def __init__(self, **env: Any) -> None:
         super().__init__()
         if "seeker" in env or env.get("opening") == "seeker":
-            raise SpecError("the seeker is a player here: leave away seeker=… and opening='seeker'")
+            raise SpecError("the seeker is a player here: leave out seeker=… and opening='seeker'")
         self._seeker = _Said()
         self._env = ESCEnv(seeker=self._seeker, **env)
         self.possible_agents = ["supporter", "seeker"]

@@ -44,7 +44,7 @@ class SupportEnv(BaseTextEnv):
     def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None, **settings: Any) -> None:
         super().__init__()
         if "scenarios" in settings:
-            raise SpecError("rows name the scenarios here: leave scenarios=… away")
+            raise SpecError("rows name the scenarios here: leave scenarios=… out")
         self._env = shared_env(settings)
         self._options = options_of((extras or {}).get("conversation", {}))
         self.max_turns = self._env.task.chairs.rules.max_turns

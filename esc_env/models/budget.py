@@ -230,7 +230,7 @@ class Budgeted(Layer):
         if self.budget and self.budget.unit == "tokens" and not usage.prompt_tokens + usage.completion_tokens:
             raise ModelUnavailable(
                 f"{self.who} does not report how many tokens it used, so a budget in tokens cannot be kept; "
-                "leave --budget (budget=…) away"
+                "leave --budget (budget=…) out"
             )
         if self.budget and self.budget.unit == "USD" and usage.cost is None:
             raise ModelUnavailable(f"{self.who}: {unpriced(self.budget)}")

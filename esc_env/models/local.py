@@ -110,7 +110,9 @@ class LocalModel:
                 raise SpecError(f"local:{self.path}: chat_template_kwargs must be JSON ({error})") from error
             ours = inspect.signature(transformers.PreTrainedTokenizerBase.apply_chat_template).parameters
             if taken := sorted(set(copied) & set(ours)):
-                raise SpecError(f"local:{self.path}: chat_template_kwargs cannot set {', '.join(taken)}: they are ours")
+                raise SpecError(
+                    f"local:{self.path}: chat_template_kwargs cannot set {', '.join(taken)}: esc-env sets them"
+                )
             object.__setattr__(self, "chat_template_kwargs", copied or None)
         self._check_path()
 

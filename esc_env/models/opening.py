@@ -177,7 +177,7 @@ def _way(provider: str, name: str, url: str | None, wire: Wire) -> Wire:
     if way != "litellm" and not served:
         raise SpecError(
             f"wire {way!r} speaks to openai/NAME and to PROVIDER/NAME@URL only, not to {provider}/{name}. "
-            "Leave --wire (wire=…) away"
+            "Leave --wire (wire=…) out"
         )
     if importlib.util.find_spec(way) is None:
         raise MissingExtra(way, "llm")

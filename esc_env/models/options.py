@@ -43,8 +43,8 @@ _DECIDED = {
     "n": "The protocol decides it: --votes",
     "logprobs": "The protocol decides it: --critic-mode",
     "top_logprobs": "The protocol decides it: --critic-mode",
-    "stream": "It is found out, where a server answers only so",
-    "stream_options": "It is found out, where a server answers only so",
+    "stream": "Whether a server needs it is found out by asking it",
+    "stream_options": "Whether a server needs it is found out by asking it",
     "messages": "The conversation decides it",
     "model": "The string that names the model decides it",
     "max_completion_tokens": "Write max_tokens; the server gets the name that it knows",
@@ -121,7 +121,7 @@ class Options:
         if given and asked:
             raise SpecError(f"{chair} {who} is an object of your own: set {min(given)!r} in it, not as an option")
         if given:
-            raise SpecError(f"{chair} {who} is no chat model, so it takes no option {min(given)!r}. Leave it away")
+            raise SpecError(f"{chair} {who} is no chat model, so it takes no option {min(given)!r}. Leave it out")
 
 
 def told_apart(stop: tuple[str, ...], system: str | None = None) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _refuse(plain: Mapping[str, Any], chair: str, within: str = "") -> None:
         if within in ("", "extra_body.") and name in _DECIDED:
             raise SpecError(f"{chair} option {shown!r}: {_DECIDED[name]}")
         if within == "extra_body." and name in CHAIR:
-            raise SpecError(f"{chair} option {shown!r}: write {name}=…, so that it is told apart")
+            raise SpecError(f"{chair} option {shown!r}: write {name}=…, so that it counts as part of who is asked")
         if isinstance(value, Mapping):
             _refuse(value, chair, f"{shown}.")
 

@@ -139,7 +139,7 @@ def _key(given: Any) -> Key:
             f"api_key is {MARK}, which stands where a key was: none is ever kept. Give the key itself again"
         )
     if not given.strip():
-        raise SpecError("api_key is empty. Leave it away where a server needs no key")
+        raise SpecError("api_key is empty. Leave it out where a server needs no key")
     if not re.fullmatch(r"[!-~]+", given.strip()):
         raise SpecError("api_key holds a space or a character that no key has")
     return Key(given.strip())

@@ -156,7 +156,7 @@ class Addressed:
         if key and not re.fullmatch(r"[!-~]+", key):
             raise self.error(f"{name} holds a space or a character that no key has. Set it again")
         if not key and name == self.key_env:
-            raise self.error(f"no key. Set {name}, which --api-key-env (api_key_env=…) names, or leave that away")
+            raise self.error(f"no key. Set {name}, which --api-key-env (api_key_env=…) names, or leave that out")
         if not key and urlsplit(self.base).hostname == "api.openai.com":
             raise self.error(f"no key. Set {name}, or name a server: openai/NAME@http://HOST:PORT/v1")
         if key:

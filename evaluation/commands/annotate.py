@@ -44,7 +44,9 @@ def _serve(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only so many, each outcome with its share. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample, and of the items of a pilot.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Decides what is sampled, in which order people see it, and with what a pilot begins.")
+    ] = 0,
     pilot: Annotated[
         bool,
         typer.Option("--pilot", help="Everybody begins with the same ten, and then sees how far people agree."),

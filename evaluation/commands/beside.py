@@ -47,7 +47,7 @@ def beside(folder: Path, page: str = "now/") -> Iterator[None]:
     assert viewer.stdout is not None
     try:
         if not (told := viewer.stdout.readline()):
-            raise SpecError("--view: the viewer did not start. Leave --view away, and look with: esc view")
+            raise SpecError("--view: the viewer did not start. Leave --view out, and look with: esc view")
         typer.echo(told.rstrip("\n"), err=True)
         yield
         if viewer.poll() is None:

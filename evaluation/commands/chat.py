@@ -85,7 +85,7 @@ def chat(
     if reveal and side == "seeker":
         raise typer.BadParameter("--reveal shows the simulated seeker's state; with --as seeker there is none")
     if web and side == "seeker":
-        raise typer.BadParameter("--web is for talking with a simulated seeker; leave --web or --as seeker away")
+        raise typer.BadParameter("--web is for talking with a simulated seeker; leave --web or --as seeker out")
     if save is not None:
         _check_savable(save)  # what cannot be written is told before anybody has typed a word
     console = Console(highlight=False)
@@ -130,7 +130,7 @@ def _support(
     name = Seed(episode_seed(seed, person.id, 0))
     seeker = chairs.seeker
     if reveal and not isinstance(seeker, RevealingSeeker):
-        raise ScenarioError("this seeker does not show its state; leave --reveal away")
+        raise ScenarioError("this seeker does not show its state; leave --reveal out")
     dialogue, _ = run(begin(person, chairs, seed=name))
     verdicts: list[Verdict] = []
     shown = show(console, dialogue)

@@ -78,8 +78,10 @@ def eval_command(
     limit: Limit = None,
     trials: Annotated[int, typer.Option(min=1, help="Conversations per scenario, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same conversations (with builtin chairs).")] = 0,
-    max_turns: Annotated[int, typer.Option(min=1, help="T: exchanges before a conversation counts as not solved.")] = 8,
-    votes: Annotated[int, typer.Option(min=1, help="How often the critic is asked after every exchange.")] = 10,
+    max_turns: Annotated[
+        int, typer.Option(min=1, help="T: turns after which a conversation counts as not solved.")
+    ] = 8,
+    votes: Annotated[int, typer.Option(min=1, help="How many votes the critic gives after every turn.")] = 10,
     threshold: Annotated[
         float, typer.Option(min=-1, help="Solved when the critic's mean vote, from -1 to 1, is greater.")
     ] = 0.5,
@@ -139,9 +141,10 @@ def eval_command(
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
-    Prints the share solved of all conversations and of those with an outcome (SR, with its 95 % interval), AT (average
-    turns, a failure counting T) and mean final score, and keeps every conversation. The same command continues a run
-    that was stopped, and conversations that ended in an error from where they broke off.
+    Prints which share of all conversations was solved, and of those with an outcome (the success rate, SR, with its
+    95 % interval); the average number of turns (AT; one that is not solved counts T); and the critic's mean last
+    score, from -1 to 1. Keeps every conversation. The same command goes on with a run that was stopped, and with
+    conversations that broke off since a model call failed.
     """
     from esc_env.agents.spec import builtin_names, resolve_agent
     from esc_env.background import run
@@ -171,7 +174,7 @@ def eval_command(
         _print_plan([each.agent for each in lineup], sources, chairs, rules, limit, precision, difference, icc)
         return
     if precision is not None or difference is not None:
-        raise SpecError("--precision and --difference are wishes for a plan; add --plan, or leave them away to run")
+        raise SpecError("--precision and --difference belong to a plan; add --plan, or leave them out to run")
     for name in ("seeker_options", "critic_options"):
         chairs[name] = {**said.options.get(name, {}), **chairs[name]}
     supporters = [

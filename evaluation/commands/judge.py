@@ -43,7 +43,7 @@ def judge(
     ] = None,
     judging: Judging,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the judge's calls.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the judge's answers, where its model takes one.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder; with several judges it gets one subfolder each. Default: runs/judged-KEY."),

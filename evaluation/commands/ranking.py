@@ -36,9 +36,10 @@ def compare(
 ) -> None:
     """Say whether one agent solves more than another, and how sure that is.
 
-    Pairs conversations by scenario and trial. Prints the difference of SR with its 95 % interval, p-values (exact
-    McNemar; permutation of whole scenarios; Holm over several runs), the smallest difference that would have shown, and
-    a sentence in plain words. Runs with different fingerprints are refused, naming what differs.
+    Pairs conversations by scenario and trial. Prints the difference of success rates with its 95 % interval, p-values
+    (exact McNemar; permutation of whole scenarios; Holm over several runs; docs/results.md explains them), the smallest
+    difference that would have shown, and a sentence in plain words. Runs that faced different things (their
+    fingerprints differ) are refused, naming what differs.
     """
     from esc_env.evaluation.ranking.comparison import COLUMNS, compare
     from esc_env.evaluation.ranking.leaderboard import find_runs
@@ -104,16 +105,16 @@ def _rank(
     replay: _Replay = None,
     judged: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of `esc judge … --mode safety`, whose marks are told too. Repeat it for several."),
+        typer.Option(help="Folder of `esc judge … --mode safety`, whose marks are shown too. Repeat it for several."),
     ] = None,
     progress: Progress = None,
 ) -> None:
     """Rank runs that faced the same thing; `esc leaderboard runs/` is enough.
 
-    Complete runs are ranked by SR. Incomplete ones are listed apart, and so are those that cannot be read, or that
-    contradict themselves or what comes out when embedded chairs are asked again. Runs with another fingerprint
-    (scenarios, persona, seeker, critic, seed, …) are refused, naming what differs; with --out they are ranked in a
-    table of their own.
+    Complete runs are ranked by success rate (SR). Listed apart are incomplete ones, those that cannot be read, and
+    those that contradict themselves or what builtin seekers, critics and agents answer when they are asked again.
+    Runs that faced something else (scenarios, persona, seeker, critic, seed, …: their fingerprint differs) are
+    refused, naming what differs; with --out they are ranked in a table of their own.
     """
     from esc_env.evaluation.imports import is_import
     from esc_env.evaluation.ranking.leaderboard import find_runs, rank, rank_each
@@ -175,7 +176,9 @@ def _verify(
     rejudge: Annotated[
         int, typer.Option(min=0, help="Ask the critic again about so many verdicts, drawn at random; name it below.")
     ] = 0,
-    sample_seed: Annotated[int | None, typer.Option(help="Of that draw. Default: one that nobody can foresee.")] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option(help="Seed of that draw. Default: one that nobody can foresee.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write what was found as JSON into this file.")] = None,
     progress: Progress = None,
     critic: Critic,
@@ -183,9 +186,10 @@ def _verify(
 ) -> None:
     """Check whether a run happened as it says.
 
-    Its numbers are counted again, its records held against its own rules, seeds and scenarios, and everything that can
-    be is asked again: embedded seekers, critics and agents; chat models in the file that recorded them (--replay); a
-    critic that is a chat model about a sample (--rejudge 20 --critic NAME). Exit code 1 where something contradicts it.
+    Its numbers are counted again, its records are compared with its own rules, seeds and scenarios, and what can be
+    asked again is: builtin seekers, critics and agents; chat models, from the file that recorded them (--replay); a
+    critic that is a chat model, about a sample (--rejudge 20 --critic NAME). Exit code 1 if something contradicts the
+    run.
     """
     from esc_env.chairs.critics import resolve_critic
     from esc_env.evaluation.ranking.verify import STANDINGS, verify

@@ -27,7 +27,7 @@ _Agents = Annotated[
 ]
 _Out = Annotated[Path, typer.Option(help="Folder for the runs; the same command goes on there.")]
 _Trials = Annotated[int, typer.Option(min=1, help="Conversations per scenario.")]
-_Seed = Annotated[int, typer.Option(help="Of the runs.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the runs.")]
 
 
 @app.command("simulators")
@@ -40,7 +40,8 @@ def _simulators(
         typer.Option("--seeker", help="Who plays the person, as for `esc eval`. Repeat it for several."),
     ] = None,
     persona: Annotated[
-        list[str] | None, typer.Option(help="How they meet help. Repeat it for several. Default: all six.")
+        list[str] | None,
+        typer.Option(help="How they respond to help, as for `esc eval`. Repeat it for several. Default: all six."),
     ] = None,
     scenarios: Annotated[str, typer.Option("--scenarios", "-s", help="Who is talked with.")] = "builtin:test",
     out: _Out = Path("runs/robustness/simulators"),
@@ -53,7 +54,7 @@ def _simulators(
     progress: Progress = None,
     models: Models,
 ) -> None:
-    """Agents against every persona and several seekers: SR of each, the worst, how scores shift, whether ranks change.
+    """Agents with every persona of several seekers: success rate of each, the worst, how scores and ranks change.
 
     The first seeker with its first persona is what the others are compared with.
     """
@@ -95,10 +96,10 @@ def _transfer(
     progress: Progress = None,
     models: Models,
 ) -> None:
-    """Agents on several sets of people: SR on each, and the hardest emotion and problem.
+    """Agents on several sets of people: success rate on each, and the hardest emotion and problem.
 
-    Train a policy without some emotion or problem (`esc scenarios` shows which there are), and its rows tell what it
-    makes of them.
+    To see how a policy does with what it was not trained on, train it without some emotion or problem (`esc scenarios`
+    shows which there are), and look at their rows.
     """
     from esc_env.evaluation.validity.robustness import Condition
 
@@ -173,8 +174,9 @@ def _sensitivity(
 ) -> None:
     """Count runs again by other T, thresholds and numbers of votes, from the votes that they keep; no model is asked.
 
-    Where other rules would have let a conversation go on that had ended, what would have come of it is open: then SR
-    lies between two bounds. Another critic, or temperature of it, takes new votes: `esc rejudge`.
+    Under other rules some conversations would have gone on, and nobody knows how they would have ended: then the
+    success rate lies between two bounds. For another critic, or another temperature of it, new votes are needed:
+    `esc rejudge`.
     """
     from esc_env.evaluation.commands.tables import print_table
     from esc_env.evaluation.ranking.leaderboard import find_runs
@@ -210,9 +212,10 @@ def _attacks(
 ) -> None:
     """Try to game a seeker and critic of your choice: forged turns, instructions to the critic, flattery, word salad.
 
-    Each attack is a supporter that helps nobody, but for a few that are held beside them; told is what it gains over
-    one that says nothing. What the embedded pair and the one that reads may give is held to bounds by `esc validate
-    gaming`, which also has supporters whose words were written for the people of builtin:test (here by --only).
+    Each attack is a supporter that helps nobody; a few good ones are added for comparison. Shown is how much more each
+    one solves than one that says nothing. For the seekers and critics in the package, `esc validate gaming` checks this
+    against fixed bounds. It also has supporters whose words were written for the people of builtin:test: here they
+    need --only.
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table

@@ -78,7 +78,7 @@ def _report(
         raise SpecError("--out writes the pages of one run; name one")
     if out and is_import(folders[0]):
         raise SpecError(
-            f"{folders[0]}: imported conversations have no pages, since nothing in them was judged. Leave --out away"
+            f"{folders[0]}: imported conversations have no pages, since nothing in them was judged. Leave --out out"
         )
     for folder in folders:
         if is_import(folder):
@@ -189,7 +189,7 @@ def _import(
             help="sage, ppdpp, esc-eval, tau2, chat, sharegpt or esc-env. Default: what the file's content says."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the supporter. Default: the file's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the supporter. Default: the file's name.")] = None,
 ) -> None:
     """Read other people's conversations, so that they can be reported, judged and ranked (docs/imports.md).
 

@@ -46,11 +46,12 @@ def _gaming(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead.")] = False,
     progress: Progress = None,
 ) -> None:
-    """Try to game the builtin seeker and critic, or those that read, and compare with what is allowed.
+    """Try to game seeker and critic (to count as solving problems without helping), and compare with what is allowed.
 
-    Exit code 1 unless all bounds of the pair are shown to hold: too few conversations do not show it. Probes marked
-    "as it is" have none with this pair, and are reported as they come out. Beside the success rate stands in how many
-    conversations the seeker said that it is relieved.
+    Each row of the table is a probe: a supporter that tries it, or a good one for comparison. Exit code 1 unless all
+    success rates are shown to lie within the bounds that were set for the pair of seeker and critic; too few
+    conversations do not show it. Probes marked "as it is" have no bounds with this pair. Beside the success rate
+    stands in how many conversations the seeker said that it is relieved.
     """
     from esc_env.errors import SpecError, did_you_mean
     from esc_env.evaluation.commands.tables import print_table
@@ -70,7 +71,7 @@ def _gaming(
     from esc_env.records import write_json
 
     if pair not in CHAIRS:
-        raise SpecError(f"no pair {pair!r}. {did_you_mean(pair, list(CHAIRS))}")
+        raise SpecError(f"no pair of seeker and critic {pair!r}. {did_you_mean(pair, list(CHAIRS))}")
     chairs = cast("Pair", pair)
     names = [item.name for item in PROBES]
     for name in only or ():
@@ -124,7 +125,7 @@ def _critic(
     helped: Annotated[Path, typer.Option(help="File of human conversations in which the supporter helped.")],
     failed: Annotated[Path, typer.Option(help="File of human conversations in which the supporter did not.")],
     critic: Critic,
-    seed: Annotated[int, typer.Option(help="Of the votes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the votes.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every judgement; the same command continues there. Default: none kept."),
@@ -132,9 +133,10 @@ def _critic(
     models: Models,
     progress: Progress = None,
 ) -> None:
-    """Hold a critic against human conversations whose outcome is known: AUC, raw and length-matched.
+    """Let a critic score human conversations whose outcome is known: do those that helped score higher?
 
-    Long conversations score higher for being long; the length-matched AUC compares only pairs that are equally long.
+    Prints the AUC: how often one that helped scores higher than one that did not (0.5 is guessing). Long conversations
+    score higher for being long, so a second AUC compares only pairs that are equally long.
     """
     from esc_env.data.readers import read_file
     from esc_env.evaluation.validity.critics import validate_critic
@@ -171,7 +173,7 @@ def _judge(
         ),
     ],
     judging: Judging,
-    seed: Annotated[int, typer.Option(help="Of the judge's calls.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the judge's answers, where its model takes one.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every answer; the same command goes on there. Default: runs/judged-KEY."),
@@ -179,7 +181,7 @@ def _judge(
     models: Models,
     progress: Progress = None,
 ) -> None:
-    """Hold a judge against people who rated the same conversations, beside how far people agree with each other.
+    """Compare a judge with people who rated the same conversations, and those people with each other.
 
     Exit code 1 while some of the judge's answers are missing.
     """
@@ -221,13 +223,13 @@ def _judge(
 def _seeker(
     run: Annotated[Path, typer.Argument(help="Folder of a run; of each scenario its first trial counts.")],
     human: Annotated[Path, typer.Option(help="File of human conversations, such as ESConv.json.")],
-    seed: Annotated[int, typer.Option(help="Of the groups that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which conversations are drawn for comparison.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers into this JSON file.")] = None,
 ) -> None:
-    """Hold a seeker against human seekers: what it tells and when, how alike, how vague, how soon it feels better.
+    """Compare a seeker with human seekers: what it tells and when, how alike, how vague, how soon it feels better.
 
-    Each part is compared by the distance of its distributions (0 the same, 1 no overlap), beside the distance between
-    two halves of the human conversations.
+    For each of these it prints how far the distributions lie apart (0 the same, 1 no overlap), beside the distance
+    between two halves of the human conversations.
     """
     from esc_env.data.readers import read_file
     from esc_env.evaluation.commands.tables import print_table
@@ -262,16 +264,16 @@ def _reader(
         Path | None,
         typer.Option(help="A further file of good and bad replies, of the form of esc_env/builtin/pairs.jsonl."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the replies that are put in others' places.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which replies are put in others' places.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
     progress: Progress = None,
 ) -> None:
-    """Hold the reader of builtin:reader against texts it has not learned from: support, sense, moves, and its speed.
+    """Test the network of builtin:reader on texts it has not learned from: support, sense, moves, and its speed.
 
-    How often the good reply of a set is preferred, by kind of the bad one: by the reader's own support, and by what
-    the two critics expect after it. Sets are those of situations kept from training; intervals are clustered by
-    situation, those of human conversations by conversation.
+    Prints how often a good reply is preferred to a bad one, by kind of the bad one: by the network's own `support`, and
+    by the scores that the critics builtin:reader and builtin expect after it. The replies are those to situations that
+    were kept from training; intervals count replies to one situation, or from one human conversation, as alike.
     """
     import json
 

@@ -137,7 +137,7 @@ def rejudge(
             "the runs have no finished conversation" if own else "the seekers never answer: there is no turn to judge"
         )
     if is_embedded(judge.identity):
-        check_english("the embedded critic", "--critic", held.values())
+        check_english("the builtin critic", "--critic", held.values())
     identity = {
         "critic": dict(judge.identity), "votes": rules.votes, "threshold": rules.threshold,
         "judged": {each.label: each.content(key for key in each.held if key[0] in people) for each in systems},

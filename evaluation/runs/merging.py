@@ -86,7 +86,7 @@ class _Part:
 def _part(folder: str | Path) -> _Part:
     run = open_run(folder)
     if not run.shard:
-        raise RecordError(f"{run.folder.path}: holds a whole run, no shard of one. Leave it away")
+        raise RecordError(f"{run.folder.path}: holds a whole run, no shard of one. Leave it out")
     seconds_each(run.folder)  # which checks timing.jsonl
     return _Part(run, run.shard, attempts(run.folder, TRAJECTORIES, run.mine, run.people, run.rules))
 
