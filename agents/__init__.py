@@ -3,7 +3,7 @@
 >>> from esc_env.agents import resolve_agent
 >>> agent = resolve_agent("builtin:skilled")  # or PROVIDER/NAME#STYLE, python:MODULE:NAME, an object with `respond`, …
 
-An agent is a function of (dialogue, seed). It never sees a scenario, its id or the persona.
+What an agent says depends on dialogue and seed alone. It never sees a scenario, its id or the persona.
 """
 
 if __name__ != "esc_env.agents":

@@ -24,7 +24,7 @@ async def icl_aif(turn: Turn) -> Reply:
     """An attempt, the imagined seeker's answer to it, a coach's advice on both, a second attempt: 4 requests.
 
     *Source:* ICL-AIF (Fu et al., arXiv 2305.10142), whose coach comments on a whole self-played dialogue; here on one
-    exchange of it in every turn.
+    imagined turn, every time.
     """
     draft = await turn.ask("draft", 0)
     attempt = {"supporter": draft, "seeker": await turn.ask("reaction", 1, draft=draft)}

@@ -1,4 +1,4 @@
-"""The front door: from a string, an object or a callable to an agent."""
+"""From a string, an object or a callable to an agent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def resolve_agent(
             `function(messages) -> str | Reply`, sync or async (see `CallableAgent`).
         settings: how chat models are called.
         temperature: of a chat model.
-        options: what a chat model is asked besides, such as `{"max_tokens": 16000, "reasoning_effort": "low"}`.
+        options: further fields of every request to a chat model, such as
+            `{"max_tokens": 16000, "reasoning_effort": "low"}`.
 
     Raises:
         SpecError: the string names nothing (with the nearest names), the object is no agent, or the model is known not

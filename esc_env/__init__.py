@@ -3,8 +3,9 @@
 >>> import gymnasium as gym, esc_env
 >>> env = gym.make("ESConv-v0")
 
-Here is all that one names or catches in ordinary use; the subpackages hold the rest. What has more to it than plain
-data is imported when it is first asked for.
+Here are the names that most programs need; the subpackages hold the rest. What is slow to import is imported when it is
+first used. docs/words.md explains the terms. In docstrings, "*Source:*" names the paper that a number comes from, and
+"Ours" says that this project chose it.
 """
 
 from __future__ import annotations

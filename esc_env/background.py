@@ -1,9 +1,9 @@
 """The one background event loop, and the bridge between sync and async code.
 
 Everything that may call a model is async and runs on one daemon thread per process. It starts at the first call, never
-at import or in a constructor; a forked child starts its own, a spawned one too. Sync faces (env, CLI, trainers) use
-`run`; public coroutines carry `@hops`, so that they may be awaited on any loop. Cancelling, by Ctrl-C or from another
-loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is shared, and
+at import or in a constructor; a forked child starts its own, a spawned one too. Synchronous code (env, CLI, trainers)
+uses `run`; public coroutines carry `@hops`, so that they may be awaited on any loop. Cancelling, by Ctrl-C or from
+another loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is shared, and
 ends with the process.
 
 It ends before the interpreter does, and so do the threads of users' calls. Until Python 3.13 an interpreter that ends
@@ -266,7 +266,7 @@ async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, Any]]
 async def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call a user's function: async ones on this loop, sync ones in a worker thread, so that none blocks the others.
 
-    Each sync call has a daemon thread of its own: calls never wait for each other, may use the sync faces themselves,
+    Each sync call has a daemon thread of its own: calls never wait for each other, may use `run` themselves,
     and one that blocks for ever does not keep the process alive.
     """
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004

@@ -1,7 +1,7 @@
-"""The heart: an immutable dialogue goes round a loop of three voices.
+"""The loop that every conversation goes round: the supporter speaks, the seeker answers, the critic judges.
 
     opening ──► supporter ──► seeker ──► critic ──┐
-                    ▲                             │ solved, or T exchanges done?
+                    ▲                             │ solved, or T turns done?
                     └─────────── no ◄─────────────┘
 
 `begin` opens, `exchange` goes round once, `converse` goes round until it ends, or on from where it broke off. The env,
@@ -33,7 +33,7 @@ __all__ = ["Chairs", "Exchange", "as_message", "begin", "check_history", "conver
 
 @dataclass(frozen=True, slots=True)
 class Chairs:
-    """Who sits opposite the supporter, under which rules."""
+    """Who the supporter talks with and is judged by, under which rules."""
 
     seeker: Seeker
     critic: Critic
@@ -51,7 +51,7 @@ class Exchange:
 
 
 Gate = AbstractAsyncContextManager[Any]
-"""Bounds how many chair calls are in flight: a semaphore, say."""
+"""Bounds how many calls of supporters, seekers and critics are under way at once: a semaphore, say."""
 
 _OPEN: Gate = nullcontext()
 
@@ -74,7 +74,7 @@ async def exchange(
         dialogue: all that was said before.
         reply: the supporter's utterance.
         chairs: seeker, critic and rules.
-        turn: 1 for the first exchange.
+        turn: 1 for the first one.
         seed: of the episode; calls are named after it.
         gate: bounds calls in flight.
 
@@ -115,7 +115,7 @@ async def converse(
         after: what came of it before, an `error`, to go on with: the very call that broke is made again, under the
             same seed, and nothing that was said or judged is asked for again.
         gate: bounds calls in flight.
-        told: called after every exchange with the conversation so far, on esc-env's own event loop.
+        told: called after every turn with the conversation so far, on esc-env's own event loop.
         cut: called with the conversation so far if it is cut off: cancelled, above all.
 
     Returns:

@@ -9,7 +9,7 @@
     ├── RecordError          a run folder or record file cannot be read or written as asked
     ├── ProtocolMismatch     two results that may not be compared, or a folder of another run
     ├── MissingExtra         an optional dependency is not installed (also ImportError)
-    ├── LoopError            the sync face was called from inside our own event loop (also RuntimeError)
+    ├── LoopError            a synchronous function was called from inside our own event loop (also RuntimeError)
     ├── ModelError           a model call failed
     │   ├── ModelUnavailable     for good: network, server, key, retries exhausted
     │   ├── BadCompletion        the model answered with something unusable
@@ -102,8 +102,8 @@ class ModelError(ESCError):
         retryable: whether the same request may succeed later.
         retry_after: seconds that the server asked us to wait, if it did.
         told: what the server itself said, without our words around it; "" where it said nothing.
-        infrastructure: whether it came out of a model that `open_model` gave, or of a chat model in a chair of ours.
-            Any other that a supporter lets out is the supporter's own failure.
+        infrastructure: whether it came from a model of `open_model`, or from a chat model in one of the chairs. Any
+            other that a supporter raises is the supporter's own failure.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ModelError(ESCError):
 
     @property
     def obstacle(self) -> Literal["too_long", "filtered"] | None:
-        """What in the text asked about kept a model that was reached from answering; None for all other failures."""
+        """Why a model that was reached would not answer this text (too long, filtered, …); None for other failures."""
         if self.status is None and not isinstance(self, BadCompletion):
             return None
         return "too_long" if _TOO_LONG.search(str(self)) else "filtered" if _FILTERED.search(str(self)) else None
@@ -149,7 +149,7 @@ class BudgetExceeded(ModelError):
 
 
 class SupporterFailure(ESCError):
-    """The supporter raised something, whatever its class, or returned what is no utterance: its own failure."""
+    """The supporter raised an exception, whatever its class, or returned something else than words: its own failure."""
 
 
 class ChairError(ESCError):
@@ -193,7 +193,7 @@ class ESCWarning(UserWarning):
 
 
 class AdaptedWarning(ESCWarning):
-    """A server did not take a request as it was, and is asked in another way from then on."""
+    """A server did not take a request as it was; from then on requests are sent in a form that it takes."""
 
 
 class BareKeyWarning(ESCWarning):

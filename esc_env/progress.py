@@ -45,7 +45,7 @@ class Progress:
         done: how many have ended, those of earlier calls included.
         total: how many there are.
         what: of these.
-        turns: exchanges held in this call, in conversations under way too; 0 where they are not counted.
+        turns: how many were held in this call, in conversations under way too; 0 where they are not counted.
         errors: how many ended without an outcome in this call.
     """
 

@@ -37,7 +37,7 @@ VOTES: Mapping[str, float] = {"worse": -1.0, "same": -0.5, "better": 0.5, "solve
 """The critic's four options and their values. *Source:* PPDPP (Deng et al., ICLR 2024), section 4.2 and its code."""
 
 UNREAD = ("cut", "refused", "filtered", "empty", "prose")
-"""Why a critic's answer is no vote: `prose` for one that is whole and leaves doubt which option it chooses."""
+"""Why a critic's answer is no vote; `prose`: it is complete, but it is not clear which option it chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """What a critic returns: votes, nothing decided yet.
+    """What a critic returns: its votes on one turn. `Rules.count` makes a `Verdict` of them.
 
     Attributes:
         votes: values in [−1, 1] (`VOTES`, or any float of a custom critic); None for a vote that stayed unreadable.
-        expected: the expectation of one vote, where the critic knows its own distribution.
+        expected: the mean that the votes have in the long run, where the critic knows how likely each option is.
         usage: what it cost.
         unreadable: how many of the first answers, one per vote, could not be read, whether or not asking again helped.
         redrawn: for each of these its kind (`UNREAD`) and, where an option stands in it, the first one: `prose solved`.
@@ -132,14 +132,14 @@ class Ballot:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A counted ballot.
+    """The votes on one turn, counted: their mean, and whether it is above the threshold.
 
     Attributes:
         votes: the valid votes, each in [−1, 1].
         valid_votes: how many were valid.
         score: their mean, in [−1, 1].
         solved: whether the score passes the rules' threshold.
-        expected: the expectation of one vote, where the critic knows its own distribution.
+        expected: the mean that the votes have in the long run, where the critic knows how likely each option is.
         unreadable, redrawn: how many of the first answers could not be read, and of which kind; see `Ballot`.
     """
 

@@ -2,8 +2,8 @@
 
 A file is a sequence of lines, each a JSON object that carries `kind` and `version`. A line is appended and flushed as
 its conversation ends. Reading knows four outcomes: a good line; a torn last line after a crash (dropped with a warning,
-since it was never reported finished); a line of another version (refused, saying what to do); a foreign line (refused,
-naming line and reason).
+since it was never reported finished); a line of another version (refused, saying what to do); a line that is no such
+record (refused, naming line and reason).
 
 No key of the environment is ever written: whatever is, goes through `secrets.struck` here.
 """

@@ -37,8 +37,8 @@ def show(
     Args:
         console: where to.
         dialogue: what was said; thoughts are not shown.
-        verdicts: one per exchange after the first `opening` messages.
-        opening: messages that stood before the first exchange.
+        verdicts: one per turn after the first `opening` messages.
+        opening: messages that stood before the first turn.
         ending: how it ended, if it has.
         shown: what an earlier call returned.
     """

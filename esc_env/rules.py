@@ -67,9 +67,9 @@ class Rules:
     """The rules of a conversation.
 
     Attributes:
-        max_turns: T, exchanges before the conversation counts as not solved; at least 1. *Source:* RLFF-ESC: 8.
+        max_turns: T, turns after which the conversation counts as not solved; at least 1. *Source:* RLFF-ESC: 8.
         threshold: solved when the mean vote is greater than this. *Source:* PPDPP: 0.5.
-        votes: l, how often the critic is asked. *Source:* PPDPP: 10.
+        votes: how many votes the critic gives after a turn. *Source:* PPDPP: 10.
         opening: `situation` (verbatim, no model call; PPDPP) or `seeker` (the seeker writes it).
         max_chars: longest supporter utterance. Ours: 8,000.
 

@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 Persona = Literal["cooperative", "guarded", "resistant", "drifting", "pleasing", "hostile"]
-"""How the seeker meets help, whatever the scenario: see docs/simulator.md."""
+"""How the seeker responds to help, whatever the scenario: see docs/words.md."""
 PERSONAS: tuple[str, ...] = get_args(Persona)
 
 Need = Literal["listen", "plan", "both"]
@@ -88,7 +88,7 @@ class Scenario:
         facts: what comes out only if the seeker is drawn out, in the seeker's words, in order of disclosure.
         helps, hurts: what does and does not help this person, in the seeker's words.
         need: what relieves this person.
-        persona: how the seeker meets help; see `with_persona`.
+        persona: how the seeker responds to help; see `with_persona`.
         risk: the situation touches self-harm or suicide.
         source: which collection it came from (`builtin:test`, a file name).
         profile: one line about the person, for those who play the seeker.
@@ -130,7 +130,7 @@ class Scenario:
             raise ScenarioError(f"scenario {self.id!r}: need must be listen, plan or both, not {self.need!r}")
 
     def with_persona(self, persona: str) -> Scenario:
-        """The same person meeting help in another way. Raises ScenarioError on an unknown persona."""
+        """The same person with another persona. Raises ScenarioError on an unknown persona."""
         return replace(self, persona=persona)  # type: ignore[arg-type]  # __post_init__ checks it
 
     @property
@@ -259,7 +259,7 @@ class ScenarioSet(Sequence[Scenario]):
         return replace(self, scenarios=tuple(scenario for scenario in self.scenarios if keep(scenario)))
 
     def with_persona(self, persona: str) -> ScenarioSet:
-        """The same people, all meeting help in another way."""
+        """The same people, all with this persona."""
         return replace(self, scenarios=tuple(scenario.with_persona(persona) for scenario in self.scenarios))
 
     def sample(self, count: int, seed: int) -> ScenarioSet:

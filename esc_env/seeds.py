@@ -1,4 +1,4 @@
-"""Seeds: every draw in a conversation has a name, and the name alone decides it.
+"""Seeds: every random draw in a conversation has a name (episode, role, turn, …), and is a hash of that name.
 
 `episode_seed` depends on (run seed, scenario id, trial), never on order, limit, concurrency or agent. A `Seed` then
 names one call inside the episode; `Seed.value` is what a provider's `seed` field takes. Draws hash the name with

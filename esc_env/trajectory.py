@@ -17,7 +17,7 @@ from esc_env.scenarios import Scenario
 __all__ = ["Failure", "StopReason", "Trajectory", "stop_if_spent"]
 
 _DUE: tuple[Literal["supporter", "seeker", "critic"], ...] = ("supporter", "seeker", "critic")
-"""Who is asked, call by call, in an exchange."""
+"""Who is asked, call by call, in a turn."""
 
 
 class StopReason(StrEnum):
@@ -26,7 +26,7 @@ class StopReason(StrEnum):
     SOLVED = "solved"
     """The critic's score passed the threshold."""
     MAX_TURNS = "max_turns"
-    """T exchanges were done without that."""
+    """T turns were done without that."""
     SUPPORTER_FAILED = "supporter_failed"
     """The supporter raised or returned no utterance: a failed conversation, its own doing."""
     UNJUDGED = "unjudged"
@@ -62,13 +62,13 @@ class Trajectory:
     Attributes:
         scenario: whom it was held with.
         dialogue: all that was said, thoughts included; an `error` may end with what nobody has answered or judged.
-        verdicts: one per exchange.
+        verdicts: one per turn.
         stop_reason: why it ended; `error` too while it goes on.
         seed: the episode seed.
         trial: which repetition of the scenario.
         usage: model calls of all three chairs, of all attempts.
         failure: for `supporter_failed` and `error`.
-        history: messages that stood before the first exchange (the opening, or a given history).
+        history: messages that stood before the first turn (the opening, or a given history).
         attempts: 1, then one more every time it was gone on with after an `error`.
     """
 

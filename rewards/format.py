@@ -18,7 +18,7 @@ _TAG = re.compile(r"<\s*+/?+\s*+think\s*+/?+\s*+>", re.IGNORECASE)
 class ThinkFormatReward:
     """R_thk-fmt: 1 if a completion is exactly one non-empty `<think>…</think>` and a non-empty reply, else 0.
 
-    A reply is what others hear: not a label or a control token, and it has no thought in another form in it.
+    The reply must hold words: a label or a control token alone is none. It must hold no thought in another form.
 
     *Source:* RLFF-ESC (arXiv 2508.12935), stage 3.
 

@@ -1,7 +1,7 @@
 """The future-oriented reward: what becomes of the conversation after this response?
 
 From (context, response) the conversation is simulated onward, by the one engine of `esc_env.conversation`, until it is
-solved or T exchanges are done, the one that holds the response included.
+solved or T turns are done, the one of the response included.
 
 *Source:* RLFF-ESC (arXiv 2508.12935), stage 1.
 """
@@ -33,7 +33,7 @@ from esc_env.trajectory import Trajectory, stop_if_spent
 __all__ = ["GAMMA", "Future", "FutureReward", "value"]
 
 GAMMA = 0.95
-"""Discount per later exchange of a solved future. Ours; the paper gives none."""
+"""Discount per later turn of a solved future. Ours; the paper gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Future:
 
     Attributes:
         said: what was said after the response: seeker, supporter, seeker, …
-        votes: the critic's valid votes after every exchange, each in [-1, 1]; the first follows the response itself.
+        votes: the critic's valid votes after every turn, each in [-1, 1]; the first follows the response itself.
         solved: whether the last score passed the rules' threshold.
-        horizon: exchanges it could have taken, at least `exchanges`.
+        horizon: turns it could have taken, at least `exchanges`.
         seed: of the episode.
         rollout: position among the futures of one response.
         usage: what it cost.
@@ -69,7 +69,7 @@ class Future:
         return fmean(self.votes[-1]) if self.votes else -1.0
 
     def within(self, horizon: int) -> Future:
-        """What of it had been seen after `horizon` exchanges, at least 1."""
+        """What of it had been seen after `horizon` turns, at least 1."""
         if self.exchanges <= horizon:
             return replace(self, horizon=min(self.horizon, horizon))
         return replace(
@@ -133,8 +133,8 @@ class Future:
 def value(futures: Sequence[Future], gamma: float = GAMMA) -> float:
     """R_fut of a response, in [-1, 1]: the mean over its futures.
 
-    A solved future is worth 0.5 + 0.5 γ^k, k the exchanges after the response's own; an unsolved one its final score,
-    at most 0.5. So every solved future outranks every unsolved one, and sooner outranks later.
+    A solved future is worth 0.5 + 0.5 γ^k, k the turns after the response's own; an unsolved one its final score, at
+    most 0.5. So every solved future outranks every unsolved one, and sooner outranks later.
 
     Args:
         futures: at least one.
@@ -207,7 +207,7 @@ class FutureReward:
             seed: of the episode; a `Seed` also tells candidates apart.
             rollouts: K; None for that of this reward.
             gate: bounds calls in flight.
-            told: called after every exchange of every future.
+            told: called after every turn of every future.
 
         Raises:
             ChairError: a seeker's, critic's or supporter's model failed for good: the response has no future.

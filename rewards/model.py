@@ -41,7 +41,7 @@ class Encoded:
     """A context and a response as the reward model reads them.
 
     Attributes:
-        ids: tokens, at most `max_length`; empty if not even the last exchange fits.
+        ids: tokens, at most `max_length`; empty if not even the last turn fits.
         cut: messages (lines, of plain text) that were left out at the beginning.
     """
 
@@ -122,7 +122,7 @@ class RewardModelReward:
 
     Attributes:
         scored, cut, overlong: rows scored so far; how many were cut; how many had no reward because not even the last
-            exchange fits.
+            turn fits.
 
     Raises:
         SpecError: the model cannot be such a reward model: no trained head, or labels that do not fit the kind.
@@ -177,7 +177,7 @@ class RewardModelReward:
         return cls(model, AutoTokenizer.from_pretrained(base), "classification")
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """One reward per completion; None where not even the last exchange fits `max_length`."""
+        """One reward per completion; None where not even the last turn fits `max_length`."""
         contexts: list[str | Sequence[ChatMessage]] = list(prompts)  # type: ignore[arg-type]
         if prompts and isinstance(prompts[0], str):
             pasts = read_column(columns, "context", len(prompts))

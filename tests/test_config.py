@@ -59,7 +59,7 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (CollectStage, {"temperature": 0.0}, "say the same"),
         (CollectStage, {"valid": 1.0}, "share of scenarios"),
         (EvaluateStage, {"trials": 0}, "must be at least 1"),
-        (GRPOStage, {"reward": "random"}, "What was called random is noise now"),
+        (GRPOStage, {"reward": "random"}, "'random' is 'noise' now"),
         (Setting, {"skip": ["grop"]}, "Did you mean 'grpo'"),
         (Setting, {"test": "builtin:train"}, "what is trained on"),
         (Setting, {"max_turns": 0}, "must be at least 1"),
@@ -67,7 +67,7 @@ def test_the_defaults_are_the_numbers_of_the_method() -> None:
         (Setting, {"seeker_options": {"temperature": 1}}, "seeker option 'temperature': It has an option of its own"),
         (Setting, {"critic_options": {"api_key": "x"}}, "Keys come from the environment"),
         (CollectStage, {"agent_options": {"top_p": 1}}, "are for the agent of this stage, and none is named here"),
-        (EvaluateStage, {"critic": "x", "seeker_options": {"top_p": 1}}, "belong to another seeker"),
+        (EvaluateStage, {"critic": "x", "seeker_options": {"top_p": 1}}, "are for the seeker of this stage"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_name(kind: type, wrong: dict, said: str) -> None:

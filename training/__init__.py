@@ -1,6 +1,6 @@
 """The stages of RLFF-ESC: collect futures, fine-tune, learn the reward, train the policy.
 
-`esc_env.training.config` says what each stage is told; `docs/training.md` how they go together.
+`esc_env.training.config` has the settings of each stage; `docs/training.md` says how they go together.
 """
 
 if __name__ != "esc_env.training":

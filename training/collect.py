@@ -126,7 +126,7 @@ def collect(
         seed: of everything that is drawn.
         out: the collection's folder.
         progress: called with a `Progress` of what is made (conversations, then responses) before it begins, after every
-            exchange and as each ends.
+            turn and as each ends.
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
         critic_mode, critic_temperature, critic_options, seeker_temperature, seeker_options, agent_options: as
             `evaluate` takes them.

@@ -1,4 +1,4 @@
-"""What each training stage is told: frozen, complete, and refused when it makes no sense, before anything is loaded.
+"""The settings of each training stage. What makes no sense is refused before anything is loaded.
 
 Every number that the method names stands here as a default, with its source in the docstring of its field; nothing of
 it is left to a trainer's own defaults. The fields' type hints say what YAML and the command line may give them.
@@ -147,18 +147,19 @@ class RewardModelStage(Stage):
 
     Attributes:
         model: a base model's folder or Hub id. *Source:* LLaMA-3.2-1B, arXiv 2508.12935.
-        kind: `classification` (P(label = 1); the paper's), `ranking` (pairwise) or `regression` (its ablations).
-        delta: the label is 1 when the reward is above it, in (−1, 1). *Source:* ours; 0.5 is exactly "was solved" for
-            one rollout. With several rollouts the label is soft: the share of them above it.
+        kind: what it learns to predict: `classification`, the probability that relief follows (the paper's way);
+            `ranking`, which of two responses is better; `regression`, R_fut itself (the paper's ablations).
+        delta: δ: relief follows (label 1) when R_fut is above it, in (−1, 1). *Source:* ours; 0.5 is exactly "was
+            solved" for one rollout. With several rollouts the label is soft: the share of them above it.
         max_length: tokens of context and response; 2,048 + 512 as in GRPO. Cut from the left at message borders.
         lora_rank: 0, all weights: the model is small. An adapter is merged into its base when it is trained.
-        balance: weigh the rarer class up, so that both count alike in the loss (classification only). Off by default:
-            it moves P(1) away from the true share, and the report says how far.
-        margin: pairs whose rewards differ by no more than this are no pairs (ranking only).
-        tail: train also on tail labels, the later turns of simulated rollouts; False selects the paper's set.
-        horizon: exchanges after which every future is read as ended. A tail label had less time than T; read after as
-            many exchanges as it had, a candidate's means the same, and the number of the turn tells nothing. Tails that
-            had fewer left are left out. None: with tail labels half of T, rounded up, at least 2; else all of it.
+        balance: give the rarer class more weight, so that both count alike in the loss (classification only). Off by
+            default: it moves the predicted probability away from the true share, and the report says how far.
+        margin: pairs whose rewards differ by no more than this are left out (ranking only).
+        tail: train also on tail labels, the later replies inside simulated futures; False selects the paper's set.
+        horizon: turns after which every future is read as ended, so that all labels mean the same: a tail had less
+            time than T. Tails that had fewer turns left are left out. None: with tail labels half of T, rounded up, at
+            least 2; else all of T.
     """
 
     model: str = "meta-llama/Llama-3.2-1B"
@@ -184,7 +185,9 @@ class RewardModelStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOStage(Stage):
-    """Group-relative policy optimisation on R_rlff = R_fut + α · R_thk-fmt.
+    """GRPO (group relative policy optimisation): of several responses to one context the better ones become likelier.
+
+    The reward is R_rlff = R_fut + α · R_thk-fmt: what the future brings, and a little for the think format.
 
     Attributes:
         reward: `rlff` (the learned reward model), `future` (simulated futures), `env` (whole conversations); as
@@ -196,21 +199,23 @@ class GRPOStage(Stage):
         top_p: nucleus of sampling, in (0, 1]; 1 is all of it.
         max_turns: T of whole conversations and of simulated futures. *Source:* T = 8, arXiv 2508.12935.
         horizon: T of simulated futures where it is another one (reward `future`).
-        credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` is the
-            discounted sum of what every exchange, from the trained one on, changed in the critic's score. Ours.
+        credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` adds up
+            how much every turn, from the trained one on, changed the critic's score, later ones discounted. Ours.
         turns: rows that one conversation gives, each training one drawn supporter turn (reward `env`), at least 1; a
             divisor of `group_size`. Holding conversations takes most of the time, and one has many turns. Ours.
-        gamma: γ, the discount of later exchanges, in (0, 1] (reward `env` only; simulated futures are worth R_fut, with
+        gamma: γ, the discount of later turns, in (0, 1] (reward `env` only; simulated futures are worth R_fut, with
             the γ of the labels that reward models learn from). *Source:* ours, as R_fut has.
-        beta: weight of the KL to the starting policy. *Source:* 0.04, DeepSeekMath (arXiv 2402.03300); 0 logs no KL.
-        loss_type: the objective. *Source:* `grpo`, DeepSeekMath.
+        beta: weight of the KL, the penalty for moving away from the policy that training began with; 0 logs no KL.
+            *Source:* 0.04, DeepSeekMath (arXiv 2402.03300).
+        loss_type: the objective, by TRL's names. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
             *Source:* `group`, DeepSeekMath.
-        epsilon: clip range of the ratio. *Source:* 0.2, DeepSeekMath.
+        epsilon: how far one update may change the probability of a token: the clip range of its ratio. *Source:* 0.2,
+            DeepSeekMath.
         iterations: μ, updates per generated batch. *Source:* 1, DeepSeekMath.
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
-        require_end: a reply that does not end by itself is rewarded below all siblings that do.
+        require_end: a reply that does not end by itself is rewarded below all others of its group that do.
         concurrency: calls in flight at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`vllm serve` at `vllm_url`; docs/training.md has its flags) or `off`.
@@ -247,7 +252,7 @@ class GRPOStage(Stage):
         if self.reward not in (known := get_type_hints(type(self))["reward"].__args__):
             raise self._wrong(
                 "reward",
-                f"is none of {', '.join(known)}. What was called random is noise now; the paper's random control is untrained",
+                f"is none of {', '.join(known)}. 'random' is 'noise' now; the paper's random control is 'untrained'",
             )
         if self.group_size < 2:
             raise self._wrong(
@@ -286,12 +291,12 @@ def is_main() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectStage(_Checked):
-    """D_r: responses to contexts, and what becomes of them.
+    """Collecting: responses to contexts, and what becomes of them (D_r in the paper).
 
     Attributes:
         agent: who responds, as `esc eval --agent` takes it; empty for the policy trained so far, computed here. Name a
             server's model (`openai/policy@http://127.0.0.1:8001/v1#think`) to have it answer instead.
-        agent_options: what that model is asked besides; the policy is asked the setting's.
+        agent_options: further fields of every request to that model; for the policy those of the setting hold.
         temperature: of the policy while it is sampled. *Source:* PPDPP: 0.7.
         source: `human` takes contexts from the scenarios' dialogues, `simulated` from conversations held on the spot,
             `auto` from the dialogue where there is one.
@@ -299,8 +304,8 @@ class CollectStage(_Checked):
         contexts: so many contexts, drawn from all; none for all.
         candidates: m, responses per context, at least 1. *Source:* m = 4, arXiv 2508.12935.
         rollouts: K, futures per response, at least 1. *Source:* K = 1, arXiv 2508.12935.
-        horizon: T of a future, its response's exchange included, at least 1; none for the setting's `max_turns`, as the
-            paper has it. A shorter one tells more of the response, and less of chance.
+        horizon: T of a future, the turn of its response included, at least 1; none for the setting's `max_turns`, as
+            the paper has it. How a shorter future ends depends more on the response, and less on chance.
         trials: episodes per scenario, at least 1.
         valid: share of scenarios marked as held out in the data card, in [0, 1).
         valid_candidates: m of these, on which the reward model is measured; none for `candidates`.
@@ -343,9 +348,10 @@ class EvaluateStage(_Checked):
         trials: conversations per scenario, at least 1.
         temperature: of the policy. *Source:* PPDPP: 0.
         seeker, critic: other chairs than in training; empty for the same. *Source:* GPT-4o, arXiv 2508.12935.
-        seeker_options, critic_options: what those are asked besides; the same ones are asked the setting's.
-        sweep: other temperatures that the policy before GRPO is evaluated at. GRPO sharpens a policy, which a lower
-            temperature does for nothing: what it gains is told over the best of them.
+        seeker_options, critic_options: further fields of every request to these; for the chairs of training those of
+            the setting hold.
+        sweep: other temperatures that the policy before GRPO is evaluated at. GRPO makes a policy more certain, which a
+            lower temperature does for nothing: so gains are reported over the best of them.
         personas: evaluated too, with every persona named here and other seeds: a gain that vanishes there was learned
             from one simulator's habits. `none` for none.
         persona_trials: conversations per scenario and persona, at least 1.
@@ -396,10 +402,10 @@ class Setting(_Checked):
             scripted supporters, poor to good, hold with the seeker; `population:steady` without their haste).
         seeker: who plays the person with the problem, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
         critic: who judges whether it is solved, as in `esc eval`. *Source:* Qwen2.5-72B, arXiv 2508.12935.
-        agent_options: what the policy is asked besides where it talks, KEY=VALUE each: `max_tokens`, `top_p`, … (see
-            docs/models.md). Its `system` prompt holds in training too.
-        seeker_options: what a seeker that is a chat model is asked besides, KEY=VALUE each.
-        critic_options: what a critic that is a chat model is asked besides, KEY=VALUE each.
+        agent_options: further fields of every request to the policy where it talks, KEY=VALUE each: `max_tokens`,
+            `top_p`, … (see docs/models.md). Its `system` prompt holds in training too.
+        seeker_options: further fields of every request to a seeker that is a chat model, KEY=VALUE each.
+        critic_options: further fields of every request to a critic that is a chat model, KEY=VALUE each.
         max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
         seed: of everything that is drawn.
         skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.

@@ -5,7 +5,7 @@
 
 A file holds one section per part of `PipelineConfig`. On the command line a field of a stage is `--grpo.learning_rate
 2e-5` (or `--grpo.learning-rate=2e-5`), one of the setting or of models stands without a prefix: `--model PATH`,
-`--budget "5 USD"`. A switch needs no value: `--grpo.cpu`, `--rm.no-tail`; what a chair is asked is KEY=VALUE:
+`--budget "5 USD"`. A switch needs no value: `--grpo.cpu`, `--rm.no-tail`; request options of a chair are KEY=VALUE:
 `--critic-options max_tokens=400 top_p=0.9`.
 """
 

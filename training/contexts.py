@@ -1,4 +1,4 @@
-"""What a collection responds to: dialogues that end with the seeker, people's own and simulated ones."""
+"""Contexts, what a collection responds to: dialogues that end with the seeker, from human and simulated conversations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a reward pays for: which moves of supporters it puts above the other responses to the same context.
 
-Moves are told by the classifier of the embedded simulator (`esc_env.builtin.moves`), sentence by sentence.
+A *move* is what a sentence does (asks, reflects, advises, …), as the builtin classifier reads it (`esc_env.builtin.moves`).
 """
 
 from __future__ import annotations

@@ -68,14 +68,14 @@ class Spoken:
 def conversation_value(
     trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA, first: int = 1
 ) -> float | None:
-    """What a conversation is worth to its `first` trained exchange; None if seeker or critic failed, so nobody knows.
+    """What a conversation is worth to its `first` trained turn; None if seeker or critic failed, so nobody knows.
 
     Args:
         trajectory: an ended conversation.
         credit: `terminal`: R_fut of its end, in [-1, 1]; `dense`: Σ γ^(t-first) (v_t - v_(t-1)) from t = `first` on,
             with v_0 = -0.5, in [-2, 2]: relief counts as soon as it comes, and what came before it does not.
         gamma: γ, in (0, 1].
-        first: the exchange that is credited, from 1.
+        first: the turn that is credited, from 1.
     """
     if not trajectory.completed:
         return None

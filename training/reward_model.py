@@ -88,7 +88,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class RewardModelReport:
-    """How good a reward model is on scenarios it has not seen.
+    """How good a reward model is on scenarios it has not seen. An AUC of ½ is guessing, of 1 always right.
 
     Attributes:
         kind: what its head says.
@@ -97,7 +97,7 @@ class RewardModelReport:
         auc: does it tell responses that help from others, over all contexts? In [0, 1]; None where there is one class.
         auc_within: does it rank the responses to one context? GRPO compares these. None where none differ.
         pairs_within: how many pairs of siblings that rests on.
-        horizon: exchanges after which futures were read as ended, on both sides.
+        horizon: turns after which futures were read as ended, on both sides.
         auc_interval, auc_within_interval: their 95 % intervals, resampling scenarios; None where there are not two.
         accuracy: share of right answers: P(1) above ½, or predicted reward above δ; for ranking, that of pairs.
         base_accuracy: what always answering the commoner class would get; None for ranking.
@@ -105,7 +105,7 @@ class RewardModelReport:
         reliability: the bars of its plot; classification only.
         error: mean absolute error of the reward; regression only.
         cut: share of valid rows whose context was cut at a message border.
-        overlong: rows of both sides left out, since not even the last exchange fits.
+        overlong: rows of both sides left out, since not even the last turn fits.
     """
 
     kind: str
@@ -150,7 +150,7 @@ def label_of(sample: Sample, delta: float) -> float:
 
 
 def alike(samples: Iterable[Sample], config: RewardModelStage) -> tuple[list[Sample], int]:
-    """Samples whose labels mean the same, and after how many exchanges (see `RewardModelStage.horizon`)."""
+    """Samples whose labels mean the same, and after how many turns (see `RewardModelStage.horizon`)."""
     chosen = [sample for sample in samples if config.tail or not sample.tail]
     most = max((future.horizon for sample in chosen for future in sample.futures), default=1)
     horizon = min(most, config.horizon or (max(2, -(-most // 2)) if config.tail else most))

@@ -3,7 +3,7 @@
     esc train pipeline --preset tiny --out runs/tiny
 
 A Llama of 1.1 M parameters, made from scratch, learns to speak from conversations that a mixed population of scripted
-supporters, poor to good, holds with the embedded seeker on train scenarios. It then speaks, but supports badly, and
+supporters, poor to good, holds with the builtin seeker on train scenarios. It then speaks, but supports badly, and
 everything after that (collect, reward model, GRPO) is the same code as for large models.
 
 Four things make so small a model usable, and none of them is part of the method:

@@ -27,7 +27,8 @@ from esc_env.specs import Spec, check_takes
 __all__ = ["CallableCritic", "CriticMode", "LLMCritic", "parse_vote", "resolve_critic"]
 
 CriticMode = Literal["votes", "logprobs"]
-"""`votes`: l sampled answers. `logprobs`: one request for one option letter, l votes drawn from its distribution."""
+"""`votes`: each vote is a sampled answer. `logprobs`: one answer with the probabilities of the four option letters,
+from which the votes are drawn."""
 
 _PROMPTS = Prompts(Path(__file__).parents[1] / "prompts")
 _USED = ("critic", "critic-question", "critic-again")
@@ -375,7 +376,7 @@ def resolve_critic(
             (a Critic, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         mode, temperature: of a chat model that votes; checked whoever the critic is.
-        options: what a chat model is asked besides, such as `{"max_tokens": 2000, "top_p": 0.9}`.
+        options: further fields of every request to a chat model, such as `{"max_tokens": 2000, "top_p": 0.9}`.
 
     Raises:
         SpecError: an unknown string, an object that is neither a Critic nor callable, or a model that is known not to

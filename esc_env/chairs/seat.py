@@ -1,4 +1,7 @@
-"""From what people name (a string, an object, a function, a chat model) to who sits on a chair: one way for all."""
+"""From what people give (a string, an object, a function, a chat model) to a supporter, seeker, critic or judge.
+
+One way for all of these chairs.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Seat(Generic[T]):
         Args:
             given: a string, an object, a callable or a chat model.
             settings: how chat models are called.
-            said: what a chat model is asked besides.
+            said: further fields of every request to a chat model.
 
         Raises:
             SpecError: it names nothing, or nothing that can sit there, or takes no such options.

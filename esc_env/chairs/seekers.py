@@ -320,7 +320,7 @@ def resolve_seeker(
             (a Seeker, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         temperature: of a chat model.
-        options: what a chat model is asked besides, such as `{"max_tokens": 2000, "top_p": 0.9}`.
+        options: further fields of every request to a chat model, such as `{"max_tokens": 2000, "top_p": 0.9}`.
 
     Raises:
         SpecError: an unknown string, an object that is neither a Seeker nor callable, or a model that is known not to

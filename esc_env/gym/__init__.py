@@ -1,1 +1,1 @@
-"""The faces of Gymnasium: the environment, its vector form, the episode that both step, and their spaces."""
+"""The interfaces of Gymnasium: the environment, its vector form, the episode that both step, and their spaces."""

@@ -47,7 +47,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
     """Talk with a person who has a problem, one utterance a step, until a critic says it is solved or T turns are over.
 
     Action: the supporter's utterance, a str (`esc_env.gym.spaces.Utterance`); a thought in it is private.
-    Observation: the chat so far (`esc_env.gym.spaces.Chat`). `terminated` is the task's own end (solved, or T exchanges
+    Observation: the chat so far (`esc_env.gym.spaces.Chat`). `terminated` is the task's own end (solved, or T turns
     done); `truncated` is left to outside limits and `on_error`.
 
     `info`: `scenario` (id), `episode_seed`, `turn`, `turns_left`, `stop_reason` (`solved`, `max_turns`, `error` or
@@ -58,29 +58,29 @@ class ESCEnv(gymnasium.Env[Observation, str]):
     `env.unwrapped.episode` is the whole conversation, thoughts and verdicts included.
 
     Copying and pickling: an env is configuration plus an immutable `Episode`, so `copy.deepcopy(env)` and
-    `pickle.dumps(env)` work in mid-episode too, and the copy goes on independently. No loop or session travels.
+    `pickle.dumps(env)` work in mid-episode too, and the copy goes on independently. It opens connections of its own.
 
     Args:
         scenarios: whom to meet. A string (`builtin:train`, `esconv:test`, a file path; a bare `train`, `valid` or
             `test` means that split of `dataset`), a `ScenarioSet`, or an iterable of `Scenario`. The default is the
-            embedded bank's training split, so that its test split stays unseen.
+            training split of the builtin people, so that the test split stays unseen.
         seeker, critic: strings (`builtin`, `python:MODULE:NAME`, a model), objects or callables.
         dataset: which data set a bare split name means: `esconv` in ESConv-v0, `extes` in ExTES-v0. Nothing else
             differs between the two ids.
-        max_turns: T, exchanges before the conversation ends unsolved. *Source:* RLFF-ESC: 8.
+        max_turns: T, turns after which the conversation ends unsolved. *Source:* RLFF-ESC: 8.
         reward: `terminal`: 0 until the end, then the critic's score in [-1, 1]. `dense`: r_t = v_t - v_{t-1} with
             v_0 = -0.5, so that an episode's return is its last score + 0.5.
         opening: `situation` (verbatim) or `seeker` (the seeker writes it).
         threshold: solved when the critic's score is greater. *Source:* PPDPP: 0.5.
-        votes: how often the critic is asked. *Source:* PPDPP: 10.
+        votes: how many votes the critic gives after a turn. *Source:* PPDPP: 10.
         critic_temperature: of the votes of a critic that is a chat model. *Source:* PPDPP: 1.1.
         critic_mode: how a critic that is a chat model votes: `votes` (sampled answers) or `logprobs` (one request for
-            the distribution, votes drawn from it).
+            the probabilities of the four options, votes drawn from them).
         seeker_temperature: of a seeker that is a chat model. Ours: 0.7.
-        seeker_options, critic_options: what such a chat model is asked besides, such as
+        seeker_options, critic_options: further fields of every request to such a chat model, such as
             `{"max_tokens": 2000, "reasoning_effort": "low"}`; see docs/models.md.
         max_chars: longest action, in characters.
-        persona: how every seeker meets help (`esc_env.PERSONAS`); None leaves each scenario its own.
+        persona: how every seeker responds to help (`esc_env.PERSONAS`); None leaves each scenario its own.
         on_error: what a failed seeker or critic does to `step`. `raise`: a `ChairError`; nothing has changed, and the
             same step may be made again. `truncate` (unattended training): the episode ends with `truncated=True`,
             reward 0 and `info["error"]`. A failed `reset` always raises: there is no episode to end. So does a spent

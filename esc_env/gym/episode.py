@@ -48,8 +48,8 @@ class Episode:
         scenario: whom the conversation is held with.
         seed: the episode seed; with scenario, history and actions it decides all that builtin chairs say.
         dialogue: all that was said, thoughts included.
-        opening: messages that stood before the first exchange.
-        verdicts: one per exchange of this episode.
+        opening: messages that stood before the first turn.
+        verdicts: one per turn of this episode.
         stop: why it ended; None while it goes on.
         failure: the chair that failed, when `on_error="truncate"` ended it.
         usage: model calls of the last reset or step.
@@ -187,7 +187,7 @@ class Task:
         return Reply.parse(utterance.check(action))
 
     async def go_on(self, episode: Episode, reply: Reply) -> Episode:
-        """The conversation after one more exchange. Raises ChairError as `on_error` says."""
+        """The conversation after one more turn. Raises ChairError as `on_error` says."""
         try:
             done = await exchange(
                 episode.scenario, episode.dialogue, reply, self.chairs, turn=episode.turn + 1, seed=Seed(episode.seed)

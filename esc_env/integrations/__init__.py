@@ -1,1 +1,4 @@
-"""The environment as other frameworks know theirs: each adapter is small and owns no logic. See docs/ecosystem.md."""
+"""The environment in the form that other frameworks want: small adapters, without rules of their own.
+
+See docs/ecosystem.md.
+"""

@@ -56,7 +56,7 @@ class Heard(Observation):
 
 
 class Talk(State):
-    """Which conversation a session holds; `step_count` is the number of exchanges."""
+    """Which conversation a session holds; `step_count` is the number of turns."""
 
     scenario: str | None = Field(default=None, description="Id of the scenario; None before the first reset.")
     episode_seed: int | None = Field(default=None, description="With `scenario`, it replays the conversation.")

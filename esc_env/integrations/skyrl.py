@@ -5,7 +5,7 @@
 inside of SkyRL's entry point, and rows with `env_class="esc"` (`esc_env.integrations.conversations.rows`). What the
 seeker says is an observation, and SkyRL's generator gives tokens of observations the loss mask 0.
 
-How many exchanges there are is said by `max_turns` here, as everywhere in esc-env; SkyRL leaves its own
+How many turns there are at most is said by `max_turns` here, as everywhere in esc-env; SkyRL leaves its own
 `generator.max_turns` to the environment. A conversation that outgrows `generator.max_input_length` is broken off there
 and paid no more: leave room for all of it, or take `reward="dense"`, which has then paid for what was achieved. In
 SkyRL's default, a chat that only grows, a policy sees its own earlier thoughts; in `esc eval` it does not.

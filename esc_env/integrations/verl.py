@@ -38,7 +38,7 @@ class SupportLoop(AgentLoopBase):
 
     The reward is the critic's last score, in [-1, 1], also where `rollout.response_length` breaks a conversation off:
     to talk until there is no room is worth what it has achieved, and -1 where nothing was judged. Logged with it are
-    `solved` (0 or 1) and `turns`, and as `turn_scores` the scores of all exchanges.
+    `solved` (0 or 1) and `turns`, and as `turn_scores` the scores of all turns.
 
     Args:
         settings: arguments of `ESCEnv` but `scenarios` (rows name them) and `reward` (the last score): plain values

@@ -2,9 +2,9 @@
 
     cassette ( budget ( choices ( patience ( dialect ( wire )))))
 
-Each layer is a `ChatModel` around another: the *wire* makes one exchange, the *dialect* asks in another way where the
-server wants that, *patience* retries it and keeps the endpoint's limits, *choices* makes n of it, the *budget* prices
-and counts it, the *cassette* keeps or replays it.
+Each layer is a `ChatModel` around another: the *wire* sends one request and reads the answer, the *dialect* changes the
+form of the request where the server wants another, *patience* retries and keeps the server's rate limits, *choices*
+sees to it that n answers come back, the *budget* counts and prices them, the *cassette* records or replays them.
 Nothing here knows of scenarios, seekers or critics. Importing this package needs no extra; opening a model does.
 """
 

@@ -35,7 +35,7 @@ class Capabilities:
         stop: stop strings.
         logprobs: log-probabilities of the first token's alternatives.
         token_limit: the request field that bounds the completion's length.
-        options: names of what it can be asked besides (see `esc_env.models.options`).
+        options: names of further request fields that it takes (see `esc_env.models.options`).
     """
 
     choices: bool = True

@@ -1,9 +1,9 @@
-"""Servers differ in how they take one and the same request: their dialect of OpenAI's wire, found out by asking.
+"""Servers differ in how they take one and the same request: their dialect of OpenAI's API, found out by asking.
 
-Only what leaves the protocol untouched is adapted, once per endpoint, and told: the name of the token limit, a seed
-that is not taken, a system message that goes into the first user message, answers that come as a stream only, fewer
-alternatives of a token than asked for. What would change what is measured (the temperature, log-probabilities) is
-refused by whoever asks, never dropped.
+Requests are changed only where that changes nothing that is measured, once per server, and with a note: the name of the
+token limit, a seed that is not taken, a system message that goes into the first user message, answers that come as a
+stream only, fewer alternatives of a token than asked for. What would change a result (the temperature,
+log-probabilities) is never dropped: the run is refused.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Adapting(Layer):
     What worked is remembered for all calls to the endpoint, and told once, by an `AdaptedWarning`.
 
     Args:
-        model: the wire, which makes one exchange.
+        model: the wire, which sends one request.
         spoken: what is known of the endpoint.
         who: how messages call the model.
     """
@@ -158,7 +158,7 @@ class Adapting(Layer):
     _wires: dict[Dialect, Wire] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     async def complete(self, request: Request) -> Completion:
-        """One exchange. Raises `ModelUnavailable` on a refusal that no other dialect mends."""
+        """One request and its answer. Raises `ModelUnavailable` on a refusal that no other dialect mends."""
         first = dialect = self.spoken.dialect
         tried = {dialect}
         while True:

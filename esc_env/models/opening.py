@@ -40,7 +40,7 @@ def open_model(
         spec: `PROVIDER/NAME[@URL]`, `local:PATH_OR_HUB_ID`, or `python:MODULE:NAME` of a `ChatModel`. A `#STYLE` is
             left to agents.
         settings: by default `ModelSettings()`.
-        options: what it is asked besides the protocol; `max_tokens`, `stop` and `system` are left to the chair.
+        options: further fields of every request; `max_tokens`, `stop` and `system` are left to the chair.
         chair: `agent`, `seeker` or `critic`: named in messages.
 
     Raises:

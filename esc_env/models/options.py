@@ -1,4 +1,4 @@
-"""What a user may say of how a chair's model is asked: `max_tokens`, `top_p`, `reasoning_effort`, …
+"""Request options of a supporter's, seeker's, critic's or judge's model: `max_tokens`, `top_p`, `reasoning_effort`, …
 
 `max_tokens`, `stop` and `system` belong to the chair; everything else goes to the model's server, and `extra_body.*`
 goes there as it is. All of it is part of the identity of who was asked. What the protocol decides (temperature, seed,
@@ -56,13 +56,13 @@ _KEYLIKE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was said of one chair, checked.
+    """The request options of one chair, checked.
 
     Attributes:
         max_tokens: longest completion, thinking included; None for the chair's own default.
         stop: strings that end a completion.
         system: a supporter's own system prompt, in place of ours; None for ours.
-        asked: a JSON object of what the model is asked besides, with sorted names: hashable, and the same for the same
+        asked: a JSON object of further request fields, with sorted names: hashable, and the same for the same
             options.
     """
 

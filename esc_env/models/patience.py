@@ -39,7 +39,7 @@ class Patient(Layer):
     """A chat model that is asked again when that makes sense, within the limits of its endpoint.
 
     Args:
-        model: whom to ask; one exchange a call.
+        model: whom to ask; one request a call.
         endpoint: where it is; shared by all models there.
         deadline: seconds from the first time a call is sent until it is given up; None for ten minutes. Waiting for a
             free place before that does not count.
@@ -112,7 +112,7 @@ class Patient(Layer):
         raise given_up
 
     async def _within(self, timeout: float | None, request: Request) -> Completion | None:
-        """One exchange; None where there is no answer in time."""
+        """One request and its answer; None where none comes in time."""
         try:
             async with asyncio.timeout(timeout) as answering:
                 return await self.model.complete(request)

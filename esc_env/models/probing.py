@@ -34,7 +34,7 @@ PROBE = Request(
 
 
 async def check_model(model: ChatModel, chair: str = "model", request: Request = PROBE) -> None:
-    """Ask a model for a word just as it will be asked, so that what it refuses is known before a run starts.
+    """Send a model a tiny request with the parameters of the run, so that what it refuses is known before a run.
 
     A model that only replays, or that is not one of `open_model`, is asked nothing. What a cassette holds is not used.
 

@@ -1,6 +1,7 @@
 """The two packages that others call models with: OpenAI's own, and LiteLLM, which knows every provider.
 
-Both only carry the exchange. Their retries are off (`retries.py` has the one policy), their prints and downloads too.
+Both only send a request and read the answer. Their retries are off (`retries.py` has the one policy), their prints and
+downloads too.
 They are slow to import, so that happens at the first call.
 """
 
@@ -53,7 +54,7 @@ class OpenAISDK(Addressed):
     """
 
     async def complete(self, request: Request) -> Completion:
-        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
+        """One request and its answer. Raises `ModelUnavailable`, which says whether trying again makes sense."""
         openai = _package("openai")
         body = request_body(request, self.dialect)
         key = self.key
@@ -85,7 +86,7 @@ class LiteLLMModel(Addressed):
     Args:
         spec: `PROVIDER/NAME`.
         url: base URL of a server of one's own.
-        timeout: seconds for the whole exchange.
+        timeout: seconds from the request to the end of the answer.
         dialect, options, key_env, handed: see `Addressed`.
     """
 
@@ -115,7 +116,7 @@ class LiteLLMModel(Addressed):
         )
 
     async def complete(self, request: Request) -> Completion:
-        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense.
+        """One request and its answer. Raises `ModelUnavailable`, which says whether trying again makes sense.
 
         A parameter that the provider does not take is an error, never left out.
         """

@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions wire over bare aiohttp: one exchange, no retries, next to no CPU.
+"""OpenAI's chat-completions API over bare aiohttp: one request and its answer, no retries, next to no CPU.
 
 The SDKs cost 4 to 13 ms of CPU a request at concurrency 64, which stops a process at 60 to 200 requests a second; this
 costs a tenth of that. What must not differ from them is shared with them (`sdk.py`) and lives here: the request body,
@@ -71,10 +71,10 @@ class Addressed:
         name: of the model, as the server knows it.
         url: base URL, usually ending in `/v1`; None for `OPENAI_BASE_URL`, or OpenAI itself.
         provider: part of the identity.
-        timeout: seconds for the whole exchange.
+        timeout: seconds from the request to the end of the answer.
         connections: requests in flight that the wire must not hold back.
         dialect: how the server takes a request.
-        options: what the model is asked besides, by the names of the request's fields; part of the identity.
+        options: further fields of every request, by their names; part of the identity.
             `extra_body` in it goes to the server as it is.
         key_env: the environment variable that holds the key of the server at `url`; None for `ESC_API_KEY`.
         handed: the key itself; None for the environment's.
@@ -102,7 +102,7 @@ class Addressed:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Provider, name, and what the model is asked besides."""
+        """Provider, name, and the further fields of requests."""
         identity: dict[str, Any] = {"provider": self.provider, "name": self.name}
         return {**identity, "options": dict(self.options)} if self.options else identity
 
@@ -221,7 +221,7 @@ class OpenAIWire(Addressed):
     """
 
     async def complete(self, request: Request) -> Completion:
-        """One exchange. Raises `ModelUnavailable`, which says whether trying again makes sense."""
+        """One request and its answer. Raises `ModelUnavailable`, which says whether trying again makes sense."""
         body = request_body(request, self.dialect)
         base = self.base
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}

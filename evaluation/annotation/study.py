@@ -34,7 +34,7 @@ class Item:
         question: which conversation, or which two, in the order of the systems.
         risk: whether a scenario is marked so, or self-harm is named in what was said.
         outcome: how each of the conversations ended.
-        turns: of each, exchanges after the opening.
+        turns: how many each had after the opening.
     """
 
     question: Question

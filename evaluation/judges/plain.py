@@ -1,4 +1,4 @@
-"""A judge without a model, for tests and for trying out: a rule of thumb over the embedded move classifier."""
+"""A judge without a model, for tests and for trying out: a rule of thumb over the builtin move classifier."""
 
 from __future__ import annotations
 

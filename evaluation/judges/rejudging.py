@@ -284,7 +284,7 @@ class CriticView:
         length: rank correlation of the supporter's words with how much higher its final scores are than the mean of
             all other critics'; 0 without length bias.
         style: how much higher its final scores are than that mean, from −2 to 2, by the move that the supporter makes
-            most, as the embedded classifier reads it, in conversations in English.
+            most, as the builtin classifier reads it, in conversations in English.
     """
 
     judged: int

@@ -67,7 +67,7 @@ def resolve_judge(
             (a Judge, a ChatModel or a callable); or such an object itself.
         settings: how chat models are called.
         temperature: of a chat model.
-        options: what a chat model is asked besides, such as `{"max_tokens": 4000}`.
+        options: further fields of every request to a chat model, such as `{"max_tokens": 4000}`.
 
     Raises:
         SpecError: an unknown string, an object that is neither a Judge nor callable, or a model that is known not to

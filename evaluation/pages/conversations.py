@@ -144,7 +144,7 @@ class Conversation:
         said: the messages, as many as there is room for.
         left_out: how many there is no room for.
         failure: what went wrong; None where nothing did.
-        states: the embedded seeker's hidden state after each turn, from 0; empty for any other seeker.
+        states: the builtin seeker's hidden state after each turn, from 0; empty for any other seeker.
         threshold: the score above which it is solved.
     """
 
@@ -297,7 +297,7 @@ _NEEDS = {"listen": "to be understood", "plan": "a next step", "both": "to be un
 
 
 def _states(trajectory: Trajectory, report: Report) -> list[Mapping[str, str]]:
-    """An embedded seeker's hidden state from before the first turn on, derived again from what was said.
+    """A builtin seeker's hidden state from before the first turn on, derived again from what was said.
 
     Nothing where another seeker spoke, or another release's: its state would not be this one. Nor where a message is
     too long to be shown whole, or where there are very many turns, which takes long.

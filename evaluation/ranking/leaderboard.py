@@ -197,7 +197,7 @@ class Leaderboard:
 
 
 def _name(role: Literal["seeker", "critic"], parts: Mapping[str, Any]) -> str:
-    """Who sits there, and the model that speaks; whoever calls itself embedded and is not of this release."""
+    """Who sits there, and the model that speaks; whoever calls itself builtin and is not of this release."""
     chair = parts[role]
     model, name = chair.get("model"), chair.get("name")
     told = model.get("name") if isinstance(model, Mapping) else None

@@ -1,7 +1,8 @@
 """Did a run happen as it says? What can be computed again is, and what cannot is said.
 
-Embedded chairs are functions of (scenario, dialogue, seed), so they are asked again about every dialogue there is; chat
-models answer again from the file that recorded them. Nothing else that a run names is imported, fetched or spoken to.
+What builtin seekers, critics and agents say depends on (scenario, dialogue, seed) alone, so they are asked again about
+every dialogue; chat models answer again from the file that recorded them. Nothing else that a run names is imported,
+fetched or spoken to.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def _place(trajectory: Trajectory) -> str:
 
 
 def _whom(name: str, people: Iterable[Scenario]) -> str:
-    """The name of a set, unless it is that of an embedded one whose first scenarios these are not."""
+    """The name of a set, unless it is that of a builtin one whose first scenarios these are not."""
     if name not in ("builtin", "builtin:train", "builtin:valid", "builtin:test"):
         return name
     here = ScenarioSet.of(name, people)
@@ -353,7 +354,7 @@ def _critic(about: Mapping[str, Any], config: Mapping[str, Any], settings: Model
 
 
 def _part(role: str, name: str, settings: ModelSettings | None, make: Callable[[], Any]) -> Any:
-    """The part, or why it cannot be asked again. Nothing is opened but what is embedded, or answers from a record."""
+    """The part, or why it cannot be asked again. Nothing is opened but what is builtin, or answers from a record."""
     try:
         kind = parse_spec(name).kind
     except SpecError:
@@ -448,7 +449,7 @@ def _same(one: Verdict, other: Verdict) -> bool:
 
 
 async def _judged(critic: Critic, trajectory: Trajectory, turn: int, rules: Rules, name: Seed) -> Verdict:
-    """The verdict after so many exchanges."""
+    """The verdict after so many turns."""
     after = Dialogue(trajectory.dialogue.messages[: trajectory.history + 2 * turn])
     seed = name.at(turn=turn, role="critic")
     return rules.count(await critic.judge(trajectory.scenario, after, votes=rules.votes, seed=seed))

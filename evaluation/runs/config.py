@@ -42,7 +42,7 @@ class AgentConfig:
     Attributes:
         agent: its string.
         temperature: its own; None for the benchmark's.
-        options: what its model is asked besides.
+        options: further fields of every request to its model.
     """
 
     agent: str

@@ -70,7 +70,7 @@ async def hold(
         keep: gets every conversation as it ends.
         time_limit: in seconds.
         known: what came of earlier attempts; an `error` is gone on with from where it broke off.
-        told: gets the conversation so far after every exchange.
+        told: gets the conversation so far after every turn.
         cut: gets every conversation that the time limit or an interruption cuts off, as an `error`.
         clock: gets every conversation that ends, and the seconds that this attempt took, waiting for models included.
     """

@@ -35,7 +35,7 @@ DEPENDS = 0.1
 warned. Ours: if a quarter of the votes are for one option and a tenth of them are lost, that is 2 votes of 100."""
 
 STRICT = 3
-"""Votes for `solved` that the stricter success rate asks for. Ours: under the published rule one of ten can decide."""
+"""Votes for `solved` that the stricter success rate asks for. Ours: with a threshold of 0.5 one of ten can decide."""
 
 FEW = 10
 """Episodes below which the numbers of a group are marked: they say next to nothing. Ours."""

@@ -89,7 +89,7 @@ def evaluate(
         scenarios: a string (`builtin:test`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
         rules: T, threshold, votes and so on; by default `Rules()`.
-        persona: how every seeker meets help; None keeps what each scenario says.
+        persona: how every seeker responds to help (`esc_env.PERSONAS`); None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         trials: conversations per scenario, at least 1, each with its own seed.
         seed: of the run; every episode seed is derived from it.
@@ -98,12 +98,12 @@ def evaluate(
         shard: `3/16` holds the third of sixteen shares of the conversations, in a folder beside that of the run, as
             `<folder>-shard-3-of-16`; `/16` the one that this task of a Slurm array is. `merging.merge` makes the run
             of them.
-        progress: called with a `Progress` before anything runs, after every exchange and as every conversation ends.
+        progress: called with a `Progress` before anything runs, after every turn and as every conversation ends.
         critic_mode: how a critic that is a chat model votes: `votes` or `logprobs`; see `LLMCritic`.
         critic_temperature: of those votes. *Source:* PPDPP: 1.1.
         seeker_temperature, temperature: of a seeker and of an agent that is a chat model.
-        agent_options, seeker_options, critic_options: what a chat model in that chair is asked besides, such as
-            `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
+        agent_options, seeker_options, critic_options: further fields of every request to a chat model in that chair,
+            such as `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
         time_limit: seconds for the conversations of this call, above 0; None for no limit. What goes on
             then is cut off as an error, and the next call goes on from there.
         models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of

@@ -1,4 +1,4 @@
-"""A second list of attacks on the embedded seeker, written after it was frozen and with its code in hand.
+"""A second list of attacks on the builtin seeker, written after it was frozen and with its code in hand.
 
 None of them supports anybody: they are what a policy that is paid for the seeker's relief might find instead. They
 see the observation only. They were tuned on train scenarios for some ten minutes; nothing in the simulator was
@@ -6,9 +6,9 @@ tuned because of them, they have no bounds to keep, and their success rates are 
 that they found was mechanical and is closed since: characters that show nothing (`invisible` went from 97 % to 0).
 Three more were tried and left out: a parrot that stutters (much like `invisible`), two frames by turns, a wall of text.
 
-What they lean on: each sentence is heard by a bag of n-grams, so that a carrier that says nothing true is still a
-reflection; a story counts as taken up when its rare words occur, in whatever relation; safety counts as handled when
-two stock sentences were said.
+What they make use of: a sentence is classified by its words and short runs of words, so that a frame that says nothing
+true still counts as a reflection; a story counts as taken up when its rare words occur, in whatever relation; safety
+counts as handled when two stock sentences were said.
 """
 
 from __future__ import annotations

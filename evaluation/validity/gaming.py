@@ -1,11 +1,12 @@
-"""Can a seeker and critic of ours be gamed? Supporters that try to, and what each of them scores.
+"""Can the package's seekers and critics be gamed (find problems solved without help)? Supporters that try, and bounds.
 
-`esc validate gaming` runs them all against a pair, the embedded one or the reading one: attacks that must fail,
-adaptive attacks that may only seldom succeed, a template that must land in between, and supporters that must succeed: a
-skilled one, in its own words and in somebody else's, and people's whole conversations.
+`esc validate gaming` runs them all against a seeker and critic, `builtin` or the reading pair (`builtin:reader`):
+attacks that must fail, adaptive attacks that may only seldom succeed, a template that must land in between, and
+supporters that must succeed: a skilled one, in its own words and in somebody else's, and people's whole conversations.
 
-What the embedded pair must keep was fixed before it was frozen; of what came after it keeps nothing, and that is
-reported as it comes out. What the reading pair must keep was fixed when it was asked for, for nearly all of them.
+The bounds for the pair `builtin` were fixed before it was frozen; supporters that were written later have none with it,
+and are reported as they come out. The bounds for the reading pair, for nearly all supporters, were fixed when it was
+asked for.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PERSONAS = ("cooperative", "pleasing")
 
 
 Pair = Literal["builtin", "reader"]
-"""A seeker and a critic that belong together: the embedded ones, or those that read what is meant."""
+"""A seeker and a critic that belong together: `builtin`, or those that read what is meant (`builtin:reader`)."""
 
 CHAIRS: Mapping[Pair, str] = {"builtin": "builtin", "reader": "builtin:reader"}
 """The name of seeker and critic of each pair."""
@@ -110,7 +111,7 @@ class Probe:
 
     @property
     def frozen(self) -> bool:
-        """Whether it was written before the embedded pair was frozen, and with bounds for it."""
+        """Whether it was written before the pair `builtin` was frozen, and with bounds for it."""
         return "builtin" in self.bounds
 
     def run(self, what: str, progress: Told | None, **facing: Any) -> Report:
@@ -247,7 +248,7 @@ def climb(steps: int = 200, scenarios: ScenarioSet | None = None, seed: int = 0)
     """The best order of eight generic sentences among `steps` tried by hill climbing on train scenarios.
 
     Starts from the stage order; each step draws eight of the sentences anew in one or two places and keeps what scores
-    no worse (mean final score). Deterministic. It is searched for with the embedded pair, whichever is then attacked:
+    no worse (mean final score). Deterministic. It is searched for with the pair `builtin`, whichever is then attacked:
     with the reading pair it would take hours.
     """
     people = scenarios or bank("train")

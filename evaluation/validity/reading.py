@@ -132,7 +132,7 @@ class Human:
         labelled: supporter messages whose strategy is known.
         accuracy: share of them whose strategy is read, in [0, 1], clustered by conversation.
         macro_f1: mean F1 of the eight strategies, in [0, 1].
-        accuracy_alone, macro_f1_alone: of the classifier of the embedded pair, which sees no context.
+        accuracy_alone, macro_f1_alone: of the classifier of the pair `builtin`, which sees no context.
     """
 
     replies: int

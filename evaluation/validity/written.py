@@ -5,7 +5,7 @@ second reply), `terse.json` (the same people, one short sentence a turn), `harms
 stand behind any reply) and `careless.json` (supporters that shout, sell, blame and harm) were written by hand by
 somebody who was given the 40 people and not a line of the simulator. `opposites.json`, the opposites of the feelings
 that the skilled agent names, was written by the author of this module, who had read that agent's lines and the
-simulator. All of them came after the embedded pair was frozen, and while the reading pair was made.
+simulator. All of them came after the pair `builtin` was frozen, and while the reading pair was made.
 
 A whole conversation is said whatever the seeker answers; whom it is for shows in the seeker's first message.
 """

@@ -168,7 +168,7 @@ class Ended:
         number: which of the run's, from 0: trial by trial, in the order of scenarios.jsonl.
         scenario, trial: whom it was held with, and which repetition.
         kind, outcome: why it ended, as a badge says it.
-        turns: exchanges done.
+        turns: how many are done.
         score: the critic's last; None where it never judged.
         completed, solved: whether it has an outcome, and a good one.
         usage: what it cost, all attempts together.
