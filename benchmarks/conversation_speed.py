@@ -79,7 +79,7 @@ def serve(capacity: int) -> None:
 
 
 def people(count: int) -> ScenarioSet:
-    """The embedded training scenarios, repeated under new ids until there are `count`."""
+    """The builtin training scenarios, repeated under new ids until there are `count`."""
     known = load_scenarios("builtin:train")
     copies = (replace(known[i % len(known)], id=f"{known[i % len(known)].id}-{i}") for i in range(count))
     return ScenarioSet.of(f"{count} people", copies)

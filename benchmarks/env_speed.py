@@ -1,6 +1,6 @@
 """python benchmarks/env_speed.py
 
-What the embedded environment costs: CPU time of a step with 40 and with 4,000 scenarios (their ratio says whether the
+What the builtin environment costs: CPU time of a step with 40 and with 4,000 scenarios (their ratio says whether the
 size of the bank matters), what `import esc_env` adds to `import gymnasium`, and how long `esc --help` takes. The limits
 are those the project sets itself; the command exits with 1 when one is exceeded. Times depend on the machine, ratios
 hardly do.
@@ -31,7 +31,7 @@ SAYINGS = (
 
 
 def bank(size: int) -> ScenarioSet:
-    """The embedded training scenarios, repeated under new ids until there are `size`."""
+    """The builtin training scenarios, repeated under new ids until there are `size`."""
     people = load_scenarios("builtin:train")
     copies = (replace(people[i % len(people)], id=f"{people[i % len(people)].id}-{i}") for i in range(size))
     return ScenarioSet.of(f"{size} scenarios", copies)
@@ -41,7 +41,7 @@ def step_cost(scenarios: ScenarioSet, steps: int = 400) -> float:
     """CPU seconds of one step, resets included, all threads of this process."""
     env = gym.make("ESConv-v0", scenarios=scenarios)
     env.reset(seed=0)
-    env.step(SAYINGS[0])  # the first call reads the embedded assets
+    env.step(SAYINGS[0])  # the first call reads the builtin assets
     began = time.process_time()
     env.reset(seed=1)
     for number in range(steps):

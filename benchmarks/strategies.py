@@ -1,7 +1,7 @@
 """python benchmarks/strategies.py --episodes 10
 
 What can be had by choosing strategies alone (`esc_env.wrappers.StrategyAction`, with the builtin phrase bank) on the
-embedded test split: by chance, by any one strategy for ever, and by one fixed plan. A policy that is trained must beat
+builtin test split: by chance, by any one strategy for ever, and by one fixed plan. A policy that is trained must beat
 these. The table of docs/environment.md.
 """
 

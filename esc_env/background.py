@@ -3,8 +3,8 @@
 Everything that may call a model is async and runs on one daemon thread per process. It starts at the first call, never
 at import or in a constructor; a forked child starts its own, a spawned one too. Synchronous code (env, CLI, trainers)
 uses `run`; public coroutines carry `@hops`, so that they may be awaited on any loop. Cancelling, by Ctrl-C or from
-another loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is shared, and
-ends with the process.
+another loop, waits until the coroutine has cleaned up. Nothing here is ever stopped by closing an env: the loop is
+shared, and ends with the process.
 
 It ends before the interpreter does, and so do the threads of users' calls. Until Python 3.13 an interpreter that ends
 kills the threads that go on, and one that is killed inside C++ (torch above all) takes the process with it: "terminate

@@ -112,7 +112,7 @@ class Trajectory:
 
     @property
     def _open(self) -> int:
-        """How many messages stand after the last exchange."""
+        """How many messages stand after the last whole turn."""
         return len(self.dialogue) - self.history - 2 * self.turns
 
     @property
@@ -168,13 +168,13 @@ class Trajectory:
         said = self.dialogue.messages[self.history :]
         ended = self.stop_reason is not StopReason.ERROR
         if not 0 <= self._open <= (0 if ended else 2):
-            raise SpecError(f"dialogue has {len(said)} messages for {self.turns} exchanges ({self.stop_reason.value})")
+            raise SpecError(f"dialogue has {len(said)} messages for {self.turns} turns ({self.stop_reason.value})")
         if any(message.role != _DUE[place % 2] for place, message in enumerate(said)):
             raise SpecError("dialogue: supporter and seeker do not take turns")
         role = self.failure.role if self.failure else None
         if ended:
             fits = role == ("supporter" if self.stop_reason is StopReason.SUPPORTER_FAILED else None)
-        else:  # older releases kept nothing of an exchange that broke off, whoever broke it
+        else:  # older releases kept nothing of a turn that broke off, whoever broke it
             fits = role == self.due or (role is not None and self._open == 0 < self.history)
         if not fits:
             told = f"which contradicts {self.stop_reason.value!r} and a dialogue that waits for the {self.due}"

@@ -1,4 +1,4 @@
-"""Contexts, what a collection responds to: dialogues that end with the seeker, from human and simulated conversations."""
+"""Contexts, what a collection responds to: dialogues that end with the seeker, human and simulated ones."""
 
 from __future__ import annotations
 

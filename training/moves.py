@@ -1,6 +1,7 @@
 """What a reward pays for: which moves of supporters it puts above the other responses to the same context.
 
-A *move* is what a sentence does (asks, reflects, advises, …), as the builtin classifier reads it (`esc_env.builtin.moves`).
+A *move* is what a sentence does (asks, reflects, advises, …), as the builtin classifier reads it
+(`esc_env.builtin.moves`).
 """
 
 from __future__ import annotations
