@@ -64,16 +64,19 @@ def _collect(
     source: Annotated[
         Literal["auto", "human", "simulated"],
         typer.Option(
-            help="Contexts: prefixes of the human dialogues, of conversations simulated on the spot, or (auto) of the "
-            "human dialogue where a scenario has one."
+            help="Where contexts (conversations so far) are taken from: human dialogues, conversations simulated on "
+            "the spot, or (auto) the human dialogue where a scenario has one."
         ),
     ] = "auto",
     limit: Limit = None,
     contexts: Annotated[
-        int | None, typer.Option(min=1, help="So many contexts, drawn by --seed. Default: all.")
+        int | None, typer.Option(min=1, help="Only so many contexts, drawn by --seed. Default: all.")
     ] = None,
-    candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses per context.")] = 4,
-    rollouts: Annotated[int, typer.Option("--rollouts", "-k", min=1, help="K: futures per response.")] = 1,
+    candidates: Annotated[int, typer.Option("--candidates", "-m", min=1, help="m: responses sampled per context.")] = 4,
+    rollouts: Annotated[
+        int,
+        typer.Option("--rollouts", "-k", min=1, help="K: futures (simulated ends) per response."),
+    ] = 1,
     horizon: Annotated[
         int | None, typer.Option(min=1, help="T of a future, the turn of its response included. Default: --max-turns.")
     ] = None,
@@ -142,8 +145,9 @@ View = Annotated[
     bool,
     typer.Option(
         "--view",
-        help="Follow it in the browser: curves, samples. By a process that only reads; end it and training goes on. "
-        "The page stays until Ctrl-C; `esc report OUT` writes it. Needs the extras 'web' and 'pages'.",
+        help="Follow training in the browser: curves, and what the policy says. A process of its own shows the page: "
+        "end it, and training goes on. The page stays until Ctrl-C; `esc report OUT` keeps it as a file. Needs the "
+        "extras 'web' and 'pages'.",
     ),
 ]
 
@@ -202,7 +206,7 @@ def _sft(
     preset: Preset = None,
     view: View = False,
 ) -> None:
-    """Fine-tune a policy on what supporters said. The result: local:OUT."""
+    """Fine-tune a policy (supervised) on what supporters said. `esc eval --agent local:OUT` then tests it."""
     whole = read_pipeline(preset, ctx.args, stage="sft")
     from esc_env.training.sft import lessons_from, train_sft
     from esc_env.training.stage import asked
@@ -260,10 +264,11 @@ def _grpo(
     preset: Preset = None,
     view: View = False,
 ) -> None:
-    """Train a policy with GRPO. The result: local:OUT.
+    """Train a policy with GRPO (group relative policy optimisation). `esc eval --agent local:OUT` then tests it.
 
-    --reward rlff (a learned reward model), future (simulated futures), env (whole conversations); as controls untrained
-    (a reward model that nobody has trained), noise, and format (the think format alone).
+    --reward says what is rewarded: rlff (a reward model's prediction), future (simulated futures), env (whole
+    conversations); as controls, which should not help, untrained (a reward model that nobody has trained), noise, and
+    format (the think format alone).
     """
     whole = read_pipeline(preset, ctx.args, stage="grpo")
     from esc_env.training.data import read_samples
@@ -287,6 +292,7 @@ def _grpo(
 def _pipeline(ctx: typer.Context, out: Out, preset: Preset = "qwen2.5-0.5b", view: View = False) -> None:
     """Run the whole method: sft, collect, rm, grpo, evaluate. The same command goes on where it stopped.
 
+    That is: fine-tune, simulate futures, train a reward model, train the policy with it, test it (docs/training.md).
     Any field is an option: those of the setting as they are (--model PATH, --seeker openai/gpt-4o, --skip sft), and how
     chat models are called (--budget '5 USD', --rpm, --tpm, --timeout, --deadline, --record, --replay, --cache, --wire,
     --api-key-env); those of a stage with its name (--grpo.max_steps 100, --rm.kind ranking).
@@ -317,7 +323,7 @@ def _ablate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this arm; repeat it for several: rlff, 'no tails', ranking, regression, env, future, "
+            help="Only this arm (row of the table); repeat it for several: rlff, 'no tails', ranking, regression, env, future, "
             "'no think-format', 'format only', 'untrained + format', untrained, 'noise + format', noise, 'rlff, steady "
             "start'. Default: all of them."
         ),
@@ -329,7 +335,7 @@ def _ablate(
 ) -> None:
     """Train with every reward and control at identical settings, and print the table of what each one gains.
 
-    What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
+    Each row, an arm, is one of them. What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
     Fields of the configuration are options, as in `esc train pipeline`.
     """
     config = read_pipeline(preset, ctx.args)

@@ -63,16 +63,16 @@ class Stage(_Checked):
         batch_size: rows per device and forward pass.
         accumulation: forward passes per optimiser step.
         warmup: share of steps in which the learning rate rises, in [0, 1).
-        scheduler: how it falls afterwards.
-        weight_decay: AdamW's.
+        scheduler: how the learning rate falls afterwards.
+        weight_decay: of the optimiser, AdamW.
         max_grad_norm: gradients are clipped to this norm.
         lora_rank: rank of the LoRA adapter; 0 trains all weights. *Source:* LoRA in the paper (arXiv 2508.12935);
             r 16, α 32, dropout .05 on all linear layers are ours, the paper is silent.
-        lora_alpha, lora_dropout: its scale and dropout.
+        lora_alpha, lora_dropout: scale α and dropout of the LoRA adapter.
         precision: `bf16` (GPUs), `fp32` (the tiny preset, processors).
-        gradient_checkpointing: trade time for memory.
+        gradient_checkpointing: compute activations twice, which saves memory and takes longer.
         cpu: train on the processor even where there is a GPU.
-        seed: of initialisation, order and sampling.
+        seed: decides initial weights, the order of data, and sampling.
         save_steps: optimiser steps between checkpoints.
         save_limit: how many checkpoints are kept.
         logging_steps: optimiser steps between log lines.
@@ -195,28 +195,31 @@ class GRPOStage(Stage):
             every step) and `format` (α · R_thk-fmt alone).
         alpha: weight of the think-format reward, at least 0. *Source:* α = 0.5, arXiv 2508.12935.
         group_size: responses per context, at least 2. *Source:* G = 4, arXiv 2508.12935.
-        temperature: of sampling. *Source:* τ = 1.1, arXiv 2508.12935.
-        top_p: nucleus of sampling, in (0, 1]; 1 is all of it.
-        max_turns: T of whole conversations and of simulated futures. *Source:* T = 8, arXiv 2508.12935.
-        horizon: T of simulated futures where it is another one (reward `future`).
+        temperature: at which responses are sampled. *Source:* τ = 1.1, arXiv 2508.12935.
+        top_p: sample from the likeliest tokens that together have this probability, in (0, 1]; 1 is all tokens.
+        max_turns: T, the most turns of whole conversations and of simulated futures. *Source:* T = 8, arXiv
+            2508.12935.
+        horizon: T of simulated futures (reward `future`), if it is to differ from `max_turns`.
         credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` adds up
             how much every turn, from the trained one on, changed the critic's score, later ones discounted. Ours.
-        turns: rows that one conversation gives, each training one drawn supporter turn (reward `env`), at least 1; a
-            divisor of `group_size`. Holding conversations takes most of the time, and one has many turns. Ours.
+        turns: how many turns of one conversation are drawn to be trained, a row each (reward `env`), at least 1; a
+            divisor of `group_size`. Holding conversations takes most of the time, so more rows from each are cheaper.
+            Ours.
         gamma: γ, the discount of later turns, in (0, 1] (reward `env` only; simulated futures are worth R_fut, with
             the γ of the labels that reward models learn from). *Source:* ours, as R_fut has.
         beta: weight of the KL, the penalty for moving away from the policy that training began with; 0 logs no KL.
             *Source:* 0.04, DeepSeekMath (arXiv 2402.03300).
         loss_type: the objective, by TRL's names. *Source:* `grpo`, DeepSeekMath.
-        scale_rewards: what advantages are divided by: the standard deviation of the group, of the batch, or nothing.
+        scale_rewards: what a reward's distance from its group's mean (the advantage) is divided by: the standard
+            deviation of the group, of the batch, or nothing.
             *Source:* `group`, DeepSeekMath.
         epsilon: how far one update may change the probability of a token: the clip range of its ratio. *Source:* 0.2,
             DeepSeekMath.
-        iterations: μ, updates per generated batch. *Source:* 1, DeepSeekMath.
+        iterations: μ, how many updates are made with each generated batch. *Source:* 1, DeepSeekMath.
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
         require_end: a reply that does not end by itself is rewarded below all others of its group that do.
-        concurrency: calls in flight at the same time (rewards `future` and `env`).
+        concurrency: model calls under way at the same time (rewards `future` and `env`).
         save_steps: optimiser steps between checkpoints; each is evaluated on valid scenarios, and the best is kept.
         vllm: `colocate` (same GPUs), `server` (`vllm serve` at `vllm_url`; docs/training.md has its flags) or `off`.
         vllm_url: where that server listens.

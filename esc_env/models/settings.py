@@ -17,7 +17,7 @@ from esc_env.secrets import MARK, Key, struck
 __all__ = ["ModelOptions", "ModelSettings", "Wire"]
 
 Wire = Literal["auto", "aiohttp", "openai", "litellm"]
-"""How requests travel. `auto`: aiohttp for `openai/…` and for any `@URL`, LiteLLM for every other provider."""
+"""Which package sends requests. `auto`: aiohttp for `openai/…` and for any `@URL`, LiteLLM for every other provider."""
 
 
 class ModelOptions(TypedDict, total=False):
@@ -42,16 +42,16 @@ class ModelSettings:
     """How chat models are called; nothing here changes what a model is asked.
 
     Attributes:
-        concurrency: requests in flight per endpoint, at least 1.
-        requests_per_minute: at most so many per endpoint; None for no limit.
-        tokens_per_minute: at most so many, prompt and completion together, per endpoint; None for no limit.
-        timeout: seconds to wait for an answer of a server of which nothing is known yet; a slow one gets longer.
+        concurrency: requests under way at the same time per server, at least 1.
+        requests_per_minute: most requests a minute to each server; None for no limit.
+        tokens_per_minute: most tokens a minute, prompt and completion together, to each server; None for no limit.
+        timeout: seconds to wait for the answer of a server that has not answered yet; a slow one gets longer.
         deadline: seconds for one call with all its retries; None for 600.
         budget: what this process may spend on models, such as "5 USD" or "200k tokens"; None for no limit.
         record: keep every request and completion in this file.
         replay: answer from this file; a request that is not there is refused.
-        cache: answer from this file what is there, ask for and keep the rest.
-        wire: how requests travel.
+        cache: take answers from this file where it has them, ask for the others and keep them.
+        wire: which package sends requests.
         api_key_env: the environment variable that holds the key of servers that a URL names; None for `ESC_API_KEY`.
         api_key: the key itself, in place of the environment's: for the servers that URLs name, or else for one
             provider. It is kept in no file and shown nowhere; read back, it is `[key]`. In a pickle that another
