@@ -323,9 +323,9 @@ def _ablate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this arm (row of the table); repeat it for several: rlff, 'no tails', ranking, regression, env, future, "
-            "'no think-format', 'format only', 'untrained + format', untrained, 'noise + format', noise, 'rlff, steady "
-            "start'. Default: all of them."
+            help="Only this arm (row of the table); repeat it for several: rlff, 'no tails', ranking, regression, env, "
+            "future, 'no think-format', 'format only', 'untrained + format', untrained, 'noise + format', noise, "
+            "'rlff, steady start'. Default: all of them."
         ),
     ] = None,
     jobs: Annotated[
@@ -335,8 +335,8 @@ def _ablate(
 ) -> None:
     """Train with every reward and control at identical settings, and print the table of what each one gains.
 
-    Each row, an arm, is one of them. What arms share (sft, collect, reward models) is made once per seed. The same command goes on where it stopped.
-    Fields of the configuration are options, as in `esc train pipeline`.
+    Each row, an arm, is one of them. What arms share (sft, collect, reward models) is made once per seed. The same
+    command goes on where it stopped. Fields of the configuration are options, as in `esc train pipeline`.
     """
     config = read_pipeline(preset, ctx.args)
     from esc_env.training.ablate import ablate
