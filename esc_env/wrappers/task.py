@@ -33,9 +33,7 @@ def ours(env: Any) -> ESCEnv:
 def check_utterances(space: Space[Any]) -> None:
     """Raise SpecError where actions are no utterances."""
     if not isinstance(space, Utterance):
-        raise SpecError(
-            f"StrategyAction turns a strategy into words, so the env that it wraps must take words, not {space}"
-        )
+        raise SpecError(f"StrategyAction turns a strategy into words, so the env must take an utterance, not {space}")
 
 
 def check_dense(task: Task, scale: float) -> None:
