@@ -1,4 +1,4 @@
-"""The folder of a run: written by one process at a time, never taken for another run's, gone on with by the same call.
+"""The folder of a run: written by one process at a time, never mixed up with another run, continued by the same call.
 
     run.json         what is run (`identity`), and whatever else there is to say about it
     scenarios.jsonl  whom it is about, each once; records name them by id

@@ -353,14 +353,14 @@ def test_a_dangling_message_belongs_to_an_error_and_to_what_failed(broken: Path)
     supporter = {**failure, "role": "supporter"}
     assert len(said) == 5
     for told, changes in (
-        ("4 messages for 1 exchanges", {"stop_reason": "max_turns", "failure": None}),
-        ("4 messages for 1 exchanges", {"stop_reason": "supporter_failed", "failure": supporter}),
+        ("4 messages for 1 turns", {"stop_reason": "max_turns", "failure": None}),
+        ("4 messages for 1 turns", {"stop_reason": "supporter_failed", "failure": supporter}),
         ("contradicts the last verdict", {"stop_reason": "solved", "failure": None}),
         ("failure is of nobody", {"failure": None}),
         ("failure is of seeker", {"failure": {**failure, "role": "seeker"}}),
         ("failure is of supporter", {"failure": supporter}),
         ("failure is of critic", {"dialogue": said[:4]}),
-        ("5 messages for 1 exchanges", {"dialogue": [*said, said[1]]}),
+        ("5 messages for 1 turns", {"dialogue": [*said, said[1]]}),
         ("take turns", {"dialogue": [*said[:4], said[3]]}),
         ("attempts: must be a whole number", {"attempts": 0}),
     ):

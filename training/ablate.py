@@ -35,8 +35,8 @@ from esc_env.training.pipeline import run_pipeline
 __all__ = ["ARMS", "CLAIMS", "ENOUGH", "STARTS", "Arm", "Claim", "ablate"]
 
 STARTS: Mapping[str, Mapping[str, Any]] = {"shared": {}, "steady": {"sft_data": "population:steady"}}
-"""What is changed of the setting for each policy that GRPO begins with. `steady` learned from supporters without the
-haste that is there to be unlearned: a negative control, whose reward has little to teach."""
+"""What each policy that GRPO begins with changes in the setting. `steady` learned from supporters without the haste
+that the others are to unlearn: a control from which little gain is expected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from esc_env.protocols import Usage
 __all__ = ["Clock", "Endpoint", "Line"]
 
 SLOWER, FASTER, WIDEST = 1.35, 0.75, 5.0
-"""What a 429 without `Retry-After` multiplies the time between two requests by, what an answer multiplies it by, and
-its bound in seconds. It settles while half is refused, and returns to nothing when less is."""
+"""How the time between two requests changes: times the first after a 429 (too many requests) without `Retry-After`,
+times the second after an answer, and at most the third, in seconds. It settles while half of the requests are refused,
+and returns to nothing when fewer are."""
 
 SLOW = 4.0
 """A server is waited for at least so many times as long as its slowest answer so far took. Ours."""

@@ -10,8 +10,8 @@ from esc_env.errors import ModelError
 __all__ = ["ATTEMPTS", "CALL_DEADLINE", "asked", "pause"]
 
 ATTEMPTS = 12
-"""Requests for one call, 429 not counted: those only end with the deadline. With three in ten failing, one call in two
-million fails for good."""
+"""Requests for one call; those refused with 429 (too many requests) do not count, and go on until the deadline. With
+three in ten failing, one call in two million fails for good."""
 
 STRANGER_ATTEMPTS = 3
 """The same for a server that has never answered anything: most likely a wrong URL, or no network."""

@@ -24,7 +24,7 @@ CHOICES: Discrete[Any] = Discrete(len(STRATEGIES))
 
 
 def ours(env: Any) -> ESCEnv:
-    """The env of ours inside of wrappers. Raises SpecError where there is none."""
+    """The esc-env environment inside of wrappers. Raises SpecError where there is none."""
     if not isinstance(env.unwrapped, ESCEnv):
         raise SpecError(f'esc_env.wrappers are for gym.make("ESConv-v0") or "ExTES-v0", not for {env.unwrapped!r}')
     return env.unwrapped

@@ -199,9 +199,9 @@ def longer(pairs: Iterable[Pair], words: Mapping[tuple[str, str, int], int], dim
 
 
 def length_excess(pairs: Iterable[Pair], words: Mapping[tuple[str, str, int], int], dimension: str) -> Estimate | None:
-    """How much more often the longer one wins than its system does anyway against that other one, from −1 to 1.
+    """How much more often the longer one of a pair wins than its system wins against that other one anyway, −1 to 1.
 
-    A system that is better and also longer shows in `longer`, not here.
+    So a judge's liking for length, without what comes from better systems that also write more (see `longer`).
     """
     listed = list(pairs)
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -57,8 +57,8 @@ STANDINGS: Mapping[Standing, str] = {
 """What each standing of a run that is not refused says."""
 
 CHANCE = 0.01
-"""A spot check refuses a run whose critic, asked again about what it is said to have found solved, finds so little of
-it solved that one which agrees with itself half of the time would do so in fewer than this share of checks. Ours."""
+"""A spot check refuses a run if too few of its verdicts *solved* are given again: so few that a critic that agrees with
+itself half of the time would give as few in less than this share of checks. Ours."""
 _TOLD, _LONGEST = 20, 400
 """Contradictions that are named, the rest are counted; and the characters of one, which may quote what was forged."""
 

@@ -28,7 +28,8 @@ from esc_env.testing.models import FakeChatModel
 __all__ = ["ICC", "TOGETHER", "TRIALS", "Design", "Spent", "designs", "expected_usage", "measure"]
 
 ICC = 0.5
-"""Assumed likeness of trials of one scenario. Ours: agents of `esc validate gaming` that solve some have .1 to .7."""
+"""How alike trials of one scenario are assumed to be, 0 to 1. Ours: agents of `esc validate gaming` that solve some
+have .1 to .7."""
 TOGETHER = 0.5
 """Assumed correlation, over scenarios, of two agents' chances to solve them. Ours."""
 TRIALS = (1, 2, 3, 5, 10)

@@ -3,8 +3,8 @@
 Language models make an easy mode of a user: too cooperative, too uniform, without frustration or ambiguity (Zhou et
 al., arXiv 2603.11245), and simulated seekers of support tell all too readily (Heo, Jin and Jo, arXiv 2601.07698). Each
 part here is a number per conversation, read from English text by plain rules; two groups of conversations are compared
-by the Kolmogorov–Smirnov distance of its distribution (SciPy), 0 for the same and 1 for no overlap. The index is one
-less the mean distance. Two halves of the human conversations are compared in the same way and the same number: nobody
+by the Kolmogorov–Smirnov distance of its distribution (SciPy), 0 for the same and 1 for no overlap. The index is
+1 minus the mean distance. Two halves of the human conversations are compared in the same way, as many at a time: nobody
 can be more like people than people are like each other.
 
 The rules are ours and crude: they see words, not what is meant. They tell in what two groups differ, not who is ill
@@ -166,7 +166,7 @@ class Realism:
         simulated, human: conversations there are; compared: how many of each at a time.
         turns: messages of each seeker that are looked at, at most.
         parts: by name.
-        index: one less the mean distance, in [0, 1], with the range of 95 % of the draws.
+        index: 1 minus the mean distance, in [0, 1], with the range of 95 % of the draws.
         baseline: the same of two groups of people.
     """
 
