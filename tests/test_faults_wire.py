@@ -353,4 +353,4 @@ def test_a_fake_server_that_is_stopped_while_somebody_connects_loses_no_connecti
             clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
         for client in clients:
             client.close()
-        gc.collect()  # a connection that nobody closed warns now
+    gc.collect()  # a connection that nobody closed warns now
