@@ -59,15 +59,9 @@ class OpenAISDK(Addressed):
         body = request_body(request, self.dialect)
         key = self.key
         base = self.base
-        client = await lent(
-            ("openai", base),
-            lambda: openai.AsyncOpenAI(
-                api_key="see headers", base_url=base, max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
-            ),
-        )  # fmt: skip
+        client = await _client(base)
         ask = client.chat.completions.create  # imported here, before the clock runs
-        headers = {**_withheld(self), "Authorization": f"Bearer {key}" if key else openai.Omit()}
+        headers = {**self.headers, "Authorization": f"Bearer {key}" if key else openai.Omit()}
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
@@ -130,12 +124,15 @@ class LiteLLMModel(Addressed):
         elif self.handed is not None:
             body["api_key"] = self.handed.secret
         await lent("litellm", _LiteLLM)
+        if self.provider == "openai":
+            headers = {**self.headers, "Authorization": f"Bearer {self.key or 'none'}"}
+            body |= {"client": await _client(self.base), "extra_headers": headers}
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
                 answer = await litellm.acompletion(
                     model=f"{self.provider}/{self.name}", timeout=self.timeout, num_retries=0, max_retries=0,
-                    drop_params=False, extra_headers=_withheld(self) if self.provider == "openai" else None, **body,
+                    drop_params=False, **body,
                 )  # fmt: skip
                 data = await _plain(answer, self.dialect.stream)
         except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:
@@ -143,9 +140,17 @@ class LiteLLMModel(Addressed):
         return read_completion(self, data, latency=time.perf_counter() - start)
 
 
-def _withheld(model: Addressed) -> dict[str, Any]:
-    """The model's headers, and a mark at each that OpenAI's client would add by itself where it does not belong."""
-    return {**dict.fromkeys(openai_headers(), _package("openai").Omit()), **model.headers}
+async def _client(base: str) -> Any:
+    """OpenAI's client for a server: it follows no redirect, and adds no header by itself (`Addressed.headers`)."""
+    openai = _package("openai")
+    names = tuple(openai_headers())
+    return await lent(
+        ("openai", base, names),
+        lambda: openai.AsyncOpenAI(
+            api_key="see headers", base_url=base, max_retries=0, default_headers=dict.fromkeys(names, openai.Omit()),
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        ),
+    )  # fmt: skip
 
 
 class _LiteLLM:

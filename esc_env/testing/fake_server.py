@@ -34,6 +34,8 @@ __all__ = ["FakeServer", "Fault", "ServedRequest"]
 
 LONGEST = 60.0
 """Seconds that starting or stopping a server may take, on however busy a machine, before that is an error."""
+_HAD: set[int] = set()
+"""Ports of this process's servers. None is given twice: what a process learns of an endpoint goes by its address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,11 @@ class FakeServer:
             return server()
 
         listener = await self._loop.create_server(connect, "127.0.0.1", self.port, backlog=4096)
+        while not self.port and listener.sockets[0].getsockname()[1] in _HAD:
+            listener.close()
+            listener = await self._loop.create_server(connect, "127.0.0.1", 0, backlog=4096)
         self.port = listener.sockets[0].getsockname()[1]
+        _HAD.add(self.port)
         ready.set_result(None)
         await self._stopped.wait()
         for socket in listener.sockets:
