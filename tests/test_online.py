@@ -6,7 +6,6 @@ import asyncio
 import json
 import runpy
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
