@@ -31,6 +31,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer
 
 from esc_env.cli import build_app, main
+from esc_env.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,10 +103,10 @@ class Reader:
         self._run(lambda: commands(example.parsed))
 
     def _run(self, act: Callable[[], None]) -> None:
+        assert not self._code, f"exit code {self._code}, which the page does not show: {self._printed}"
         if self._skips:
             self._skips, self._printed = False, None
             return
-        assert not self._code, f"exit code {self._code}, which the page does not show: {self._printed}"
         self._code, raised = 0, ""
         try:
             act()
@@ -129,9 +130,11 @@ class Reader:
 
 
 def commands(block: str) -> None:
-    """Run what is typed, in this process; only ours is known."""
+    """Run what is typed, in this process; only ours is known. Keys are what the test has set."""
     for line in block.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
+            if words[0] == "export":
+                continue
             assert words[0] == "esc", f"{line!r} is no command of ours; the page must say why it is not run"
             try:
                 main(words[1:])
@@ -142,23 +145,29 @@ def commands(block: str) -> None:
 
 def parse_ours(block: str) -> None:
     """Hold the `esc` commands of a block to the options that there are, without running them."""
+    app: Any = typer.main.get_command(build_app())
+    _defuse(app)
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["esc"]:
-            command: Any = typer.main.get_command(build_app())
-            context = None
-            while hasattr(command, "commands") and words[1:]:
-                context = command.make_context(words[0], words[1:], parent=context)
-                _, command, words = command.resolve_command(context, words[1:])
-                words = [command.name, *words]
-            command.make_context(words[0], words[1:], parent=context)
+            app.main(words[1:], prog_name="esc", standalone_mode=False)
+
+
+def _defuse(command: Any) -> None:
+    command.callback = None
+    for each in getattr(command, "commands", {}).values():
+        _defuse(each)
 
 
 def import_ours(block: str) -> None:
     """Import what a block imports of ours, without running it."""
     for statement in ast.parse(block).body:
         if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("esc_env"):
-            exec(ast.unparse(statement), {})
+            try:
+                exec(ast.unparse(statement), {})
+            except (MissingExtra, ModuleNotFoundError) as error:  # somebody else's framework, in no environment of ours
+                if (getattr(error, "name", None) or "").startswith("esc_env"):
+                    raise
 
 
 def alike(printed: str, shown: str) -> None:
