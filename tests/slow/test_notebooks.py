@@ -12,7 +12,7 @@ pytest.importorskip("trl", reason="needs the extra 'train'")
 
 from notebooks import FOLDER, NOTEBOOKS, VARIES, executed, printed, read
 
-ROUGHLY = {
+ROUGHLY: dict[str, dict[str, tuple[float, float]]] = {
     "reward-model": {r"AUC within one moment +(0\.\d+)": (0.6, 1.0), r"AUC over all moments +(0\.\d+)": (0.55, 0.9)},
     "grpo": {r"(\d+)% of the replies asked before": (0, 35), r"before, (\d+)% after": (40, 100)},
 }
