@@ -86,7 +86,8 @@ def as_markdown(notebook: Path) -> str:
             parts.append(source)
         else:
             parts += [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
-    parts.insert(1, f'<a href="{notebook.name}" download>This page as a notebook</a>, to run and to change.')
+    download = f'<a href="{notebook.name}" download>This page is a notebook</a>, to run and to change.'
+    parts[0] = parts[0].replace("\n\n", f"\n\n{download}\n\n", 1)  # below its title
     return "\n\n".join(parts) + "\n"
 
 

@@ -53,6 +53,7 @@ def executed(notebook: Path, folder: Path) -> Any:
         page,
         timeout=300,
         record_timing=False,
+        coalesce_streams=True,  # else it depends on timing in how many pieces a text is kept
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=[f"--IPKernelApp.exec_lines={[OFFLINE]!r}", "--log-level=ERROR"],
     )
