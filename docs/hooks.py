@@ -1,11 +1,14 @@
-"""What the site has besides the pages in docs/: the files of the checkout that they link to, and conversations drawn.
+"""What the site has besides the pages in docs/: the files of the checkout that they link to, notebooks as pages, and
+conversations drawn.
 
 On GitHub a page links to `../SECURITY.md`, and that one to `docs/models.md`. Here all lie in one folder.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64encode
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?=(?:examples/|[A-Z]+\.md))|(?<=\]\()doc
 CONVERSATION = re.compile(r"^```conversation\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROSE = re.compile(r"^```text\n(?=(?:(?!```)[^┃\n]*\n)*```$)", re.MULTILINE)
 """What was printed, without a table in it: its lines may be broken."""
+NOTEBOOK = re.compile(r"(?<=\]\()((?:[\w.-]+/)*[\w-]+)\.ipynb(?=\))")
 LINE = re.compile(r"^(Seeker|Supporter) +(.*(?:\n {11}(?!turn ).*)*)|^ {11}(turn \d+: .*)|^(\S.*)", re.MULTILINE)
 
 
@@ -52,12 +56,14 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages beside docs/, and the scripts that pages link to."""
     for name in (*BESIDE, *(f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py")))):
         files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=as_markdown(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Let links lead to where the files lie here, and draw conversations as one knows them from a phone."""
-    markdown = PROSE.sub("``` { .text .prose }\n", LINK.sub("", markdown))
+    markdown = PROSE.sub("``` { .text .prose }\n", NOTEBOOK.sub(r"\1.md", LINK.sub("", markdown)))
     return CONVERSATION.sub(lambda found: drawn(found[1]), markdown)
 
 
@@ -68,3 +74,31 @@ def drawn(transcript: str) -> str:
         text = escape(" ".join((said or verdict or ending).split()))
         parts.append(f'<p class="{role.lower() or ("verdict" if verdict else "ending")}">{text}</p>')
     return '<div class="conversation">' + "".join(parts) + "</div>"
+
+
+def as_markdown(notebook: Path) -> str:
+    """A notebook as a page: its texts, its code, and below each what it showed when it was last run."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        else:
+            parts += [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
+    download = f'<a href="{notebook.name}" download>This page is a notebook</a>, to run and to change.'
+    parts[0] = parts[0].replace("\n\n", f"\n\n{download}\n\n", 1)  # below its title
+    return "\n\n".join(parts) + "\n"
+
+
+def _output(output: Any) -> str:
+    """What a cell showed: a picture, a conversation, or text."""
+    data = output.get("data", {})
+    for kind in ("image/png", "image/svg+xml"):
+        if kind in data:
+            picture = "".join(data[kind])
+            coded = picture.strip() if kind == "image/png" else b64encode(picture.encode()).decode()
+            return f'<p><img class="plot" alt="What the code above draws" src="data:{kind};base64,{coded}"></p>'
+    text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+    talk = text.startswith("Seeker ") and "\nSupporter " in text
+    return f"```{'conversation' if talk else 'text'}\n{text}\n```"

@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from esc_env import Ballot, Dialogue, Scenario, ScenarioSet
 from esc_env.seeds import Seed
 
+pytest.register_assert_rewrite("code_blocks")
+
 LONGEST = 900
 """Seconds that one test may take, on however busy a machine. One that waits for ever fails, and its traceback says for
 what."""
