@@ -92,7 +92,9 @@ class Ray:
         """The same job, done by workers, which end with the context.
 
         Raises:
-            SpecError: there is no such cluster, it has fewer CPUs, or the job cannot be sent to a worker.
+            SpecError: there is no such cluster, it has fewer CPUs, the job cannot be sent to a worker, or a worker
+                has another release.
+            ESCError: by the job, where workers die over the same item again and again.
         """
         _connect(self.address)
         cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -114,6 +116,7 @@ class Ray:
 
         crew: _Crew[Item, Result] = _Crew(hire, till, [len(range(n, at_once, workers)) for n in range(workers)])
         try:
+            await crew.begun()
             yield crew
         finally:
             await crew.dismiss()
@@ -199,6 +202,10 @@ class _Crew(Generic[Item, Result]):
             "them (--workers), or less at the same time (--concurrency). What is finished is kept"
         )
 
+    async def begun(self) -> None:
+        """Wait for the first worker: starting one takes seconds, of which no time limit is told."""
+        self.free.put_nowait(await self._place())
+
     async def dismiss(self) -> None:
         """End the workers, and count the last of what they spent."""
         for task in self.tasks:
@@ -219,7 +226,12 @@ class _Crew(Generic[Item, Result]):
             try:
                 version = await actor.version.remote()
             except LOST as error:
-                problem = SpecError(f"a Ray worker could not begin: {str(error).strip().splitlines()[-1]}")
+                why = str(error).strip().splitlines()[-1]
+                problem = SpecError(
+                    f"a Ray worker could not begin: {why}. Is the same installed on every machine of the cluster?"
+                )
+                if getattr(error, "actor_init_failed", False):
+                    break
                 continue
             except RayError as error:
                 problem = error
