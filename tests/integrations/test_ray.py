@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from esc_env import ScenarioSet, Usage, resolve_agent
+from esc_env import Dialogue, Message, Scenario, ScenarioSet, Usage, resolve_agent
 from esc_env.data.datasets import load_scenarios
 from esc_env.errors import ESCError, SpecError
 from esc_env.evaluation import evaluate, read_run
@@ -51,20 +53,17 @@ class Deadly:
     Attributes:
         mark: the file that says that it has happened.
         times: how often it happens.
-        candidate: whether it is to happen with candidates of a collection only.
     """
 
     mark: str
     times: int = 1
-    candidate: bool = False
 
     @property
     def identity(self) -> Mapping[str, Any]:
         return {"name": "deadly"}
 
     async def respond(self, dialogue: Any, *, seed: Any) -> Reply:
-        told = dialogue.messages[0].content == PEOPLE[3].situation and len(dialogue) > 2
-        if told and bool(seed.candidate) >= self.candidate:
+        if dialogue.messages[0].content == PEOPLE[3].situation and len(dialogue) > 2:
             with open(self.mark, "a+b") as mark:
                 if mark.tell() < self.times:
                     mark.write(b"x")
@@ -75,22 +74,33 @@ class Deadly:
 
 @dataclass(frozen=True)
 class Stuck:
-    """The skilled agent, who says nothing more after the first exchange as long as a file is there."""
+    """The skilled agent, who says nothing more after the first exchange as long as a folder is there.
 
-    mark: str
+    Attributes:
+        marks: the folder, in which it leaves a file for every conversation that waits.
+    """
+
+    marks: str
 
     @property
     def identity(self) -> Mapping[str, Any]:
         return {"name": "stuck"}
 
     async def respond(self, dialogue: Any, *, seed: Any) -> Reply:
-        if len(dialogue) > 1 and Path(self.mark).exists():
+        if len(dialogue) > 1 and Path(self.marks).exists():
+            Path(self.marks, str(seed.episode)).touch()
             await asyncio.Event().wait()
         return await SKILLED.respond(dialogue, seed=seed)
 
 
 def lines(folder: Path, name: str = "trajectories.jsonl") -> Sequence[bytes]:
     return sorted((folder / name).read_bytes().splitlines())
+
+
+def begun(person: Scenario) -> Dialogue:
+    """What somebody may have said with a person."""
+    said = (Message("seeker", person.situation), Message("supporter", "Go on."), Message("seeker", "I cannot sleep."))
+    return Dialogue(said)
 
 
 def test_a_run_is_the_one_that_is_held_in_one_process(tmp_path: Path) -> None:
@@ -127,34 +137,48 @@ def test_what_kills_every_worker_ends_the_run_and_keeps_the_rest(
 
 
 def test_a_collection_is_the_one_that_is_made_in_one_process_whoever_is_killed(tmp_path: Path) -> None:
-    agent = Deadly(str(tmp_path / "killed"), candidate=True)
-    usual: Any = {"candidates": 2, "contexts": 12, "horizon": 2, "temperature": 0.7}
-    assert collect(agent, PEOPLE[2:5], out=tmp_path / "there", backend=TWO, **usual).complete
+    told = [replace(person, dialogue=begun(person)) for person in PEOPLE[2:5]]
+    agent = Deadly(str(tmp_path / "killed"))
+    usual: Any = {"candidates": 2, "rollouts": 2, "horizon": 3, "temperature": 0.7}
+    assert collect(agent, told, out=tmp_path / "there", backend=TWO, **usual).complete
     assert (tmp_path / "killed").read_bytes() == b"x"
-    assert collect(agent, PEOPLE[2:5], out=tmp_path / "here", **usual).complete
-    for name in ("conversations.jsonl", "candidates.jsonl", "card.json"):
+    assert collect(agent, told, out=tmp_path / "here", **usual).complete
+    for name in ("candidates.jsonl", "card.json"):
         assert lines(tmp_path / "there", name) == lines(tmp_path / "here", name)
 
 
 def test_a_judging_is_the_one_that_is_made_in_one_process(tmp_path: Path) -> None:
-    runs = [evaluate(f"builtin:{name}", PEOPLE, out=tmp_path / name) for name in ("skilled", "silent")]
+    runs = [evaluate(f"builtin:{name}", PEOPLE[:4], out=tmp_path / name) for name in ("skilled", "silent")]
     for name, where in (("there", {"backend": TWO}), ("here", {})):
         judge_runs(runs, "builtin:plain", out=tmp_path / name, **where)  # type: ignore[arg-type]
     assert lines(tmp_path / "there", "opinions.jsonl") == lines(tmp_path / "here", "opinions.jsonl")
 
 
-def test_a_time_limit_keeps_what_was_said_and_the_next_call_goes_on(tmp_path: Path) -> None:
-    mark = tmp_path / "stuck"
-    mark.touch()
-    agent = Stuck(str(mark))
-    cut = evaluate(agent, PEOPLE, out=tmp_path / "there", backend=TWO, time_limit=3.0)
-    assert cut.completed == 0
-    kept = read_records(tmp_path / "there" / "trajectories.jsonl", "trajectory")
-    assert {line["failure"]["kind"] for line in kept} == {"TimeLimit"}
-    mark.unlink()
-    assert evaluate(agent, PEOPLE, out=tmp_path / "there").completed == 8
-    here = evaluate(agent, PEOPLE, out=tmp_path / "here")
-    assert here.success_rate == read_run(tmp_path / "there").success_rate
+def test_an_interruption_keeps_what_was_said_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    agent = Stuck(str(marks))
+
+    def interrupt() -> None:
+        while len(list(marks.iterdir())) < len(PEOPLE):
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(agent, PEOPLE, out=tmp_path / "there", backend=TWO)
+    thread.join()
+    kept = list(read_records(tmp_path / "there" / "trajectories.jsonl", "trajectory"))
+    assert [(line["failure"]["kind"], len(line["verdicts"])) for line in kept] == [("Interrupted", 1)] * len(PEOPLE)
+    shutil.rmtree(marks)
+    assert evaluate(agent, PEOPLE, out=tmp_path / "there").completed == len(PEOPLE)
+    evaluate(agent, PEOPLE, out=tmp_path / "here")
+    there, here = (
+        list(read_records(tmp_path / name / "trajectories.jsonl", "trajectory")) for name in ("there", "here")
+    )
+    ended = {line["scenario"]: line["dialogue"] for line in there}
+    assert ended == {line["scenario"]: line["dialogue"] for line in here}, "nothing was said anew"
 
 
 def test_budget_and_requests_in_flight_are_those_of_all_workers(
