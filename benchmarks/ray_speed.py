@@ -8,6 +8,9 @@ The limit is the one that the project sets itself; the command exits with 1 when
 Linux, and two processors.
 """
 
+# pyright: reportMissingImports=false
+# Ray is in an environment of its own, where this is tested.
+
 from __future__ import annotations
 
 import os

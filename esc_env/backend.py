@@ -37,6 +37,7 @@ class Job(Protocol[Task, Outcome]):
             told: called when it is a step further. Elsewhere, the steps are told when all is done.
             cut: called with what there is of it if it is cut off: cancelled, above all.
         """
+        ...
 
 
 class Backend(Protocol):
@@ -52,6 +53,7 @@ class Backend(Protocol):
             job: what is to be done.
             at_once: how many items it will be called with at the same time, at least 1.
         """
+        ...
 
 
 class Here:

@@ -11,6 +11,9 @@ A worker that dies has its unfinished items done again by others, from their beg
 comes back exactly once, while models are asked at least once. Tested with Ray 2.60.
 """
 
+# pyright: reportMissingImports=false
+# Ray is in an environment of its own, where this is tested.
+
 from __future__ import annotations
 
 import asyncio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Pickled:
         pass
 
     @asynccontextmanager
-    async def doing(self, job: Any, at_once: int) -> Any:
+    async def doing(self, job: Any, at_once: int) -> AsyncIterator[Any]:
         sent = pickle.dumps(job)
 
         async def there(item: Any, told: Any, cut: Any) -> Any:

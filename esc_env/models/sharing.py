@@ -22,6 +22,7 @@ class Purse(Protocol):
 
     async def spent(self) -> Usage:
         """By all of them so far."""
+        ...
 
     def enter(self, made: Ledger) -> None:
         """Count a call that this process made. Returns at once; whoever asks from here later finds it counted."""
