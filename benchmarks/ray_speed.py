@@ -80,7 +80,7 @@ def main() -> int:
     """Measure, print, and return 1 when the limit is exceeded."""
     print(f"Ray {ray.__version__}, Python {sys.version.split()[0]}; processor time a conversation:")
     print(f"  without Ray  {each(HERE):6.1f} ms", flush=True)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     for workers in (1, 2):
         cost(Ray(workers=workers), SHORT)  # what Ray starts beforehand is started
     one = each(Ray(workers=1))

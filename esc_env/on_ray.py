@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ LIVES = 5
 """Workers that may die over one item. Then the command ends: it may be this item that kills them. Ours."""
 TICK = 0.5
 """Seconds from one look at what the workers spent to the next, for the progress bar. Budgets do not wait for it."""
+PATIENCE = 10.0
+"""Seconds in which a cluster must let one connect."""
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 """What Ray raises where a worker, its machine or its answer is gone."""
 
@@ -137,8 +140,11 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere that nobody asked for
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        host, colon, port = (address or os.environ.get("RAY_ADDRESS", "")).rpartition(":")
+        if colon and port.isdecimal():  # Ray itself asks for ten minutes where nobody listens
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise SpecError(
             f"no Ray cluster at {address or 'this machine'} ({error}). Start one with `ray start --head`, or leave "
             "--address (address=…) away to use the processors of this machine"
