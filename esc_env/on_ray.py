@@ -146,8 +146,8 @@ def _connect(address: str | None) -> None:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise SpecError(
-            f"no Ray cluster at {address or 'this machine'} ({error}). Start one with `ray start --head`, or leave "
-            "--address (address=…) away to use the processors of this machine"
+            f"no Ray cluster at {address or 'this machine'} ({error}). Start one with `ray start --head`, set "
+            "RAY_AUTH_MODE=token if it asks for one, or leave --address (address=…) away to use this machine alone"
         ) from error
 
 
