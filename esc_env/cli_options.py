@@ -1,7 +1,7 @@
 """Options that several commands share: each stands here once, with its default and its help.
 
-`AgentOptions`, `Seeker`, `Critic`, `Voting`, `Judging` and `Models` are groups. A command that is `@grouped` takes a
-group as one parameter, and has the options of the group as its own:
+`AgentOptions`, `Seeker`, `Critic`, `Voting`, `Judging`, `Models` and `Workers` are groups. A command that is `@grouped`
+takes a group as one parameter, and has the options of the group as its own:
 
     @grouped
     def command(*, critic: Critic, models: Models) -> None:
@@ -14,16 +14,18 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from esc_env.backend import HERE, Backend
 from esc_env.chairs.critics import CriticMode
+from esc_env.errors import SpecError
 from esc_env.models import ModelSettings, Wire, read_options
 
 __all__ = [
     "AgentOptions", "ApiKeyEnv", "Budget", "Critic", "Judging", "Limit", "Models", "Persona", "Progress", "Seeker",
-    "Temperature", "Voting", "grouped",
+    "Temperature", "Voting", "Workers", "grouped",
 ]  # fmt: skip
 
 
@@ -208,6 +210,35 @@ def _models(
     return ModelSettings(concurrency, rpm, tpm, timeout, deadline, budget, record, replay, cache, wire, api_key_env)
 
 
+def _workers(
+    backend: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Where the work is done. local: in this process. ray: by several processes at the same time, on this "
+            "machine or on all machines of a Ray cluster (docs/scale.md). Needs the extra 'ray'."
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --backend ray: HOST:PORT of the cluster that this machine is part of, or auto. Default: the "
+            "cluster of RAY_ADDRESS or of this machine; where there is none, this machine alone."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --backend ray: how many processes. Default: one for each CPU of the cluster."),
+    ] = None,
+) -> Backend:
+    if backend == "ray":
+        from esc_env.on_ray import Ray
+
+        return Ray(address, workers)
+    if address is not None or workers is not None:
+        raise SpecError("--address and --workers are for Ray's workers. Add --backend ray, or leave them away")
+    return HERE
+
+
 AgentOptions = Annotated[Mapping[str, Any], _agent_options]
 """Further fields of every request to an agent that is a chat model."""
 Seeker = Annotated[Mapping[str, Any], _seeker]
@@ -220,3 +251,5 @@ Judging = Annotated[Mapping[str, Any], _judging]
 """How judges that are chat models are asked, as keyword arguments of `judge_runs` and `validate_judge`."""
 Models = Annotated[ModelSettings, _models]
 """How chat models are called."""
+Workers = Annotated[Backend, _workers]
+"""Where the work is done, as the argument `backend` of `evaluate`, `collect` and `judge_runs`."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.models import budget as module
-from esc_env.models.budget import Budget, Budgeted, Price, ledger, price_of, spent
+from esc_env.models.budget import Budget, Budgeted, Ledger, Price, ledger, price_of, spent
+from esc_env.models.sharing import Share
 from esc_env.protocols import Completion, Request, Usage
 from esc_env.testing import FakeChatModel, check_chat_model
 
@@ -91,6 +92,25 @@ def test_all_models_of_a_process_spend_from_one_budget():
     ask(Budgeted(FakeChatModel("four five"), Budget.parse("20 tokens")))  # a larger one goes on
     ask(Budgeted(FakeChatModel("four five")))
     assert spent() == Usage(4, 12, 8, 0.0)
+
+
+def test_processes_with_one_purse_spend_from_one_budget(monkeypatch):
+    class Together:
+        made = Ledger(Usage(7, 50, 50))
+
+        async def spent(self):
+            return self.made.usage
+
+        def enter(self, made):
+            self.made += made
+
+    purse = Together()
+    monkeypatch.setattr("esc_env.models.sharing._share", Share(2, purse))
+    limited = Budgeted(FakeChatModel("four five"), Budget.parse("105 tokens"))
+    ask(limited)
+    assert purse.made.calls == 1
+    with pytest.raises(BudgetExceeded, match="105 tokens is spent: 105 tokens in 8 requests"):
+        ask(limited)
 
 
 def test_dollars_are_counted_by_price():

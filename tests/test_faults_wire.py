@@ -22,6 +22,7 @@ from esc_env.errors import BadCompletion, ModelError, ModelUnavailable
 from esc_env.models.endpoint import Clock, Endpoint
 from esc_env.models.patience import Patient
 from esc_env.models.retries import ATTEMPTS
+from esc_env.models.sharing import Share
 from esc_env.models.wire import OpenAIWire
 from esc_env.protocols import Completion, Request, Usage
 from esc_env.testing import FakeChatModel, FakeServer, Fault
@@ -285,6 +286,22 @@ def test_rate_limits_space_requests_by_what_they_cost(limits: Mapping[str, int],
     at = asyncio.run(run())
     gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert gaps == pytest.approx([seconds] * 4)
+
+
+def test_one_of_four_processes_has_a_quarter_of_every_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esc_env.models.sharing._share", Share(4))
+    jumping = Time()
+
+    async def run() -> tuple[list[float], int]:
+        model = Sent(jumping, answers="x")
+        endpoint = Endpoint("here", concurrency=10, requests_per_minute=30, clock=jumping.clock)
+        for _ in range(3):
+            await Patient(model, endpoint).complete(Request(HELLO))
+        return model.at, endpoint.line().slots._value
+
+    at, slots = asyncio.run(run())
+    assert [later - earlier for earlier, later in itertools.pairwise(at)] == pytest.approx([8.0] * 2)
+    assert slots == 2
 
 
 def test_a_server_that_never_answered_is_given_up_soon(jumping: Time) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, grouped
+from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, Workers, grouped
 from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view.kinds import KINDS, Pages
 from esc_env.progress import again
@@ -91,6 +91,7 @@ def _collect(
     seed: Annotated[int, typer.Option(help="Same seed, same data (with builtin chairs).")] = 0,
     max_turns: Annotated[int, typer.Option(min=1, help="T: most turns of a conversation, and of a future.")] = 8,
     models: Models,
+    backend: Workers,
     progress: Progress = None,
 ) -> None:
     """Sample responses to contexts and simulate what becomes of them: the data of a reward model.
@@ -107,7 +108,7 @@ def _collect(
             agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, limit=limit,
             contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
             valid_candidates=valid_candidates, valid_rollouts=valid_rollouts, seed=seed, out=out, progress=told,
-            temperature=temperature, agent_options=agent_options, **asdict(models),
+            temperature=temperature, agent_options=agent_options, backend=backend, **asdict(models),
         )  # fmt: skip
     card = made.card
     typer.echo(

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
 from esc_env.agents import identity_of, resolve_agent
+from esc_env.backend import HERE, Backend, Job
 from esc_env.background import each, run
 from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
@@ -32,12 +34,14 @@ from esc_env.errors import BudgetExceeded, ChairError, ScenarioError, SpecError,
 from esc_env.evaluation.runs.holding import check_models, ended, hold_missing, reached
 from esc_env.folder import RunFolder
 from esc_env.models import ModelOptions, ModelSettings
+from esc_env.models.sharing import share
 from esc_env.progress import Progress, Told
 from esc_env.protocols import Agent, Critic, Reply, Seeker, Usage
 from esc_env.records import RecordWriter, write_json, write_text
-from esc_env.rewards import FutureReward
+from esc_env.rewards import Future, FutureReward
 from esc_env.rules import Rules
 from esc_env.scenarios import Scenario, ScenarioSet
+from esc_env.seeds import Seed
 from esc_env.training.contexts import Context, Source, drawn, found, from_dialogue
 from esc_env.training.data import (
     CANDIDATES,
@@ -98,6 +102,7 @@ def collect(
     agent_options: Mapping[str, Any] | None = None,
     seeker_options: Mapping[str, Any] | None = None,
     critic_options: Mapping[str, Any] | None = None,
+    backend: Backend = HERE,
     **models: Unpack[ModelOptions],
 ) -> Collection:
     """Sample `candidates` responses to every context, simulate their futures, and keep each as it ends.
@@ -130,6 +135,7 @@ def collect(
         temperature: of an agent that is a chat model. *Source:* PPDPP: 0.7 while collecting.
         critic_mode, critic_temperature, critic_options, seeker_temperature, seeker_options, agent_options: as
             `evaluate` takes them.
+        backend: where responses and futures are made: this process, or `esc_env.on_ray.Ray()`.
         models: how chat models are called, such as `budget="5 USD"`: the fields of `esc_env.models.ModelSettings`.
 
     Raises:
@@ -148,6 +154,7 @@ def collect(
         raise SpecError(f"valid must lie in [0, 1), not {valid}")
     one_of("source", source, get_args(Source))
     settings = ModelSettings.of(models, collect)
+    backend.check(settings)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     reward = FutureReward(
@@ -176,7 +183,9 @@ def collect(
                 known = ended(folder, CONVERSATIONS, episodes, people, rules)
                 if (now := reached(known)).done < now.total:
                     told(now)
-                    hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told)
+                    hold_missing(
+                        writer, known, people, supporter, chairs, seed, settings.concurrency, told, backend=backend
+                    )
             held = list(filter(None, known.values()))
             stop_if_spent(held)
         asked = drawn(found(chosen, held, source, trials, seed), contexts, seed)
@@ -186,16 +195,16 @@ def collect(
             raise ScenarioError(f"{chosen.name}: nothing to respond to ({why})")
         counts = {"train": (candidates, rollouts)}
         counts["valid"] = valid_candidates or candidates, valid_rollouts or rollouts
-        job = _Job(reward, counts, _sides(chosen, valid, seed), told)
-        missing = job.work(folder, asked)
+        making = _Making(reward, counts, _sides(chosen, valid, seed), told)
+        missing = making.work(folder, asked, backend)
         made = read_candidates(folder.path)
         samples = read_samples(folder.path) if made else []
         usage = sum([*(item.usage for item in held), *(item.usage for item in made)], Usage())
-        card = data_card(samples, usage=usage, errors=errors + job.errors)
+        card = data_card(samples, usage=usage, errors=errors + making.errors)
         write_json(folder.path / "card.json", card)
         write_text(folder.path / "card.md", card_markdown(card, chosen.name))
-    if job.spent:
-        raise job.spent
+    if making.spent:
+        raise making.spent
     complete = not missing and all(item.completed for item in held)
     return Collection(folder.path, tuple(samples), card, complete)
 
@@ -223,7 +232,58 @@ def _sides(chosen: ScenarioSet, valid: float, seed: int) -> dict[str, str]:
     return {**{scenario.id: "train" for scenario in chosen}, **{scenario.id: "valid" for scenario in aside}}
 
 
-class _Job:
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """To be sampled: what the supporter says next."""
+
+    context: Context
+    name: Seed
+
+    async def made(self, by: _Maker, told: Callable[[], None]) -> Reply:
+        try:
+            async with by.gate:
+                reply = await by.reward.agent.respond(
+                    self.context.dialogue, seed=self.name.at(role="supporter", turn=1)
+                )
+            as_message(reply)
+        except BudgetExceeded:
+            raise
+        except Exception as error:  # whatever an agent raises leaves this one response without a future
+            raise ChairError("supporter", f"{type(error).__name__}: {error}") from error
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Futures:
+    """To be simulated: what becomes of a response."""
+
+    context: Context
+    reply: Reply
+    name: Seed
+    rollouts: int
+
+    async def made(self, by: _Maker, told: Callable[[], None]) -> tuple[Future, ...]:
+        return await by.reward.simulate(
+            self.context.scenario, self.context.dialogue, self.reply, seed=self.name, rollouts=self.rollouts,
+            gate=by.gate, told=lambda _: told(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes either of them, at most so many calls in flight as this process may have."""
+
+    reward: FutureReward
+
+    async def __call__(self, item: Any, told: Callable[[], None], cut: Callable[[Any], None], /) -> Any:
+        return await item.made(self, told)
+
+    @cached_property
+    def gate(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(max(1, self.reward.concurrency // share().of))
+
+
+class _Making:
     """The responses to all contexts: sampled, deduplicated, simulated, kept."""
 
     def __init__(
@@ -234,7 +294,7 @@ class _Job:
         self.errors: Counter[str] = Counter()
         self.spent: BudgetExceeded | None = None
 
-    def work(self, folder: RunFolder, asked: Sequence[Context]) -> int:
+    def work(self, folder: RunFolder, asked: Sequence[Context], backend: Backend) -> int:
         """Make what is not there yet; returns how many responses still have no future."""
         with RecordWriter(folder.path / CANDIDATES, "candidate") as writer:  # mends a torn last line before it is read
             there: dict[tuple[int, str], set[int]] = {}
@@ -248,7 +308,8 @@ class _Job:
             self.all = sum(self._m_and_k(context)[0] for context in asked)
             self.done = self.all - sum(len(numbers) for _, numbers in waiting)
             self._tell()
-            run(self._all(iter(waiting), min(self.reward.concurrency, len(waiting)), writer))
+            if waiting:
+                run(self._all(waiting, writer, backend))
             if waiting and self.done == self.all:
                 places = {context.key: place for place, context in enumerate(asked)}
                 made = read_candidates(folder.path)
@@ -260,47 +321,48 @@ class _Job:
         """How many responses to a context, and futures of each."""
         return self.counts[self.sides[context.scenario.id]]
 
-    async def _all(self, waiting: Iterator[tuple[Context, list[int]]], workers: int, writer: RecordWriter) -> None:
-        gate = asyncio.Semaphore(self.reward.concurrency)
+    async def _all(self, waiting: Sequence[tuple[Context, list[int]]], writer: RecordWriter, backend: Backend) -> None:
         left = (item for item in waiting if not self.spent)
-        await each(left, lambda item: self._answer(*item, gate, writer), workers)
+        async with backend.doing(_Maker(self.reward), self.reward.concurrency) as make:
+            at_once = min(self.reward.concurrency, len(waiting))
+            await each(left, lambda item: self._answer(*item, make, writer), at_once)
 
     async def _answer(
-        self, context: Context, missing: Sequence[int], gate: asyncio.Semaphore, writer: RecordWriter
+        self, context: Context, missing: Sequence[int], make: Job[Any, Any], writer: RecordWriter
     ) -> None:
         """The missing responses to one context; siblings that say the same are simulated once."""
-        replies = await asyncio.gather(*(self._sample(context, number, gate) for number in missing))
+        replies = await asyncio.gather(*(self._sample(context, number, make) for number in missing))
         said: dict[str, list[tuple[int, Reply]]] = {}
         for number, reply in zip(missing, replies, strict=True):
             if reply is not None:
                 said.setdefault(reply.content, []).append((number, reply))
-        await asyncio.gather(*(self._simulate(context, same, gate, writer) for same in said.values()))
+        await asyncio.gather(*(self._simulate(context, same, make, writer) for same in said.values()))
 
-    async def _sample(self, context: Context, number: int, gate: asyncio.Semaphore) -> Reply | None:
+    async def _sample(self, context: Context, number: int, make: Job[_Response, Reply]) -> Reply | None:
         """One response; None if the supporter or its model failed."""
-        name = context.name(number, self._m_and_k(context)[0]).at(role="supporter", turn=1)
+        name = context.name(number, self._m_and_k(context)[0])
         try:
-            async with gate:
-                reply = await self.reward.agent.respond(context.dialogue, seed=name)
-            as_message(reply)
+            return await make(_Response(context, name), self._turned, _keep_nothing)
         except BudgetExceeded as error:
             self.spent = error
-            return None
-        except Exception as error:  # whatever an agent raises leaves this one response without a future
-            self.errors[_reason("supporter", f"{type(error).__name__}: {error}")] += 1
-            return None
-        return reply
+        except ChairError as error:
+            self.errors[_reason(error.role, error.message)] += 1
+        return None
 
     async def _simulate(
-        self, context: Context, same: Sequence[tuple[int, Reply]], gate: asyncio.Semaphore, writer: RecordWriter
+        self,
+        context: Context,
+        same: Sequence[tuple[int, Reply]],
+        make: Job[_Futures, tuple[Future, ...]],
+        writer: RecordWriter,
     ) -> None:
         """The futures of one response, kept as one line."""
         number, reply = same[0]
         m, rollouts = self._m_and_k(context)
         try:
-            futures = await self.reward.simulate(
-                context.scenario, context.dialogue, replace(reply, usage=Usage()),
-                seed=context.name(number, m), rollouts=rollouts, gate=gate, told=self._turned,
+            futures = await make(
+                _Futures(context, replace(reply, usage=Usage()), context.name(number, m), rollouts),
+                self._turned, _keep_nothing,
             )  # fmt: skip
         except BudgetExceeded as error:
             self.spent = error
@@ -322,12 +384,16 @@ class _Job:
         self.done += len(same)
         self._tell()
 
-    def _turned(self, _: Trajectory) -> None:
+    def _turned(self) -> None:
         self.turns += 1
         self._tell()
 
     def _tell(self) -> None:
         self.told(Progress(self.done, self.all, "responses", self.turns, self.errors.total()))
+
+
+def _keep_nothing(so_far: Any) -> None:
+    """A response that is cut off leaves nothing: it is made again."""
 
 
 def _reason(role: str, message: str) -> str:

@@ -2,8 +2,9 @@
 
 One ledger per process counts every call that is under way and every completion that comes back, whoever asked for it. A
 `Budget` is a limit on that ledger: so it holds for all chairs, envs and runs of a process together, and a larger budget
-goes on where a smaller one stopped. Requests in flight when it is reached are still paid; no further one is made.
-Failed requests report no usage and are not counted.
+goes on where a smaller one stopped. Processes that carry out one command have a purse together (`sharing.py`). Requests
+in flight when it is reached are still paid; no further one is made. Failed requests report no usage and are not
+counted.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, Literal
 
 from esc_env.errors import BudgetExceeded, ModelUnavailable, SpecError
 from esc_env.models.layer import Layer
+from esc_env.models.sharing import share
 from esc_env.protocols import Completion, Request, Usage
 
-__all__ = ["Budget", "Budgeted", "Ledger", "Price", "known_prices", "ledger", "price_of", "spent", "unpriced"]
+__all__ = ["Budget", "Budgeted", "Ledger", "Price", "enter", "known_prices", "ledger", "price_of", "spent", "unpriced"]
 
 _AMOUNT = re.compile(
     r"(?P<usd>\$)?\s*(?P<number>\d[\d,_]*(?:\.\d+)?|\.\d+)\s*(?P<scale>[kKmM])?\s*(?P<unit>\$|[a-zA-Z]+)?"
@@ -33,7 +35,7 @@ _SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit on what this process spends on models.
+    """A limit on what this process, or those that have one purse with it, spend on models.
 
     Attributes:
         amount: above 0.
@@ -60,9 +62,8 @@ class Budget:
                 return cls(amount, "tokens")
         raise SpecError(f"budget {text!r}: write an amount above 0 with its unit, such as '5 USD' or '200k tokens'")
 
-    def check(self) -> None:
-        """Raise BudgetExceeded once this process has spent it."""
-        total = spent()
+    def check(self, total: Usage) -> None:
+        """Raise BudgetExceeded where so much has spent it."""
         used = total.cost or 0.0 if self.unit == "USD" else total.prompt_tokens + total.completion_tokens
         if used >= self.amount:
             raise BudgetExceeded(
@@ -100,6 +101,17 @@ class Ledger:
     answers: int = 0
     cut: int = 0
 
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(
+            self.usage + other.usage,
+            self.flying + other.flying,
+            self.calls + other.calls,
+            self.unpriced + other.unpriced,
+            self.seconds + other.seconds,
+            self.answers + other.answers,
+            self.cut + other.cut,
+        )
+
     def since(self, before: Ledger) -> Ledger:
         """What came after `before`; `flying` is as it is now."""
         usage, old = self.usage, before.usage
@@ -133,26 +145,23 @@ def spent() -> Usage:
     return _ledger.usage
 
 
-def _fly(calls: int) -> None:
+def enter(made: Ledger) -> None:
+    """Count calls that were made in this process, or elsewhere for it."""
     global _ledger
     with _lock:
-        _ledger = replace(_ledger, flying=_ledger.flying + calls)
+        _ledger += made
 
 
-def _enter(completion: Completion, usage: Usage, seconds: float, distribution: bool) -> None:
-    """Count a completion; that of a `distribution` is one token, and cut by intent."""
-    global _ledger
-    with _lock:
-        old = _ledger
-        _ledger = Ledger(
-            old.usage + replace(usage, cost=usage.cost or 0.0),
-            old.flying,
-            old.calls + 1,
-            old.unpriced + (usage.cost is None),
-            old.seconds + (completion.latency or seconds),
-            old.answers + (0 if distribution else len(completion.texts)),
-            old.cut + (0 if distribution else completion.finish_reasons.count("length")),
-        )
+def _answered(completion: Completion, usage: Usage, seconds: float, distribution: bool) -> Ledger:
+    """One call; that of a `distribution` is one token, and cut by intent."""
+    return Ledger(
+        replace(usage, cost=usage.cost or 0.0),
+        calls=1,
+        unpriced=int(usage.cost is None),
+        seconds=completion.latency or seconds,
+        answers=0 if distribution else len(completion.texts),
+        cut=0 if distribution else completion.finish_reasons.count("length"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,18 +224,22 @@ class Budgeted(Layer):
 
     async def complete(self, request: Request) -> Completion:
         """What the model says. Raises BudgetExceeded, before any request, once the budget is spent."""
+        purse = share().purse
         if self.budget:
-            self.budget.check()
-        _fly(1)
+            self.budget.check(await purse.spent() if purse else spent())
+        enter(Ledger(flying=1))
         begun = time.monotonic()
         try:
             completion = await self.model.complete(request)
         finally:
-            _fly(-1)
+            enter(Ledger(flying=-1))
         usage = completion.usage
         if usage.cost is None and self.price:
             usage = replace(usage, cost=self.price.of(usage))
-        _enter(completion, usage, time.monotonic() - begun, request.logprobs is not None)
+        made = _answered(completion, usage, time.monotonic() - begun, request.logprobs is not None)
+        enter(made)
+        if purse:
+            purse.enter(made)
         if self.budget and self.budget.unit == "tokens" and not usage.prompt_tokens + usage.completion_tokens:
             raise ModelUnavailable(
                 f"{self.who} does not report how many tokens it used, so a budget in tokens cannot be kept; "

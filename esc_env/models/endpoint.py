@@ -12,6 +12,7 @@ from typing import Any
 
 from esc_env.errors import BadCompletion, ModelError
 from esc_env.models.retries import asked
+from esc_env.models.sharing import share
 from esc_env.protocols import Usage
 
 __all__ = ["Clock", "Endpoint", "Line"]
@@ -37,11 +38,12 @@ class Clock:
 
 
 class Line:
-    """What an endpoint knows on one event loop."""
+    """What an endpoint knows on one event loop, whose limits are the share of this process."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.slots = asyncio.Semaphore(endpoint.concurrency)
+        self.minute = 60.0 * share().of
+        self.slots = asyncio.Semaphore(max(1, endpoint.concurrency // share().of))
         self.gate = asyncio.Lock()
         self.flying = 0
         self.opens = 0.0
@@ -101,10 +103,10 @@ class Line:
         async with self.gate:
             while (wait := max(self.opens, self.next_request, self.next_token) - clock.now()) > 0:
                 await clock.sleep(wait)
-            fixed = 60.0 / limits.requests_per_minute if limits.requests_per_minute else 0.0
+            fixed = self.minute / limits.requests_per_minute if limits.requests_per_minute else 0.0
             self.next_request = clock.now() + max(fixed, self.spacing)
             if limits.tokens_per_minute:
-                self.next_token = clock.now() + tokens * 60.0 / limits.tokens_per_minute
+                self.next_token = clock.now() + tokens * self.minute / limits.tokens_per_minute
 
     def answered(self, tokens: int, usage: Usage, sent: float) -> None:
         """A completion came back: the server is well, and what it really cost is known."""
@@ -115,7 +117,7 @@ class Line:
             self.spacing = self.spacing * FASTER if self.spacing > 0.001 else 0.0
         if self.endpoint.tokens_per_minute:
             more = usage.prompt_tokens + usage.completion_tokens - tokens
-            self.next_token += more * 60.0 / self.endpoint.tokens_per_minute
+            self.next_token += more * self.minute / self.endpoint.tokens_per_minute
 
     def given_up(self, error: ModelError, begun: float) -> None:
         """A call was given up. If nobody was answered since it began, the server is down."""

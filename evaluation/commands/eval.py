@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Persona, Progress, Seeker, Temperature, grouped
+from esc_env.cli_options import (
+    AgentOptions,
+    Critic,
+    Limit,
+    Models,
+    Persona,
+    Progress,
+    Seeker,
+    Temperature,
+    Workers,
+    grouped,
+)
 from esc_env.errors import SpecError
 
 if TYPE_CHECKING:
@@ -138,6 +149,7 @@ def eval_command(
         float, typer.Option(help="With --plan: how alike trials of one scenario are, from 0 (not at all) to 1.")
     ] = 0.5,
     models: Models,
+    backend: Workers,
 ) -> None:
     """Benchmark agents: how many conversations they solve.
 
@@ -204,7 +216,7 @@ def eval_command(
                     report = evaluate(
                         name, source, **chairs, rules=rules, persona=persona, limit=limit, trials=trials, seed=seed,
                         out=folder, fresh=fresh, shard=shard, progress=told, temperature=each.temperature or 0.0,
-                        agent_options=each.options, time_limit=time_limit, **asdict(models),
+                        agent_options=each.options, time_limit=time_limit, backend=backend, **asdict(models),
                     )  # fmt: skip
                 reports.append(report)
                 resumed[report.run_key] = told.first.done if told.first else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esc_env.cli_options import Judging, Limit, Models, Progress, Voting, grouped
+from esc_env.cli_options import Judging, Limit, Models, Progress, Voting, Workers, grouped
 from esc_env.escaping import one_line
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def judge(
         typer.Option(help="Seconds for each judge; what is not answered by then is dropped. The same command goes on."),
     ] = None,
     models: Models,
+    backend: Workers,
 ) -> None:
     """Have a judge mark conversations: fluency, empathy, identification, suggestion, overall; or safety.
 
@@ -79,7 +80,7 @@ def judge(
             results.append(
                 judge_runs(
                     runs, name, mode=mode, limit=limit, seed=seed, out=folder, fresh=fresh, progress=told,
-                    time_limit=time_limit, **judging, **asdict(models),
+                    time_limit=time_limit, backend=backend, **judging, **asdict(models),
                 )
             )  # fmt: skip
     for result in results:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
+from esc_env.backend import HERE, Backend
 from esc_env.background import run
 from esc_env.dialogue import Dialogue
 from esc_env.errors import RecordError, ScenarioError, SpecError, one_of, whole
@@ -68,6 +69,7 @@ def judge_runs(
     judge_temperature: float = 0.0,
     judge_options: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
+    backend: Backend = HERE,
     **models: Unpack[ModelOptions],
 ) -> Judged:
     """Have a judge mark the conversations of runs, and report what it says and how it leans.
@@ -86,6 +88,7 @@ def judge_runs(
         progress: called with a `Progress` before anything is asked and after every answer.
         judge_temperature, judge_options: of a judge that is a chat model.
         time_limit: seconds for the questions of this call; what is not answered by then is asked by the next call.
+        backend: where the judge is asked: this process, or `esc_env.on_ray.Ray()`.
         models: how chat models are called: the fields of `esc_env.models.ModelSettings`. `concurrency` is also how many
             questions are under way at the same time.
 
@@ -102,6 +105,7 @@ def judge_runs(
     if time_limit is not None and not time_limit > 0:
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
     settings = ModelSettings.of(models, judge_runs)
+    backend.check(settings)
     marking = resolve_judge(judge, settings, temperature=judge_temperature, options=judge_options)
     systems = systems_of(runs)
     way: Mode = mode or ("pairwise" if len(systems) > 1 else "rubric")
@@ -161,14 +165,19 @@ def judge_runs(
                 now = replace(now, done=now.done + (not answer.failure), errors=now.errors + bool(answer.failure))
                 tell(now)
 
-            async def one(question: Question) -> Failure | None:
-                shown = [held[label][question.scenario, question.trial].dialogue for label in question.shown]
-                name = Seed(derive(seed, question.scenario, question.trial, *question.shown), role="judge")
-                answer = await _answer(marking, way, people[question.scenario], shown, name)
-                keep(question, answer)
-                return answer.failure
+            async def ask() -> None:
+                async with backend.doing(_Asking(marking, way), min(settings.concurrency, len(missing))) as asking:
 
-            run(ask_all(missing, one, settings.concurrency, time_limit))
+                    async def one(question: Question) -> Failure | None:
+                        shown = [held[label][question.scenario, question.trial].dialogue for label in question.shown]
+                        name = Seed(derive(seed, question.scenario, question.trial, *question.shown), role="judge")
+                        answer = await asking((people[question.scenario], shown, name), lambda: None, lambda _: None)
+                        keep(question, answer)
+                        return answer.failure
+
+                    await ask_all(missing, one, settings.concurrency, time_limit)
+
+            run(ask())
             if how := effective(getattr(marking, "model", None)):
                 folder.note(effective={"judge": how})
         judged = summarise(name, marking.identity, way, systems, people, known, folder.path, only)
@@ -177,13 +186,27 @@ def judge_runs(
     return judged
 
 
-async def _answer(judge: Judge, mode: Mode, scenario: Scenario, shown: Sequence[Dialogue], seed: Seed) -> Answer:
-    try:
-        ask = getattr(judge, {"pairwise": "compare", "rubric": "rate", "safety": "rate_safety"}[mode])
-        said = (await ask(scenario, *shown, seed=seed)).to_json()  # a judge of one's own may say anything
-        return Answer(Opinion.from_json(said, len(shown), dimensions_of(mode)))
-    except Exception as error:  # whatever a judge raises leaves its question without an answer
-        return Answer(Opinion(None), failure_of("judge", error))
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Asks a judge: about whom, what it is shown, under which seed."""
+
+    judge: Judge
+    mode: Mode
+
+    async def __call__(
+        self,
+        item: tuple[Scenario, Sequence[Dialogue], Seed],
+        told: Callable[[], None],
+        cut: Callable[[Answer], None],
+        /,
+    ) -> Answer:
+        scenario, shown, seed = item
+        try:
+            ask = getattr(self.judge, {"pairwise": "compare", "rubric": "rate", "safety": "rate_safety"}[self.mode])
+            said = (await ask(scenario, *shown, seed=seed)).to_json()  # a judge of one's own may say anything
+            return Answer(Opinion.from_json(said, len(shown), dimensions_of(self.mode)))
+        except Exception as error:  # whatever a judge raises leaves its question without an answer
+            return Answer(Opinion(None), failure_of("judge", error))
 
 
 @dataclass(frozen=True, slots=True)

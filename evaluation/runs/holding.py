@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
+from esc_env.backend import HERE, Backend
 from esc_env.background import each, run
 from esc_env.conversation import Chairs, converse
 from esc_env.errors import RecordError, SpecError
@@ -55,9 +56,10 @@ async def hold(
     keep: Callable[[Trajectory], None],
     time_limit: float | None = None,
     known: Mapping[Episode, Trajectory | None] = MappingProxyType({}),
-    told: Callable[[Trajectory], None] | None = None,
+    told: Callable[[], None] = lambda: None,
     cut: Callable[[Trajectory], None] = lambda _: None,
     clock: Callable[[Trajectory, float], None] = lambda *_: None,
+    backend: Backend = HERE,
 ) -> None:
     """Hold all pending conversations, at most `concurrency` alive at a time; each has one call in flight.
 
@@ -70,9 +72,10 @@ async def hold(
         keep: gets every conversation as it ends.
         time_limit: in seconds.
         known: what came of earlier attempts; an `error` is gone on with from where it broke off.
-        told: gets the conversation so far after every turn.
+        told: called after every turn.
         cut: gets every conversation that the time limit or an interruption cuts off, as an `error`.
         clock: gets every conversation that ends, and the seconds that this attempt took, waiting for models included.
+        backend: where they are held; all else happens here.
     """
     spent = False
     timeout = asyncio.timeout(time_limit)
@@ -81,10 +84,7 @@ async def hold(
         nonlocal spent
         scenario, trial = item
         begun = time.monotonic()
-        trajectory = await converse(
-            scenario, agent, chairs, seed=episode_seed(seed, scenario.id, trial), trial=trial,
-            after=known.get((scenario.id, trial)), told=told, cut=broke_off,
-        )  # fmt: skip
+        trajectory = await talk((scenario, trial, known.get((scenario.id, trial))), told, broke_off)
         spent = spent or trajectory.spent
         keep(trajectory)
         clock(trajectory, time.monotonic() - begun)
@@ -95,12 +95,36 @@ async def hold(
             kind, why = "TimeLimit", f"the time limit of {time_limit:g} s was over"
         cut(so_far if so_far.completed else replace(so_far, failure=Failure(so_far.due, kind, why)))
 
-    try:
-        async with timeout:
-            await each((item for item in pending if not spent), one, min(concurrency, len(pending)))
-    except TimeoutError:
-        if not timeout.expired():
-            raise
+    at_once = min(concurrency, len(pending))
+    async with backend.doing(_Talk(agent, chairs, seed), at_once) as talk:
+        try:
+            async with timeout:
+                await each((item for item in pending if not spent), one, at_once)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """Holds a conversation: with whom, which trial, and what came of an earlier attempt."""
+
+    agent: Agent
+    chairs: Chairs
+    seed: int
+
+    async def __call__(
+        self,
+        item: tuple[Scenario, int, Trajectory | None],
+        told: Callable[[], None],
+        cut: Callable[[Trajectory], None],
+        /,
+    ) -> Trajectory:
+        scenario, trial, before = item
+        return await converse(
+            scenario, self.agent, self.chairs, seed=episode_seed(self.seed, scenario.id, trial), trial=trial,
+            after=before, told=lambda _: told(), cut=cut,
+        )  # fmt: skip
 
 
 def attempts(
@@ -165,6 +189,7 @@ def hold_missing(
     concurrency: int,
     told: Told,
     time_limit: float | None = None,
+    backend: Backend = HERE,
 ) -> None:
     """Hold every episode without an outcome, as `hold` does; each is written and `known` as it ends or is cut off.
 
@@ -197,7 +222,7 @@ def hold_missing(
         run(
             hold(
                 missing, agent, chairs, seed, concurrency, keep, time_limit, known,
-                told=lambda _: tell(turns=1), cut=write, clock=clock,
+                told=lambda: tell(turns=1), cut=write, clock=clock, backend=backend,
             )
         )  # fmt: skip
     if not failed and all(item and item.completed for item in known.values()):

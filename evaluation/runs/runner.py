@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from esc_env.agents import CallableAgent, identity_of, resolve_agent
+from esc_env.backend import HERE, Backend
 from esc_env.background import run
 from esc_env.chairs.critics import CriticMode, resolve_critic
 from esc_env.chairs.seekers import resolve_seeker
@@ -76,6 +77,7 @@ def evaluate(
     seeker_options: Mapping[str, Any] | None = None,
     critic_options: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
+    backend: Backend = HERE,
     **models: Unpack[ModelOptions],
 ) -> Report:
     """Hold one conversation per scenario and trial, and report how many were solved.
@@ -106,6 +108,7 @@ def evaluate(
             such as `{"max_tokens": 16000, "reasoning_effort": "low"}`; see docs/models.md.
         time_limit: seconds for the conversations of this call, above 0; None for no limit. What goes on
             then is cut off as an error, and the next call goes on from there.
+        backend: where conversations are held: this process, or `esc_env.on_ray.Ray()`. The records are the same.
         models: how chat models are called, such as `budget="5 USD"` or `record="run.db"`: the fields of
             `esc_env.models.ModelSettings`. `concurrency`, 64 by default, is also how many conversations are held at
             the same time; each has one call in flight.
@@ -124,6 +127,7 @@ def evaluate(
         raise SpecError(f"time_limit must be a number of seconds above 0, not {time_limit}")
     part = None if shard is None else Shard.asked(shard)
     settings = ModelSettings.of(models, evaluate)
+    backend.check(settings)
     rules = rules or Rules()
     supporter = resolve_agent(agent, settings, temperature=temperature, options=agent_options)
     chairs = Chairs(
@@ -171,7 +175,9 @@ def evaluate(
             if begun:
                 run(check_models(*seated.values(), votes=rules.votes))
             (folder.path / "report.html").unlink(missing_ok=True)  # whoever opens it must not take it for what follows
-            hold_missing(writer, known, people, supporter, chairs, seed, settings.concurrency, told, time_limit)
+            hold_missing(
+                writer, known, people, supporter, chairs, seed, settings.concurrency, told, time_limit, backend
+            )
             asked = {role: how for role, part in seated.items() if (how := effective(getattr(part, "model", None)))}
             if asked:
                 folder.note(effective=asked)
