@@ -219,6 +219,7 @@ _ADDS = {
     "verifiers": "the environment in verifiers",
     "inspect": "the task in Inspect",
     "openenv": "the environment as an OpenEnv server",
+    "ray": "many processes, on one machine or many (--backend ray)",
     "skyrl": "the environment in SkyRL",
     "verl": "agent loops of verl",
     "pages": "charts on pages: esc report, esc leaderboard --out, esc view",

@@ -108,7 +108,6 @@ class Ray:
             raise SpecError(f"workers: the Ray cluster has {cpus:,} CPUs, and each worker needs one")
         workers = min(self.workers or cpus, at_once)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        till = ray.remote(_Till).options(num_cpus=0, scheduling_strategy=here).remote(ledger())
         try:
             sent = ray.put(job)
         except TypeError as error:
@@ -116,6 +115,8 @@ class Ray:
             raise SpecError(
                 f"an object cannot be sent to a worker ({why}). Name it by a string, python:MODULE:NAME"
             ) from error
+
+        till = ray.remote(_Till).options(num_cpus=0, scheduling_strategy=here).remote(ledger())
 
         def hire() -> Any:
             return ray.remote(_Worker).options(num_cpus=1, max_concurrency=at_once + 8).remote(sent, workers, till)

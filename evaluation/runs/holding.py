@@ -95,7 +95,7 @@ async def hold(
             kind, why = "TimeLimit", f"the time limit of {time_limit:g} s was over"
         cut(so_far if so_far.completed else replace(so_far, failure=Failure(so_far.due, kind, why)))
 
-    at_once = min(concurrency, len(pending))
+    at_once = max(1, min(concurrency, len(pending)))
     async with backend.doing(_Talk(agent, chairs, seed), at_once) as talk:
         try:
             async with timeout:
