@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
 from conftest import bank
-from pipelines import a_world, alternate, arguments, assert_tables_are_even
+from pipelines import a_world, alternate, arguments
 
 from esc_env import Rules
 from esc_env.cli import main
@@ -24,7 +24,7 @@ from esc_env.testing import ScriptedAgent
 from esc_env.training.ablate import Claim
 from esc_env.training.collect import collect
 from esc_env.training.config import Setting
-from esc_env.training.config_loading import presets, read_pipeline
+from esc_env.training.config_loading import read_pipeline
 from esc_env.training.outcome import gain, texture
 from esc_env.training.pipeline import run_pipeline
 from esc_env.training.stage import asked
@@ -37,23 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning"),  # in TRL and PEFT
     pytest.mark.filterwarnings("ignore::esc_env.errors.TrainingWarning"),  # untrained models support nobody
 ]
-
-
-@pytest.mark.parametrize("preset", presets())
-@pytest.mark.usefixtures("alternating")
-def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path], tmp_path: Path) -> None:
-    config = read_pipeline(preset, arguments(world, "--skip", "none", "--evaluate.personas", "guarded"))
-    lines: list[str] = []
-    report = run_pipeline(config, tmp_path / "run", told=lines.append)
-    assert set(report["evaluation"]) >= {"start", "grpo"}
-    assert report["reward_model"]["kind"] == config.rm.kind
-    assert report["valid"].keys() == {"0", "1"}
-    page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert page.startswith("# ")
-    assert_tables_are_even(page)
-    begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert run_pipeline(config, tmp_path / "run", told=lines.append)["evaluation"] == report["evaluation"]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
 
 
 @pytest.mark.usefixtures("alternating")

@@ -26,7 +26,7 @@ from esc_env.evaluation.validity.gaming import PROBES, climb, in_order, probe, r
 from esc_env.evaluation.validity.robustness import attacks
 from esc_env.testing import FakeChatModel
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.mark.parametrize(
