@@ -35,6 +35,7 @@ NOT_RUN = {
     ],
     "docs/results.md": ["a key"],
     "docs/rewards.md": ["a trained model", "a key"],
+    "docs/scale.md": ["another machine", "a fresh environment", "several machines"],
     "docs/tiny.md": ["hours"] * 2,
     "docs/training.md": [*["a GPU"] * 7, "hours", "a GPU"],
 }  # fmt: skip
