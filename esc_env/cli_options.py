@@ -235,7 +235,7 @@ def _workers(
 
         return Ray(address, workers)
     if address is not None or workers is not None:
-        raise SpecError("--address and --workers are for Ray's workers. Add --backend ray, or leave them away")
+        raise SpecError("--address and --workers are for Ray's workers. Add --backend ray, or leave them out")
     return HERE
 
 

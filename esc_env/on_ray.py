@@ -84,8 +84,8 @@ class Ray:
         kept = [name for name in ("record", "replay", "cache") if getattr(settings, name) is not None]
         if kept:
             raise SpecError(
-                f"{kept[0]}: workers on other machines cannot share that file. Leave --{kept[0]} ({kept[0]}=…) or "
-                "--backend ray (backend=…) away"
+                f"{kept[0]}: workers on other machines cannot share that file. Leave out --{kept[0]} ({kept[0]}=…) or "
+                "--backend ray (backend=…)"
             )
         if settings.api_key is not None:
             raise SpecError(
@@ -148,7 +148,7 @@ def _connect(address: str | None) -> None:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise SpecError(
             f"no Ray cluster at {address or 'this machine'} ({error}). Start one with `ray start --head`, set "
-            "RAY_AUTH_MODE=token if it asks for one, or leave --address (address=…) away to use this machine alone"
+            "RAY_AUTH_MODE=token if it asks for one, or leave out --address (address=…) to use this machine alone"
         ) from error
 
 
