@@ -171,10 +171,8 @@ async def _in_form(turn: Turn, form: str) -> Reply:
 async def _self_refine(turn: Turn) -> Reply:
     """Draft, feedback, refinement: one iteration, whatever the feedback says."""
     draft = await turn.ask("draft", 0)
-    feedback = await turn.ask("self-refine-feedback", 1, draft=draft)
-    return await turn.write(
-        "self-refine-refine", 2, lambda: f"Draft: {draft}\nFeedback: {feedback}", draft=draft, feedback=feedback
-    )
+    feedback = await turn.ask("self-refine-feedback", 1)
+    return await turn.write("self-refine-refine", 2, lambda: f"Draft: {draft}\nFeedback: {feedback}")
 
 
 _ABOUT = ("standard", "data", "conversation")

@@ -6,6 +6,7 @@ The imagined seeker is the supporter's own model: a planner knows no more than t
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from esc_env.agents.turn import Turn
 from esc_env.chairs.critics import parse_vote
@@ -27,15 +28,9 @@ async def icl_aif(turn: Turn) -> Reply:
     imagined turn, every time.
     """
     draft = await turn.ask("draft", 0)
-    attempt = {"supporter": draft, "seeker": await turn.ask("reaction", 1, draft=draft)}
-    advice = await turn.ask("icl-aif-coach", 2, attempt=attempt)
-    return await turn.write(
-        "icl-aif-again",
-        3,
-        lambda: f"Attempt: {draft}\nSeeker: {attempt['seeker']}\nCoach: {advice}",
-        attempt=attempt,
-        advice=advice,
-    )
+    reaction = await turn.ask("reaction", 1)
+    advice = await turn.ask("icl-aif-coach", 2)
+    return await turn.write("icl-aif-again", 3, lambda: f"Attempt: {draft}\nSeeker: {reaction}\nCoach: {advice}")
 
 
 async def lookahead(turn: Turn) -> Reply:
@@ -47,14 +42,15 @@ async def lookahead(turn: Turn) -> Reply:
     *Source:* after GDP-Zero (Yu et al., EMNLP 2023): its prompted prior, simulation and value; a tree of depth 1, all
     of whose branches are seen, in place of its search.
     """
-    named = await turn.ask("lookahead-plan", 0)
+    named = await replace(turn).ask("lookahead-plan", 0)
     proposed = [strategy_in(line) for line in named.splitlines()]
     branches = list(dict.fromkeys([*filter(None, proposed), *STRATEGIES]))[:BRANCHES]
 
     async def follow(place: int, strategy: str) -> tuple[float, str]:
-        draft = await turn.ask("lookahead-draft", 3 * place + 1, strategy=strategy)
-        future = {"supporter": draft, "seeker": await turn.ask("reaction", 3 * place + 2, draft=draft)}
-        answers = await turn.votes("lookahead-value", 3 * place + 3, VOTES, future=future)
+        branch = replace(turn)
+        draft = await branch.ask("lookahead-draft", 3 * place + 1, strategy=strategy)
+        await branch.ask("reaction", 3 * place + 2)
+        answers = await branch.votes("lookahead-value", 3 * place + 3, VOTES)
         votes = [vote for vote in map(parse_vote, answers) if vote is not None]
         return (sum(votes) / len(votes) if votes else -1.0), draft
 

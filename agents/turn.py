@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from esc_env.dialogue import ChatMessage, Dialogue
 from esc_env.errors import BadCompletion, ModelError, SupporterFailure
-from esc_env.prompts import Prompts, seal, sealed_transcript, split_answer
+from esc_env.prompts import Prompts, as_answered, sealed_transcript, split_answer
 from esc_env.protocols import ChatModel, Completion, Reply, Request, Usage
 from esc_env.seeds import Seed
 
@@ -21,6 +20,9 @@ PROMPTS = Prompts(Path(__file__).with_name("prompts"))
 @dataclass
 class Turn:
     """One reply in the making: asks the model, names every request by its own seed, adds up the usage.
+
+    What was asked and answered stands before the next question, so that a server's prefix cache knows it. A copy
+    (`dataclasses.replace`) goes on from there by itself, and its usage is the turn's.
 
     Attributes:
         model: who is asked.
@@ -36,6 +38,7 @@ class Turn:
     asked: Request
     system: str | None
     _usage: dict[int, Usage] = field(default_factory=dict)
+    _chat: tuple[ChatMessage, ...] = ()
 
     @property
     def usage(self) -> Usage:
@@ -51,35 +54,40 @@ class Turn:
         ]
         return _written(await self._complete([{"role": "system", "content": system}, *chat], 0))
 
-    async def ask(self, question: str, number: int, /, **slots: Any) -> str:
+    async def ask(self, question: str, number: int, /, **slots: str) -> str:
         """The answer to a question about the conversation, without its thinking.
 
         Args:
-            question: the prompt; the conversation stands before it as sealed JSON.
+            question: the prompt; before it stand the conversation, as sealed JSON, and what was asked and answered.
             number: the position of this request in the turn.
-            slots: data (or plain strategy names) for the prompt's slots.
+            slots: for the prompt's slots.
         """
-        text, _ = _written(await self._complete(self._about(question, slots), number))
-        return split_answer("supporter", text)[1]
+        chat = self._about(question, slots)
+        text, _ = _written(await self._complete(chat, number))
+        answer = split_answer("supporter", text)[1]
+        self._chat = (*chat, {"role": "assistant", "content": as_answered(answer)})
+        return answer
 
-    async def votes(self, question: str, number: int, count: int, /, **slots: Any) -> Sequence[str | None]:
+    async def votes(self, question: str, number: int, count: int) -> Sequence[str | None]:
         """`count` answers to a question, sampled at temperature 1."""
-        return (await self._complete(self._about(question, slots), number, n=count, temperature=1.0)).texts
+        return (await self._complete(self._about(question, {}), number, n=count, temperature=1.0)).texts
 
-    async def write(self, question: str, number: int, thought: Callable[[], str], /, **slots: Any) -> Reply:
+    async def write(self, question: str, number: int, thought: Callable[[], str], /, **slots: str) -> Reply:
         """The reply itself, as the answer to a question; what led to it is its thought."""
         text, ending = _written(await self._complete(self._about(question, slots), number))
         inner, said = split_answer("supporter", text)
         notes = "\n".join(note for note in (thought(), inner) if note)
         return Reply(said, notes, usage=self.usage, finish_reason=ending)
 
-    def _about(self, question: str, slots: Mapping[str, Any]) -> list[ChatMessage]:
-        filled = {name: data if name == "strategy" else seal(data) for name, data in slots.items()}
+    def _about(self, question: str, slots: Mapping[str, str]) -> list[ChatMessage]:
+        filled = PROMPTS.fill(question, **slots)
+        if self._chat:
+            return [*self._chat, {"role": "user", "content": filled}]
         own = self.system or PROMPTS.text("standard")
         told = PROMPTS.fill("conversation", transcript=sealed_transcript(self.dialogue))
         return [
             {"role": "system", "content": f"{own}\n\n{PROMPTS.text('data')}"},
-            {"role": "user", "content": f"{told}\n\n{PROMPTS.fill(question, **filled)}"},
+            {"role": "user", "content": f"{told}\n\n{filled}"},
         ]
 
     async def _complete(

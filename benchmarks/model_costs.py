@@ -16,7 +16,7 @@ from esc_env.evaluation.runs.plan import measure
 
 def main() -> None:
     """Print the tables."""
-    titles = ("requests", "prompt tokens", "of them a repeated prefix", "completion tokens")
+    titles = ("requests", "prompt tokens", "of them from a prefix cache", "completion tokens")
     styles = [(f"`{name}`", style.requests, *_cells(name, "supporter")) for name, style in STYLES.items()]
     chairs = [
         ("seeker", *_cells("standard", "seeker")), ("critic, ten votes", *_cells("standard", "critic")),
@@ -27,7 +27,7 @@ def main() -> None:
 
 def _cells(style: str, chair: str, mode: CriticMode = "votes") -> tuple[object, ...]:
     spent = measure(load_scenarios("builtin:test")[0], style=style, mode=mode)[chair]
-    return spent.requests, f"{spent.prompt_tokens:,}", f"{spent.repeated:.0%}", f"{spent.completion_tokens:,}"
+    return spent.requests, f"{spent.prompt_tokens:,}", f"{spent.cached:.0%}", f"{spent.completion_tokens:,}"
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env.cli import main
+from esc_env.data.datasets import load_scenarios
 from esc_env.errors import SpecError
-from esc_env.evaluation.runs.plan import Design, designs, expected_usage
+from esc_env.evaluation.runs.plan import Design, designs, expected_usage, measure
 from esc_env.evaluation.statistics.intervals import clustered_wilson, mean_interval
 from esc_env.rules import Rules
 
+PERSON = load_scenarios("builtin:test")[0]
 SERVED = "openai/unpriced@http://127.0.0.1:9/v1"
 
 
@@ -82,6 +84,18 @@ def test_only_chairs_that_are_models_cost_and_an_unknown_price_stays_unknown():
     assert three.requests == 4 * 3 + 4
     assert three.prompt_tokens > one.prompt_tokens > 0
     assert expected_usage({**builtin, "critic": "python:mine:critic"}, person, rules) is None
+
+
+@pytest.mark.parametrize("style", ["standard", "self-refine", "icl-aif", "lookahead"])
+def test_a_prefix_cache_serves_nine_tenths_of_what_a_supporter_reads_unless_a_thought_is_left_out(style):
+    assert measure(PERSON, style=style)["supporter"].cached >= 0.9
+
+
+def test_a_prefix_cache_serves_a_seeker_and_a_critic_nearly_all_that_they_read_before():
+    spent = measure(PERSON)
+    assert spent["seeker"].cached >= 0.85
+    assert spent["critic"].cached >= 0.82
+    assert measure(PERSON, Rules(max_turns=16))["critic"].cached >= 0.88, "the longer, the more"
 
 
 def test_the_command_runs_nothing_and_says_what_it_assumed(tmp_path, monkeypatch, capsys):

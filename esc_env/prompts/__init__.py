@@ -18,7 +18,7 @@ from typing import Any
 
 from esc_env.dialogue import Dialogue, Role, split_thought
 
-__all__ = ["Prompts", "said_as", "seal", "sealed_transcript", "split_answer"]
+__all__ = ["Prompts", "as_answered", "said_as", "seal", "sealed_transcript", "split_answer"]
 
 _EMOJI = r"[\u2190-\u2bff\U0001f000-\U0001faff]"
 _JOINING = r"[\u0600-\u08ff\u0900-\u109f\u1780-\u18af]"  # Arabic, Indic and other scripts that write with joiners
@@ -79,6 +79,17 @@ def sealed_transcript(dialogue: Dialogue) -> str:
     No thoughts, no strategies.
     """
     return "\n".join(f'{{"role": "{said.role}", "content": {_string(said.content)}}}' for said in dialogue.merged())
+
+
+def as_answered(text: str) -> str:
+    """An answer as it goes back to the model that gave it: as it is, so that a server's prefix cache knows it.
+
+    One that says nothing, or holds a character that data may not hold, goes back sealed.
+
+    >>> as_answered("I hear you."), as_answered("<|im_end|>")
+    ('I hear you.', '"\\\\u003c|im_end|\\\\u003e"')
+    """
+    return text if text.strip() and not _UNSEALED.search(text) else seal(text)
 
 
 @lru_cache(maxsize=8192)  # both opposites are shown every turn, and who they talk with, again and again

@@ -8,8 +8,9 @@ correlation, ICC), for differences how much what is hard for one agent is hard f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from esc_env.agents.chat import ChatAgent
 from esc_env.background import run
@@ -37,6 +38,10 @@ TRIALS = (1, 2, 3, 5, 10)
 
 SUPPORTER, SEEKER, NOTES = 240, 120, 600
 """Characters of a supporter's message, of a seeker's, and of thoughts, analyses and advice. Typical ones; ours."""
+TOKEN = 4
+"""Characters that are counted as one token: about right for English."""
+BLOCK = 16
+"""Tokens that a prefix cache keeps or misses together. *Source:* vLLM's automatic prefix caching."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +100,34 @@ class Spent:
 
     Attributes:
         requests, prompt_tokens, completion_tokens: a token is counted as four characters.
-        repeated: share of the prompts that repeats the beginning of an earlier one, in [0, 1].
+        cached: share of the prompt tokens that a server's prefix cache serves, in [0, 1].
     """
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
-    repeated: float
+    cached: float
 
 
 def measure(
     person: Scenario, rules: Rules | None = None, style: str = "standard", mode: CriticMode = "votes"
 ) -> dict[str, Spent]:
-    """Hold a conversation with fake models, whose texts have typical lengths, in all three chairs."""
-    models = {
-        "supporter": FakeChatModel(_supporter),
-        "seeker": FakeChatModel(_text(SEEKER)),
-        "critic": FakeChatModel("B", logprobs={"B": 0.0}),
+    """Hold a conversation with fake models, whose texts have typical lengths, in all three chairs.
+
+    Each model's server has a prefix cache, and has held a conversation with somebody else before.
+    """
+    answers: dict[str, Callable[[Request, int], str]] = {
+        "supporter": _supporter,
+        "seeker": lambda request, _: _text(SEEKER, request),
+        "critic": lambda request, _: "B",
     }
+    models = {chair: FakeChatModel(answer, logprobs={"B": 0.0}) for chair, answer in answers.items()}
     chairs = Chairs(LLMSeeker(models["seeker"]), LLMCritic(models["critic"], mode), rules or Rules())
-    run(converse(person, ChatAgent(models["supporter"], style), chairs, seed=0))
-    return {chair: _spent(chair, model) for chair, model in models.items()}
+    agent = ChatAgent(models["supporter"], style)
+    run(converse(replace(person, situation=f"Before. {person.situation}"), agent, chairs, seed=1))
+    before = {chair: len(model.calls) for chair, model in models.items()}
+    run(converse(person, agent, chairs, seed=0))
+    return {chair: _spent(model.calls, answers[chair], before[chair]) for chair, model in models.items()}
 
 
 def expected_usage(
@@ -149,38 +161,38 @@ def expected_usage(
     return total
 
 
-def _text(length: int) -> str:
-    return ("I see what you mean and I am still here. " * (length // 40 + 1))[:length].strip()
+def _text(length: int, request: Request) -> str:
+    """No two requests are answered alike."""
+    return (f"{request.seed}: " + "I see what you mean and I am still here. " * (length // 40 + 1))[:length].strip()
 
 
 def _supporter(request: Request, choice: int) -> str:
     system, question = request.messages[0]["content"], request.messages[-1]["content"]
     if "<think>" in system:
-        return f"<think>{_text(NOTES)}</think>{_text(SUPPORTER)}"
+        return f"<think>{_text(NOTES, request)}</think>{_text(SUPPORTER, request)}"
     if "exactly this form" in system:
-        return f"Analysis: {_text(NOTES)}\nStrategy: Question\nResponse: {_text(SUPPORTER)}"
+        return f"Analysis: {_text(NOTES, request)}\nStrategy: Question\nResponse: {_text(SUPPORTER, request)}"
     if "promising" in question or "letter of one" in question:
         return "Question" if "promising" in question else "B"
-    return _text(NOTES if "coach" in question or "Criticise" in question else SUPPORTER)
+    length = NOTES if "pieces of advice" in question or "Criticise" in question else SUPPORTER
+    return _text(SEEKER if "seeker would most likely" in question else length, request)
 
 
-def _spent(chair: str, model: FakeChatModel) -> Spent:
-    prompts: list[str] = []
-    written = repeated = 0
-    for call in model.calls:
-        prompt = "\n".join(message["content"] for message in call.messages)
-        repeated += max((_common(prompt, earlier) for earlier in prompts), default=0)
-        prompts.append(prompt)
-        if chair == "supporter":
-            written += sum(len(_supporter(call, choice)) for choice in range(call.n))
-        else:
-            written += SEEKER if chair == "seeker" else 4 * call.n
-    read = sum(map(len, prompts))
-    return Spent(len(prompts), read // 4, written // 4, repeated / read)
+def _spent(calls: Sequence[Request], answer: Callable[[Request, int], str], before: int) -> Spent:
+    """Of all calls but those `before`, which have only filled the cache.
 
-
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    for place, (first, second) in enumerate(zip(one, other, strict=False)):
-        if first != second:
-            return place
-    return min(len(one), len(other))
+    The cache keeps whole blocks of what the model has read and written, each known by all that stands before it.
+    """
+    block, kept = BLOCK * TOKEN, set[str]()
+    read = written = served = 0
+    for number, call in enumerate(calls):
+        prompt = "".join(message["content"] + "\n" for message in call.messages)
+        texts = [answer(call, choice) for choice in range(call.n)]
+        if number >= before:
+            read += len(prompt)
+            written += sum(math.ceil(len(text) / TOKEN) for text in texts)
+            begins = (prompt[:end] for end in range(block, len(prompt), block))
+            served += block * sum(1 for _ in takewhile(kept.__contains__, begins))
+        for text in texts:
+            kept.update((prompt + text)[:end] for end in range(block, len(prompt + text) + 1, block))
+    return Spent(len(calls) - before, read // TOKEN, written, served / read)
