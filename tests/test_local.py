@@ -402,7 +402,8 @@ def test_code_that_comes_with_a_model_is_never_run(folder, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["./no-such-folder", "/no/such/folder", "nothing", "a/b/c", "../x"])
-def test_a_path_that_names_nothing_is_refused_at_once(path):
+def test_a_path_that_names_nothing_is_refused_at_once(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SpecError, match="no such folder"):
         LocalModel(path)
 
