@@ -23,8 +23,8 @@ BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 LINK = re.compile(r"(?<=\]\()(?:\.\./)+(?=(?:examples/|[A-Z]+\.md))|(?<=\]\()docs/")
 CONVERSATION = re.compile(r"^```conversation\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROSE = re.compile(r"^```text\n(?=(?:(?!```)[^┃\n]*\n)*```$)", re.MULTILINE)
-"""What was printed, without a table in it: its lines may be broken."""
+PROSE = re.compile(r"^```text\n(?=(?:(?!```|.*\S {3,}\S)[^┃\n]*\n)*```$)", re.MULTILINE)
+"""What was printed, without a table or columns in it: its lines may be broken."""
 NOTEBOOK = re.compile(r"(?<=\]\()((?:[\w.-]+/)*[\w-]+)\.ipynb(?=\))")
 LINE = re.compile(r"^(Seeker|Supporter) +(.*(?:\n {11}(?!turn ).*)*)|^ {11}(turn \d+: .*)|^(\S.*)", re.MULTILINE)
 
@@ -63,6 +63,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Let links lead to where the files lie here, and draw conversations as one knows them from a phone."""
+    markdown = markdown.replace("```diagram\n", "``` { .text .diagram }\n")
     markdown = PROSE.sub("``` { .text .prose }\n", NOTEBOOK.sub(r"\1.md", LINK.sub("", markdown)))
     return CONVERSATION.sub(lambda found: drawn(found[1]), markdown)
 
@@ -85,14 +86,14 @@ def as_markdown(notebook: Path) -> str:
         if cell["cell_type"] == "markdown":
             parts.append(source)
         else:
-            parts += [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
+            parts += [f"```python\n{source}\n```", *filter(None, map(_output, cell["outputs"]))]
     download = f'<a href="{notebook.name}" download>This page is a notebook</a>, to run and to change.'
     parts[0] = parts[0].replace("\n\n", f"\n\n{download}\n\n", 1)  # below its title
     return "\n\n".join(parts) + "\n"
 
 
 def _output(output: Any) -> str:
-    """What a cell showed: a picture, a conversation, or text."""
+    """What a cell showed: a picture, a conversation, text, or nothing."""
     data = output.get("data", {})
     for kind in ("image/png", "image/svg+xml"):
         if kind in data:
@@ -100,5 +101,7 @@ def _output(output: Any) -> str:
             coded = picture.strip() if kind == "image/png" else b64encode(picture.encode()).decode()
             return f'<p><img class="plot" alt="What the code above draws" src="data:{kind};base64,{coded}"></p>'
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+    if not text:
+        return ""
     talk = text.startswith("Seeker ") and "\nSupporter " in text
     return f"```{'conversation' if talk else 'text'}\n{text}\n```"

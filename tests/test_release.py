@@ -113,6 +113,35 @@ def test_an_issue_form_is_one_that_is_taken(form):
     assert all(part["attributes"]["label"] for part in asked)
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = [(page, *found) for page in PAGES for found in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text("utf-8"))]
+
+
+def test_every_picture_of_a_page_is_there_small_and_told_in_words():
+    assert SHOWN
+    for page, told, link in SHOWN:
+        picture = page.parent / link
+        assert picture.stat().st_size < 150_000, picture
+        assert told, f"{page}: {link} has no words for who cannot see it"
+    shown = {(page.parent / link).resolve() for page, _, link in SHOWN}
+    assert shown == set((ROOT / "docs" / "pictures").resolve().iterdir())
+
+
+def test_no_picture_loads_or_runs_anything():
+    for picture in (ROOT / "docs" / "pictures").glob("*.svg"):
+        drawn = picture.read_text(encoding="utf-8")
+        assert not re.search(r"<script|<foreignObject|<image|@import|\son\w+=|javascript:", drawn), picture
+        assert all(link.startswith("#") for link in re.findall(r"(?:href=\"|url\()([^\")]+)", drawn)), picture
+
+
+def test_the_pictures_of_the_readme_stand_beside_the_commands_that_they_show():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    record = (ROOT / "docs" / "record.py").read_text(encoding="utf-8")
+    commands = re.findall(r'"(esc [^"]+)"', record)
+    assert len(commands) == 4
+    assert all(f"`{command}`" in readme for command in commands)
+
+
 # --- what is installed ----------------------------------------------------------------------------
 
 
