@@ -11,6 +11,9 @@ to an interpreter that imports Gymnasium. Peers are installed into environments 
 `tests/integrations/*.txt`: that takes a minute or two, and the network. Needs the extra `llm`.
 """
 
+# pyright: reportMissingImports=false
+# Each peer is imported in an environment of its own.
+
 from __future__ import annotations
 
 import argparse
