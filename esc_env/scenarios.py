@@ -97,7 +97,8 @@ class Scenario:
         survey: the survey around that conversation, as integers (`initial_intensity`, `final_intensity`, …).
 
     Raises:
-        ScenarioError: empty id or situation, intensity outside 1–5, unknown persona or need.
+        ScenarioError: empty id or situation, intensity outside 1–5, unknown persona or need, or text that is no UTF-8
+            text.
     """
 
     id: str
@@ -128,6 +129,10 @@ class Scenario:
             )
         if self.need not in get_args(Need):
             raise ScenarioError(f"scenario {self.id!r}: need must be listen, plan or both, not {self.need!r}")
+        try:
+            _canonical(self.to_json())
+        except UnicodeEncodeError as error:
+            raise ScenarioError(f"scenario {self.id!r}: holds what is no UTF-8 text ({error.reason})") from error
 
     def with_persona(self, persona: str) -> Scenario:
         """The same person with another persona. Raises ScenarioError on an unknown persona."""
@@ -207,8 +212,11 @@ def content_hash(*texts: str) -> str:
 
 
 def _digest(data: Any) -> str:
-    canonical = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return blake2b(canonical.encode(), digest_size=8).hexdigest()
+    return blake2b(_canonical(data), digest_size=8).hexdigest()
+
+
+def _canonical(data: Any) -> bytes:
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,8 +175,8 @@ def import_file(
         "source": kind, "measure": asdict(measure) if measure else None, "scenarios": _content(people.values()),
         "conversations": blake2b(repr([each.to_json() for each in held]).encode(), digest_size=8).hexdigest(),
     }  # fmt: skip
-    folder = _folder(out)
-    with folder.claim(identity, scenarios=people.values(), facts={"agent": agent or path.stem, "file": path.name}):
+    folder, file = _folder(out), _name(path)
+    with folder.claim(identity, scenarios=people.values(), facts={"agent": agent or Path(file).stem, "file": file}):
         write_records(folder.path / CONVERSATIONS, "conversation", [each.to_json() for each in held])
     return read_import(out)
 
@@ -246,6 +246,11 @@ def _folder(path: str | Path) -> RunFolder:
     return RunFolder(Path(path), "import", (CONVERSATIONS,))
 
 
+def _name(path: Path) -> str:
+    """The name of a file, as a record can hold it: on some systems it may be no text."""
+    return path.name.encode(errors="replace").decode()
+
+
 def _content(people: Iterable[Scenario]) -> str:
     """Order does not count: every file has its own."""
     chosen = ScenarioSet.of("", sorted(people, key=lambda scenario: scenario.id))
@@ -302,7 +307,7 @@ def _conversations(path: Path, found: Sequence[Record], source: _Source) -> Iter
         for place, part in enumerate(parts, 1):
             where = f"{path}, {record.place}" + (f", conversation {place}" if len(parts) > 1 else "")
             try:
-                scenario, said, points, final = source.read(part, path.name)
+                scenario, said, points, final = source.read(part, _name(path))
                 scenario = people.setdefault(scenario.id, scenario)
                 dialogue = Dialogue(tuple(said))
                 yield Imported(
@@ -312,7 +317,7 @@ def _conversations(path: Path, found: Sequence[Record], source: _Source) -> Iter
                     tuple(points) if any(point is not None for point in points) else (),
                     final,
                 )
-            except (SpecError, Unusable) as error:
+            except (SpecError, Unusable, UnicodeEncodeError) as error:
                 raise RecordError(f"{where}: {error}") from error
             times[scenario.id] += 1
 
@@ -436,7 +441,9 @@ SOURCES: Mapping[str, _Source] = {
         lambda record: [record], _recorded, Measure("solved", 0, 1, success=1),
     ),
     "esc-eval": _Source(
-        lambda record: bool(record) and all(name.isdigit() and isinstance(part, list) for name, part in record.items()),
+        lambda record: bool(record) and all(
+            str(name).isdecimal() and isinstance(part, list) for name, part in record.items()
+        ),
         lambda record: record.values(), _esc_eval,
     ),
 }  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,34 @@ def test_of_one_json_value_that_was_cut_off_it_is_said_that_it_was(tmp_path, ind
     whole = json.dumps([{"conversations": [{"from": "human", "value": "I lost my job."}]}] * 3, indent=indent)
     with pytest.raises(RecordError, match=r"line 1: not JSON .*cut off"):
         import_file(written(tmp_path, "sharegpt", whole[:-20]), tmp_path / "out")
+
+
+def test_talks_under_numbers_in_a_python_literal_are_those_of_esc_eval(tmp_path):
+    report = import_file(written(tmp_path, "esc-eval", repr({0: ["ESC-Role：I lost my job."]})), tmp_path / "out")
+    assert (report.source, report.conversations) == ("esc-eval", 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"simulations": [{"task_id": "\ud800", "messages": turns("role", "content")}]}),
+        json.dumps({**sage(), "player": "\ud800"}),
+        repr({"dialog": turns("role", "content"), "reward": "HUGE"}),
+        repr({**sage(), "task": "HUGE"}),
+        repr({"messages": [{"role": "user", "content": [{"text": "HUGE"}]}]}),
+    ],
+)
+def test_half_a_character_and_a_number_that_python_does_not_print_are_refused(tmp_path, text):
+    path = written(tmp_path, "odd", text.replace("'HUGE'", f"0x{'f' * 4000}"))
+    with pytest.raises(RecordError, match=r"(record|line) 1"):
+        import_file(path, tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text here")
+def test_a_file_whose_name_is_no_text_is_read_all_the_same(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "talks") + b"\xff.jsonl"))
+    path.write_text(FILES["sharegpt"])
+    assert import_file(path, tmp_path / "out").agent == "talks?"
 
 
 def test_what_is_of_no_known_kind_is_refused(tmp_path):

@@ -57,9 +57,25 @@ def test_options_are_read_as_people_type_them():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("typed", [["max_tokens"], ["=3"], ["top_p=1", "top_p=0.5"]])
+@pytest.mark.parametrize(
+    "typed", [["max_tokens"], ["=3"], [".=3"], ["extra_body.=3"], ["a..b=3"], ["top_p=1", "top_p=0.5"]]
+)
 def test_what_is_no_option_is_refused_with_the_form(typed):
     with pytest.raises(SpecError, match=r"KEY=VALUE|given twice"):
+        read_options(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (['a={"b": 1}', 'a.b={"c": 2}'], "'b' has a value already"),
+        (["a=" + "[" * 5000], "'a': too many lists"),
+        (["a=" + '{"b":' * 90 + "1" + "}" * 90], "'a': more than 64 lists"),
+        (["a=\ud800"], "surrogates"),
+    ],
+)
+def test_what_no_server_could_be_sent_is_refused_by_name(typed, told):
+    with pytest.raises(SpecError, match=told):
         read_options(typed)
 
 

@@ -35,6 +35,7 @@ def people(count: int, problems: int = 5) -> ScenarioSet:
         ({"id": "a", "situation": "x", "intensity": 6}, "intensity must be 1 to 5"),
         ({"id": "a", "situation": "x", "persona": "hostil"}, "Did you mean 'hostile'"),
         ({"id": "a", "situation": "x", "need": "hug"}, "listen, plan or both"),
+        ({"id": "a", "situation": "x", "facts": ("half of it: \ud83d",)}, "no UTF-8 text"),
     ],
 )
 def test_a_scenario_without_sense_is_refused(fields: dict[str, object], why: str) -> None:

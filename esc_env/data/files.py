@@ -94,7 +94,9 @@ def literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in somebody's strings
-            return ast.literal_eval(text)
+            value = ast.literal_eval(text)
+            repr(value)  # fails where a number has more digits than Python prints, as every message about it would
+            return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return Unusable(f"{problem} and not a Python literal either")
 

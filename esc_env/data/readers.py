@@ -117,7 +117,8 @@ def read_file(path: str | Path) -> Reading:
 def _source(record: Record, path: Path) -> str:
     """The file, and the split where the file or the record names one."""
     split = record.split or (record.value.get("split") if isinstance(record.value, Mapping) else None)
-    return path.name if split in (None, "") else f"{path.name}:{split}"
+    name = path.name.encode(errors="replace").decode()
+    return name if split in (None, "") else f"{name}:{split}"
 
 
 _EXPECTED = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.errors import SpecError, did_you_mean
+from esc_env.records import parse
 from esc_env.secrets import redacted
 
 __all__ = ["CHAIR", "OPENAI", "SERVERS", "Options", "check_names", "read_options", "told_apart"]
@@ -94,7 +95,7 @@ class Options:
             system = _prompt(system)
         try:
             told = json.dumps(asked, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise SpecError(f"{chair}_options must hold plain JSON values ({error})") from error
         if told != redacted(told):
             raise SpecError(f"{chair}_options hold a key, which would end up in records; set it in the environment")
@@ -137,19 +138,23 @@ def read_options(texts: Iterable[str], chair: str = "agent") -> dict[str, Any]:
     {'max_tokens': 16000, 'reasoning_effort': 'low', 'extra_body': {'chat_template_kwargs': {'thinking': False}}}
 
     Raises:
-        SpecError: no `=`, or a name that is given twice.
+        SpecError: no `=`; a name with an empty part, or that is given twice; a value that is no UTF-8 text, or with too
+            many lists or objects in each other.
     """
     given: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.strip():
+        if not equals or not all(part.strip() for part in name.split(".")):
             raise SpecError(f"{chair} option {text!r}: write KEY=VALUE, such as max_tokens=2000 or top_p=0.9")
-        if name.strip() in given:
-            raise SpecError(f"{chair} option {name.strip()!r} is given twice")
+        name = name.strip()
+        if name in given:
+            raise SpecError(f"{chair} option {name!r} is given twice")
         try:
-            given[name.strip()] = json.loads(value)
+            given[name] = parse(value.encode())
+        except (SpecError, UnicodeEncodeError) as error:
+            raise SpecError(f"{chair} option {name!r}: {error}") from error
         except ValueError:
-            given[name.strip()] = value
+            given[name] = value
     return _nested(given, chair)
 
 
@@ -186,7 +191,10 @@ def _nested(given: Mapping[str, Any], chair: str) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise SpecError(f"{chair} option {name!r}: {part!r} has a value already")
         if isinstance(value, Mapping):
-            value = {**place.get(last, {}), **_nested(value, chair)}
+            there = place.get(last, {})
+            if not isinstance(there, dict):
+                raise SpecError(f"{chair} option {name!r}: {last!r} has a value already")
+            value = {**there, **_nested(value, chair)}
         place[last] = value
     return made
 
