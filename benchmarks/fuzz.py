@@ -495,7 +495,12 @@ def fuzz(parser: Parser, seconds: float) -> tuple[int, BaseException | None]:
             with in_time():
                 parser.holds(example, folder)
 
-        quiet = settings(max_examples=AT_ONCE, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        quiet = settings(
+            max_examples=AT_ONCE,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        )
         fuzzed = quiet(given(parser.examples(folder))(holds))
         while time.monotonic() < late:
             try:
