@@ -188,7 +188,7 @@ class _Crew(Generic[Item, Result]):
         for _ in range(LIVES):
             hand, number = await self._place(), next(self.numbers)
             try:
-                steps, result = await hand.actor.do.remote(number, item)
+                answer: tuple[int, Result] = await hand.actor.do.remote(number, item)
             except LOST:
                 if not hand.lost:
                     hand.lost = True
@@ -204,9 +204,10 @@ class _Crew(Generic[Item, Result]):
                 raise
             finally:
                 self.free.put_nowait(hand)
+            steps, result = answer
             for _ in range(steps):
                 told()
-            return result  # type: ignore[no-any-return]
+            return result
         raise ESCError(
             f"{LIVES} Ray workers died one after the other over the same work. Do they run out of memory? Try fewer of "
             "them (--workers), or less at the same time (--concurrency). What is finished is kept"
@@ -304,7 +305,8 @@ class _Purse:
     till: Any
 
     async def spent(self) -> Usage:
-        return await self.till.spent.remote()  # type: ignore[no-any-return]
+        usage: Usage = await self.till.spent.remote()
+        return usage
 
     def enter(self, made: Ledger) -> None:
         self.till.enter.remote(made)  # Ray keeps the order of one process's calls: what it asks later comes later

@@ -68,6 +68,6 @@ def test_a_page_that_shows_what_does_not_happen_fails(written, told, tmp_path, c
 def test_what_is_not_run_is_still_held_to_the_names_in_it(written, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"<!-- not run: a reason -->\n{written}", encoding="utf-8")
-    with pytest.raises(Exception, match=r"agnet|nothing_of_that_name"):  # noqa: PT012
+    with pytest.raises(Exception, match=r"agnet|nothing_of_that_name"):  # noqa: PT012  # as above
         for example in Reader(capsys).parse(page):
             example.evaluate()

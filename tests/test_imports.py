@@ -188,7 +188,7 @@ def test_half_a_character_and_a_number_that_python_does_not_print_are_refused(tm
         import_file(path, tmp_path / "out")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are text here")
+@pytest.mark.skipif(sys.platform != "linux", reason="on Linux alone may a file's name be any bytes")
 def test_a_file_whose_name_is_no_text_is_read_all_the_same(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path / "talks") + b"\xff.jsonl"))
     path.write_text(FILES["sharegpt"])

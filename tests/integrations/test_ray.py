@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+from conftest import eventually
 
 from esc_env import Dialogue, Message, Scenario, ScenarioSet, Usage, resolve_agent
 from esc_env.data.datasets import load_scenarios
@@ -149,8 +149,8 @@ def test_a_collection_is_the_one_that_is_made_in_one_process_whoever_is_killed(t
 
 def test_a_judging_is_the_one_that_is_made_in_one_process(tmp_path: Path) -> None:
     runs = [evaluate(f"builtin:{name}", PEOPLE[:4], out=tmp_path / name) for name in ("skilled", "silent")]
-    for name, where in (("there", {"backend": TWO}), ("here", {})):
-        judge_runs(runs, "builtin:plain", out=tmp_path / name, **where)  # type: ignore[arg-type]
+    judge_runs(runs, "builtin:plain", out=tmp_path / "there", backend=TWO)
+    judge_runs(runs, "builtin:plain", out=tmp_path / "here")
     assert lines(tmp_path / "there", "opinions.jsonl") == lines(tmp_path / "here", "opinions.jsonl")
 
 
@@ -160,8 +160,7 @@ def test_an_interruption_keeps_what_was_said_and_the_next_call_goes_on(tmp_path:
     agent = Stuck(str(marks))
 
     def interrupt() -> None:
-        while len(list(marks.iterdir())) < len(PEOPLE):
-            time.sleep(0.05)
+        eventually(lambda: len(list(marks.iterdir())) == len(PEOPLE))
         signal.raise_signal(signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, daemon=True)

@@ -1,4 +1,4 @@
-"""What takes a minute of training: the same seed is the same run, and arms of an ablation share what they can."""
+"""What takes a minute of training: every preset runs, one seed is one run, arms of an ablation share stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from esc_env.folder import PLACE, TIMING
 from esc_env.models.local import LocalModel
 from esc_env.protocols import Completion, Request
 from esc_env.training.ablate import ablate
-from esc_env.training.config_loading import read_pipeline
+from esc_env.training.config_loading import presets, read_pipeline
 from esc_env.training.pipeline import run_pipeline
 
 __all__ = ["a_world", "alternate"]  # fixtures
@@ -119,3 +119,20 @@ def test_an_ablation_trains_every_arm_on_what_they_share_and_resumes(world: dict
     assert home / "noise" / "grpo" / "model.safetensors" in now
     with pytest.raises(SpecError, match="Did you mean 'ranking'"):
         ablate(config, tmp_path, seeds=1, arms=["rankin"])
+
+
+@pytest.mark.parametrize("preset", presets())
+@pytest.mark.usefixtures("alternating")
+def test_every_preset_runs_to_its_last_line(preset: str, world: dict[str, Path], tmp_path: Path) -> None:
+    config = read_pipeline(preset, arguments(world, "--skip", "none", "--evaluate.personas", "guarded"))
+    lines: list[str] = []
+    report = run_pipeline(config, tmp_path / "run", told=lines.append)
+    assert set(report["evaluation"]) >= {"start", "grpo"}
+    assert report["reward_model"]["kind"] == config.rm.kind
+    assert report["valid"].keys() == {"0", "1"}
+    page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert page.startswith("# ")
+    assert_tables_are_even(page)
+    begun = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert run_pipeline(config, tmp_path / "run", told=lines.append)["evaluation"] == report["evaluation"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == begun
