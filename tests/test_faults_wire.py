@@ -288,6 +288,28 @@ def test_rate_limits_space_requests_by_what_they_cost(limits: Mapping[str, int],
     assert gaps == pytest.approx([seconds] * 4)
 
 
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 120}, {"tokens_per_minute": 360}])
+def test_a_loop_that_is_late_keeps_the_pace_of_the_limit_and_catches_up_no_further(limits: Mapping[str, int]) -> None:
+    class Late(Time):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds + 0.9)
+
+    late = Late()
+
+    async def run() -> list[float]:
+        model = Sent(late, answers="x")  # 2 + 1 tokens
+        patient = Patient(model, Endpoint("here", clock=late.clock, **limits))
+        for count in (100, 10):
+            await asyncio.gather(*(patient.complete(Request(HELLO, max_tokens=1)) for _ in range(count)))
+            late.seconds += 600  # nobody waited: nothing is caught up
+        return model.at
+
+    at = asyncio.run(run())
+    assert 49 < at[99] - at[0] < 51
+    assert all(sum(now <= other < now + 10 for other in at) <= 20 + 2 for now in at)
+    assert 4 < at[-1] - at[-10] < 6
+
+
 def test_one_of_four_processes_has_a_quarter_of_every_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esc_env.models.sharing._share", Share(4))
     jumping = Time()

@@ -25,6 +25,10 @@ and returns to nothing when fewer are."""
 SLOW = 4.0
 """A server is waited for at least so many times as long as its slowest answer so far took. Ours."""
 
+BEHIND = 1.0
+"""Seconds by which requests that wait may be behind the even pace and still catch up. A timer is late by a millisecond
+or so, and a loop that has much to do by more: at 500 requests a second that would be half of them."""
+
 DOWN = 10.0
 """Seconds for which a server that was given up is not asked again."""
 
@@ -100,13 +104,19 @@ class Line:
 
     async def _paced(self, tokens: int) -> None:
         limits, clock = self.endpoint, self.endpoint.clock
+        came = clock.now()
         async with self.gate:
-            while (wait := max(self.opens, self.next_request, self.next_token) - clock.now()) > 0:
+            while (wait := self._opens() - clock.now()) > 0:
                 await clock.sleep(wait)
+            due = max(came, self._opens(), clock.now() - BEHIND)
             fixed = self.minute / limits.requests_per_minute if limits.requests_per_minute else 0.0
-            self.next_request = clock.now() + max(fixed, self.spacing)
+            self.next_request = due + max(fixed, self.spacing)
             if limits.tokens_per_minute:
-                self.next_token = clock.now() + tokens * self.minute / limits.tokens_per_minute
+                self.next_token = due + tokens * self.minute / limits.tokens_per_minute
+
+    def _opens(self) -> float:
+        """When the limits let the next request go."""
+        return max(self.opens, self.next_request, self.next_token)
 
     def answered(self, tokens: int, usage: Usage, sent: float) -> None:
         """A completion came back: the server is well, and what it really cost is known."""
@@ -132,7 +142,7 @@ class Endpoint:
     Args:
         key: its name, for people.
         concurrency: requests in flight, at least 1.
-        requests_per_minute: at most so many, evenly spaced; None for no limit.
+        requests_per_minute: at most so many, evenly spaced (see `BEHIND`); None for no limit.
         tokens_per_minute: prompt and completion tokens together, evenly spaced; None for no limit.
         clock: for tests.
     """
