@@ -173,7 +173,8 @@ async def _go_on(talk: Trajectory, agent: Agent, chairs: Chairs, name: Seed, gat
 
 def _kept(message: Message) -> Message:
     """A message without keys, as it will be kept: what the others hear is what can be read later."""
-    return replace(message, content=struck(message.content), thought=struck(message.thought))
+    content, thought = struck((message.content, message.thought))
+    return replace(message, content=content, thought=thought)
 
 
 def _stop(verdict: Verdict, turn: int, rules: Rules) -> StopReason | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from functools import cache, lru_cache
+from functools import lru_cache
 from html import escape
 from multiprocessing.context import get_spawning_popen
 from typing import Any, Self, TypeVar
@@ -126,17 +126,17 @@ def credential(name: str) -> str:
 def known_secrets() -> tuple[str, ...]:
     """The values of the environment's keys, of the custom headers that hold one, and of the keys that were handed over;
     the longest first."""
-    named = tuple(os.environ.get(name, "") for name in {*os.environ, *_read} if name in _read or _names_one(name))
     return _worth_striking(
-        named,
+        tuple(os.environ.get(name, "") for name in {*_naming(tuple(os.environ)), *_read}),
         os.environ.get("OPENAI_CUSTOM_HEADERS", ""),
         tuple(_handed.values()),
     )
 
 
-@cache
-def _names_one(variable: str) -> bool:
-    return _NAMED.search(variable) is not None
+@lru_cache(maxsize=8)
+def _naming(variables: tuple[str, ...]) -> tuple[str, ...]:
+    """The variables that are named as those that hold a credential."""
+    return tuple(filter(_NAMED.search, variables))
 
 
 @lru_cache(maxsize=8)
@@ -167,6 +167,8 @@ def _forms(secrets: tuple[str, ...]) -> tuple[str, ...]:
 
 def _struck(data: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(data, str):
+        if len(data) < SHORTEST:
+            return data
         for secret in secrets:
             data = data.replace(secret, MARK)
         long = max(map(len, data.split()), default=0) >= SHORTEST_SHAPE  # few texts have such words, which is soon seen

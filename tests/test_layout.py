@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -65,9 +66,14 @@ def test_nothing_unexpected_stands_at_the_top():
 @pytest.mark.full
 def test_the_wheel_installs_one_name_with_all_its_data(tmp_path: Path):
     pytest.importorskip("build")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    checkout, made = tmp_path / "checkout", tmp_path / "made"  # setuptools writes to where it builds
+    for folder in ("esc_env", *FOLDERS):
+        shutil.copytree(ROOT / folder, checkout / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, checkout)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(made), str(checkout)]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = made.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"esc_env"}
     for needed in (

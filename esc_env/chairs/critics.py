@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -270,6 +271,7 @@ def _again(question: ChatMessage) -> ChatMessage:
     return {"role": "user", "content": f"{question['content']}\n\n{_PROMPTS.text('critic-again')}"}
 
 
+@lru_cache(maxsize=1024)  # most votes are the same few sentences
 def parse_vote(text: str | None) -> float | None:
     """The value of a critic's answer; None unless it says which option it chooses, and does not take it back.
 
