@@ -17,6 +17,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
@@ -167,16 +168,19 @@ class RecordWriter:
         self._mend()
 
     def _mend(self) -> None:
-        self._file.seek(0)
+        start = max(0, self._file.seek(0, os.SEEK_END) - MAX_BYTES)  # no line is longer
+        self._file.seek(start)
         data = self._file.read()
-        keep, lines = data.rfind(b"\n") + 1, data.count(b"\n")
+        keep = data.rfind(b"\n") + 1
         if keep < len(data):
             try:
                 parse(data[keep:])
                 self._file.write(b"\n")
             except ValueError:
-                _warn_torn(f"{self.path}:{lines + 1}")
-                self._file.truncate(keep)
+                self._file.truncate(start + keep)
+                self._file.seek(0)
+                whole = self._file.read().count(b"\n")
+                _warn_torn(f"{self.path}:{whole + 1}")
 
     def write(self, data: Mapping[str, Any]) -> None:
         """Append one record.
@@ -269,7 +273,7 @@ def record_line(kind: str, data: Mapping[str, Any]) -> str:
 
 def write_records(path: str | Path, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a whole record file, as `write_json` writes."""
-    write_text(path, "".join(record_line(kind, row) for row in rows))
+    _write(path, (record_line(kind, row) for row in rows))
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -279,15 +283,21 @@ def write_json(path: str | Path, data: Any) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, as `write_json` writes. A link that stands there is replaced, what it points to left alone."""
+    _write(path, [struck(text)])
+
+
+def _write(path: str | Path, parts: Iterable[str]) -> None:
     path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.unlink(missing_ok=True)
-        fresh.touch(exist_ok=False)  # so that it is no link
-        fresh.write_text(struck(text), encoding="utf-8")
+        with fresh.open("x", encoding="utf-8") as file:  # which no link can be
+            file.writelines(parts)
         fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise RecordError(
             f"{path}: could not be written ({error.strerror}). Make room and run the same command again"
         ) from error
+    finally:
+        with suppress(OSError):  # it is told already
+            fresh.unlink(missing_ok=True)

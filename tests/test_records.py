@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esc_env.errors import RecordError, TornLineWarning
-from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json
+from esc_env.records import RECORD_VERSION, FolderLock, RecordWriter, read_records, write_json, write_records
 
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON = st.recursive(
@@ -95,6 +95,16 @@ def test_a_foreign_line_is_refused_by_file_and_line(tmp_path, line, told, last):
     assert str(caught.value).startswith(f"{path}:2")
 
 
+def test_a_torn_line_is_found_without_reading_all_that_stands_before_it(tmp_path, monkeypatch):
+    path = tmp_path / "long.jsonl"
+    write_records(path, "thing", ({"number": number} for number in range(1000)))
+    path.write_bytes(path.read_bytes()[:-3])
+    monkeypatch.setattr("esc_env.records.MAX_BYTES", 100)
+    with pytest.warns(TornLineWarning, match=r"long\.jsonl:1000: "), RecordWriter(path, "thing") as writer:
+        writer.write({"number": 999})
+    assert [row["number"] for row in read_records(path, "thing")] == list(range(1000))
+
+
 def test_a_missing_file_has_no_records(tmp_path):
     assert list(read_records(tmp_path / "none.jsonl", "thing")) == []
 
@@ -147,3 +157,24 @@ def test_a_json_file_is_replaced_whole(tmp_path):
     write_json(path, [1])
     assert json.loads(path.read_text(encoding="utf-8")) == [1]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_written_anew_is_written_line_by_line_and_stays_as_it_was_when_a_line_cannot_be_made(tmp_path):
+    path, made = tmp_path / "things.jsonl", []
+
+    def rows(last):
+        for number in range(2000):
+            made.append((number, sum(file.stat().st_size for file in tmp_path.iterdir())))
+            yield {"text": "x" * 100 if number < 1999 else last}
+
+    write_records(path, "thing", rows("the end"))
+    assert made[-1][1] > 100_000
+    before = path.read_bytes()
+    for spoilt in (b"no text", "\ud800"):
+        with pytest.raises((TypeError, UnicodeEncodeError)):
+            write_records(path, "thing", rows(spoilt))
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match="could not be written"):
+        write_records(tmp_path / "file" / "things.jsonl", "thing", [])

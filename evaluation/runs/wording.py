@@ -55,15 +55,20 @@ class Wording:
         texts = [text for said in spoken for text in said]
         if not texts:
             return None
-        split = [tuple(text.split()) for text in texts]
         done = Counter(_move(sentence) for text in texts for sentence in sentences(text))
         new = sum(len({tuple(text.split()) for text in said}) for said in spoken)
+        words, pairs, same = Counter[str](), Counter[tuple[str, str]](), Counter[str]()
+        for text in texts:
+            split = text.split()
+            words.update(split)
+            pairs.update(pairwise(split))
+            same[" ".join(split)] += 1
         return cls(
             replies=len(texts),
-            words=fmean(map(len, split)),
-            distinct_1=_distinct([word for words in split for word in words]),
-            distinct_2=_distinct([pair for words in split for pair in pairwise(words)]),
-            top_reply=Counter(split).most_common(1)[0][1] / len(texts),
+            words=words.total() / len(texts),
+            distinct_1=_distinct(words),
+            distinct_2=_distinct(pairs),
+            top_reply=max(same.values()) / len(texts),
             repeated=1 - new / len(texts),
             questions=fmean("?" in text or "？" in text for text in texts),
             moves={name: count / done.total() for name, count in done.most_common()},
@@ -87,8 +92,8 @@ def replies(dialogue: Dialogue, history: int = 0) -> list[str]:
     return [message.content for message in dialogue.messages[history:] if message.role == "supporter"]
 
 
-def _distinct(grams: list[Any]) -> float:
-    return len(set(grams)) / len(grams) if grams else 0.0
+def _distinct(grams: Counter[Any]) -> float:
+    return len(grams) / grams.total() if grams else 0.0
 
 
 def _move(sentence: str) -> str:
