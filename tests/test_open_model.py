@@ -27,13 +27,13 @@ from esc_env.protocols import Request, Usage
 from esc_env.records import read_records
 from esc_env.rules import Rules
 from esc_env.specs import parse_spec
-from esc_env.testing import FakeChatModel
+from esc_env.testing import FakeChatModel, FakeServer
 
 CHAT: Any = [{"role": "user", "content": "How are you?"}]
 
 MODELS = """
 import itertools, json
-from esc_env.testing import FakeChatModel
+from esc_env.testing import FakeChatModel, FakeServer
 
 numbers = itertools.count()
 
@@ -579,3 +579,34 @@ def test_the_names_of_what_answered_are_recorded_and_show_when_they_change():
     both = sum(used, Usage())
     assert both.models == ("mine-1", "mine-2")
     assert Usage.from_json(both.to_json()) == both
+
+
+ASKED = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[2])))
+from esc_env.models import ModelSettings, open_model
+from esc_env.protocols import Request
+
+async def ask():
+    model = open_model(f"openai/m@{sys.argv[1]}", ModelSettings(concurrency=300))
+    asking = (model.complete(Request([{"role": "user", "content": "Hello"}], seed=seed)) for seed in range(300))
+    return sum(answer.usage.requests for answer in await asyncio.gather(*asking))
+
+print(asyncio.run(ask()), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [
+        (4096, "300 964"),
+        (200, "may open 200 files. Choose at most 136, or first type: ulimit -n 364"),
+    ],
+)
+def test_so_many_connections_as_requests_at_the_same_time_are_asked_of_the_system_or_refused(most, told):
+    pytest.importorskip("resource")
+    with FakeServer(latency=0.5) as server:
+        command = [sys.executable, "-c", ASKED, server.url, str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout or done.stderr).strip().endswith(told)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from esc_env.errors import BadCompletion, ModelError
+from esc_env.errors import BadCompletion, ModelError, SpecError
 from esc_env.models.retries import asked
 from esc_env.models.sharing import share
 from esc_env.protocols import Usage
 
-__all__ = ["Clock", "Endpoint", "Line"]
+__all__ = ["Clock", "Endpoint", "Line", "make_room"]
 
 SLOWER, FASTER, WIDEST = 1.35, 0.75, 5.0
 """How the time between two requests changes: times the first after a 429 (too many requests) without `Retry-After`,
@@ -24,6 +25,9 @@ and returns to nothing when fewer are."""
 
 SLOW = 4.0
 """A server is waited for at least so many times as long as its slowest answer so far took. Ours."""
+
+SPARE = 64
+"""Files that a process has open besides its connections: records, libraries, its own event loops. Ours."""
 
 BEHIND = 1.0
 """Seconds by which requests that wait may be behind the even pace and still catch up. A timer is late by a millisecond
@@ -133,6 +137,32 @@ class Line:
         """A call was given up. If nobody was answered since it began, the server is down."""
         if not isinstance(error, BadCompletion) and self.last_answer < begun:
             self.down, self.down_until = error, self.endpoint.clock.now() + DOWN
+
+
+def make_room(concurrency: int) -> None:
+    """Let this process hold so many connections to each of three servers, as far as the system allows.
+
+    A connection is an open file, of which a process may have 256 on macOS and 1,024 on most of Linux, or ask for more.
+
+    Raises:
+        SpecError: the system does not even allow so many to one server.
+    """
+    try:
+        import resource
+    except ImportError:
+        return  # Windows: no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = math.inf if hard == resource.RLIM_INFINITY else hard
+    if most < concurrency + SPARE:
+        raise SpecError(
+            f"concurrency: {concurrency:,} requests at the same time are as many connections, and this process may "
+            f"open {most:,} files. Choose at most {max(1, hard - SPARE):,}, or first type: "
+            f"ulimit -n {concurrency + SPARE}"
+        )
+    wanted = min(most, 3 * concurrency + SPARE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError):  # macOS may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(wanted), hard))
 
 
 @dataclass(frozen=True, eq=False)

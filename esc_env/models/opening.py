@@ -16,12 +16,13 @@ from esc_env.models.capabilities import Capabilities, capabilities_of, check_pro
 from esc_env.models.cassette import Cassette
 from esc_env.models.choices import Choices
 from esc_env.models.dialect import Adapting, Dialect, Spoken
-from esc_env.models.endpoint import Endpoint
+from esc_env.models.endpoint import Endpoint, make_room
 from esc_env.models.layer import Layer
 from esc_env.models.options import Options, check_names
 from esc_env.models.patience import Patient
 from esc_env.models.retries import CALL_DEADLINE
 from esc_env.models.settings import ModelSettings, Wire
+from esc_env.models.sharing import share
 from esc_env.protocols import ChatModel, Completion, Request
 from esc_env.secrets import Key, struck
 from esc_env.specs import Spec, import_object, parse_spec
@@ -161,6 +162,7 @@ def _remote(
     if budget and budget.unit == "USD" and price is None:
         raise SpecError(f"{who}: {unpriced(budget)}")
     wire = Adapting(_wire(way, spec, settings, options), spoken, who)
+    make_room(max(1, settings.concurrency // share().of))
     endpoint = _endpoint(
         own or provider, settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute,
         settings.api_key,
