@@ -179,7 +179,7 @@ def test_the_embedded_chairs_refuse_what_they_cannot_understand_in_one_line(read
         env.step("你好")
     assert "\n" not in str(caught.value)
     report = evaluate("builtin:skilled", read(PROFILE).scenarios, seeker=lambda scenario, dialogue: "嗯", out=tmp_path)
-    assert (report.completed, report.errors) == (0, 1)  # the critic is embedded too
+    assert (report.completed, report.errors) == (0, 1)  # the critic is builtin too
 
 
 @pytest.mark.parametrize("situation", ["J'ai peur de perdre mon été.", "😞 1234", "My 老板 shouts at me every day."])

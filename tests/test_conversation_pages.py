@@ -65,7 +65,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A run whose seeker is not the embedded one."""
+    """A run whose seeker is not the builtin one."""
     seeker = ScriptedSeeker(["I see."])
     return evaluate(ScriptedAgent(["Tell me."]), bank(2), seeker=seeker, out=tmp_path_factory.mktemp("run") / "foreign")
 

@@ -1,4 +1,4 @@
-"""The embedded seeker and critic: what moves them, what does not, and that nothing but the seed decides."""
+"""The builtin seeker and critic: what moves them, what does not, and that nothing but the seed decides."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ GOOD = (
 
 
 def say(*turns: str, scenario: Scenario = PERSON, seed: int = 1) -> Dialogue:
-    """The conversation that these supporter turns make with the embedded seeker."""
+    """The conversation that these supporter turns make with the builtin seeker."""
     dialogue = Dialogue((Message("seeker", scenario.situation),))
     seeker = BuiltinSeeker()
     for number, turn in enumerate(turns, 1):

@@ -1,1 +1,1 @@
-"""The embedded default: a seeker, a critic and a bank of scenarios that need no model. See docs/simulator.md."""
+"""The builtin default: a seeker, a critic and a bank of scenarios that need no model. See docs/simulator.md."""

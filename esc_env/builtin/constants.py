@@ -1,4 +1,4 @@
-"""Every number of the embedded seeker and critic, in the order in which a supporter's turn meets them.
+"""Every number of the builtin seeker and critic, in the order in which a supporter's turn meets them.
 
     python -m esc_env.builtin.constants > docs/constants.md
 

@@ -1,4 +1,4 @@
-"""The embedded critic: reads the change of the hidden state, and votes as a panel of people would, not as one."""
+"""The builtin critic: reads the change of the hidden state, and votes as a panel of people would, not as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells the embedded pair of this release from any other: a digest of all that decides what they say and vote."""
+"""What tells the builtin pair of this release from any other: a digest of all that decides what they say and vote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a supporter's words sound like to the embedded seeker: sentence by sentence, against what was said before."""
+"""What a supporter's words sound like to the builtin seeker: sentence by sentence, against what was said before."""
 
 from __future__ import annotations
 

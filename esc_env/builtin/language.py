@@ -1,4 +1,4 @@
-"""What the embedded seeker can hear in English text: words, stems, copied runs. Pure functions, cached."""
+"""What the builtin seeker can hear in English text: words, stems, copied runs. Pure functions, cached."""
 
 from __future__ import annotations
 

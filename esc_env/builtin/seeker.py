@@ -1,4 +1,4 @@
-"""The embedded seeker: puts the hidden state into the person's own words. No model, no randomness but the seed's."""
+"""The builtin seeker: puts the hidden state into the person's own words. No model, no randomness but the seed's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hidden state of the embedded seeker, recomputed from (scenario, dialogue, episode seed) and from nothing else.
+"""The hidden state of the builtin seeker, recomputed from (scenario, dialogue, episode seed) and from nothing else.
 
 The state is a fold over the supporter's turns in their context. What a turn does depends on what it *is* (the move
 classifier), on whether it is about *this* person (rarity-weighted overlap with what the seeker has said), on whether it

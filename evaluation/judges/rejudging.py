@@ -30,7 +30,7 @@ from esc_env.evaluation.judges.agreement import alpha, check_libraries, kappa, r
 from esc_env.evaluation.judges.asking import ask_all, failure_of
 from esc_env.evaluation.judges.counting import mean_mark
 from esc_env.evaluation.judges.design import Conversation, check_english, in_english, people_of, systems_of, words_of
-from esc_env.evaluation.runs.embedded import is_embedded
+from esc_env.evaluation.runs.builtin import is_builtin
 from esc_env.evaluation.runs.holding import check_models
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.validity.critics import Estimate
@@ -136,7 +136,7 @@ def rejudge(
         raise ScenarioError(
             "the runs have no finished conversation" if own else "the seekers never answer: there is no turn to judge"
         )
-    if is_embedded(judge.identity):
+    if is_builtin(judge.identity):
         check_english("the builtin critic", "--critic", held.values())
     identity = {
         "critic": dict(judge.identity), "votes": rules.votes, "threshold": rules.threshold,

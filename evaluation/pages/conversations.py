@@ -16,7 +16,7 @@ from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ScenarioError
 from esc_env.escaping import one_line, safe
 from esc_env.evaluation.pages.sheets import Sheets
-from esc_env.evaluation.runs.embedded import embedded
+from esc_env.evaluation.runs.builtin import builtin_chair
 from esc_env.evaluation.runs.report import Report, number
 from esc_env.protocols import VOTES, RevealingSeeker, Verdict
 from esc_env.rules import PROTOCOL_VERSION
@@ -304,7 +304,7 @@ def _states(trajectory: Trajectory, report: Report) -> list[Mapping[str, str]]:
     """
     parts = report.fingerprint.parts
     messages, name = trajectory.dialogue.messages, Seed(trajectory.seed)
-    seeker = embedded("seeker", parts.get("seeker") or {}) if parts.get("protocol") == PROTOCOL_VERSION else None
+    seeker = builtin_chair("seeker", parts.get("seeker") or {}) if parts.get("protocol") == PROTOCOL_VERSION else None
     if not isinstance(seeker, RevealingSeeker) or trajectory.turns > TURNS:
         return []
     if any(len(message.content) > LONG for message in messages):

@@ -14,7 +14,7 @@ from esc_env.evaluation.imports import is_import
 from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.ranking.safety import JudgedSafety, judged_safety
 from esc_env.evaluation.ranking.verify import STANDINGS, Standing, Verification, verify
-from esc_env.evaluation.runs.embedded import embedded, is_embedded
+from esc_env.evaluation.runs.builtin import builtin_chair, is_builtin
 from esc_env.evaluation.runs.report import FIGURES, Report, figures, label, success_text
 from esc_env.evaluation.runs.runner import is_run
 from esc_env.evaluation.runs.shards import Shard
@@ -201,7 +201,7 @@ def _name(role: Literal["seeker", "critic"], parts: Mapping[str, Any]) -> str:
     chair = parts[role]
     model, name = chair.get("model"), chair.get("name")
     told = model.get("name") if isinstance(model, Mapping) else None
-    if is_embedded(chair) and embedded(role, chair) is None:
+    if is_builtin(chair) and builtin_chair(role, chair) is None:
         told = "not this release's"
     return f"{name}{f' ({told})' if told else ''}"
 

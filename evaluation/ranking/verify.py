@@ -28,7 +28,7 @@ from esc_env.conversation import as_message
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import RecordError, SpecError
 from esc_env.evaluation.ranking.submission import opened
-from esc_env.evaluation.runs.embedded import is_embedded
+from esc_env.evaluation.runs.builtin import is_builtin
 from esc_env.evaluation.runs.report import Report
 from esc_env.evaluation.runs.runner import TRAJECTORIES, read_run, run_folder, run_key, run_rules
 from esc_env.fields import mapping, read, text
@@ -283,7 +283,7 @@ def _within(trajectory: Trajectory, rules: Rules, identity: Mapping[str, Any]) -
     if any(verdict.solved for verdict in trajectory.verdicts[:-1]):
         yield "it goes on after it was solved"
     judge = identity["critic"]
-    least = rules.votes if is_embedded(judge) else rules.votes / 2 if judge.get("name") == "llm" else None
+    least = rules.votes if is_builtin(judge) else rules.votes / 2 if judge.get("name") == "llm" else None
     for turn, verdict in enumerate(trajectory.verdicts, 1):
         if least and (not least <= len(verdict.votes) <= rules.votes or not {*verdict.votes} <= {*VOTES.values()}):
             given = ", ".join(f"{vote:+g}" for vote in verdict.votes[:20])
@@ -310,7 +310,7 @@ def _open(about: Mapping[str, Any], replay: str | Path | None) -> tuple[_Opened,
         told = f"held by protocol {identity.get('protocol')}, and this release has {PROTOCOL_VERSION}"
         return _Opened(None, None, None), [f"{told}: nobody is asked again"]
     for role, opening in (("agent", _agent), ("seeker", _seeker), ("critic", _critic)):
-        ours = role != "agent" and is_embedded(identity[role])  # which nothing else can take back
+        ours = role != "agent" and is_builtin(identity[role])  # which nothing else can take back
         try:
             part = opening(about, {} if ours else config, settings)
         except Exception as error:  # whatever comes of what a stranger's run.json says

@@ -1,7 +1,7 @@
 """python tests/browser/screenshots.py shots/ [--training FOLDER]
 
 Every kind of page, at the width of a phone and of a desktop, light and dark: shots/PAGE-WIDTH-SCHEME.png, and as it is
-printed: shots/PAGE.pdf. Look at them after a change of any page. Two runs of the embedded agents are made for it.
+printed: shots/PAGE.pdf. Look at them after a change of any page. Two runs of the builtin agents are made for it.
 """
 
 from __future__ import annotations

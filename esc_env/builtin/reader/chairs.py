@@ -28,7 +28,7 @@ PARTS = ("chairs.py", "constants.py", "hearing.py", "reader.npz", "reading.py", 
 
 @cache
 def _digest(folder: Path = Path(__file__).parent) -> str:
-    """16 hex digits over our parts and those of the embedded pair, as `esc_env.builtin.digest` has it."""
+    """16 hex digits over our parts and those of the builtin pair, as `esc_env.builtin.digest` has it."""
     made = blake2b(digest().encode(), digest_size=8)
     for name in PARTS:
         part = folder / name
@@ -37,7 +37,7 @@ def _digest(folder: Path = Path(__file__).parent) -> str:
 
 
 class ReadingSeeker:
-    """The embedded seeker, hearing what is meant: a function of (scenario, dialogue, episode seed).
+    """The builtin seeker, hearing what is meant: a function of (scenario, dialogue, episode seed).
 
     Some 20 to 60 ms a turn, where `builtin` takes less than one.
     """
@@ -58,7 +58,7 @@ class ReadingSeeker:
         return Reply(_speak(scenario, state, seed.episode, said))
 
     def reveal(self, scenario: Scenario, dialogue: Dialogue, *, seed: Seed) -> dict[str, Any]:
-        """The hidden state, for people who ask to see it; as the embedded seeker's."""
+        """The hidden state, for people who ask to see it; as the builtin seeker's."""
         state = follow(scenario, dialogue, seed.episode)
         return {
             "distress": round(state.distress(scenario), 2),
@@ -73,7 +73,7 @@ class ReadingSeeker:
 
 
 class ReadingCritic:
-    """The embedded critic over the reading seeker's state; what the seeker *says* of feeling better moves nothing."""
+    """The builtin critic over the reading seeker's state; what the seeker *says* of feeling better moves nothing."""
 
     deterministic = True
 

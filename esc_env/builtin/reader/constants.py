@@ -1,4 +1,4 @@
-"""The numbers of the reading seeker that the embedded one does not have."""
+"""The numbers of the reading seeker that the builtin one does not have."""
 
 from __future__ import annotations
 

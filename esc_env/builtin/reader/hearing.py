@@ -22,7 +22,7 @@ class Understood:
     """What a turn means.
 
     Attributes:
-        heard: as the embedded seeker hears it, fed by meaning.
+        heard: as the builtin seeker hears it, fed by meaning.
         harm: of the worst sentence, or of the turn as a whole, in [0, 1].
         proposals: the sentences that propose something, as they stand.
     """

@@ -10,20 +10,20 @@ from esc_env.chairs.seekers import resolve_seeker
 from esc_env.errors import SpecError
 from esc_env.protocols import Critic, Seeker
 
-__all__ = ["embedded", "is_embedded"]
+__all__ = ["builtin_chair", "is_builtin"]
 
 
-def is_embedded(identity: Mapping[str, Any]) -> bool:
+def is_builtin(identity: Mapping[str, Any]) -> bool:
     """Whether a seeker or critic of this identity calls itself one of a release: `builtin`, or `builtin:…`."""
     return str(identity.get("name")).partition(":")[0] == "builtin"
 
 
-def embedded(role: Literal["seeker", "critic"], identity: Mapping[str, Any]) -> Seeker | Critic | None:
+def builtin_chair(role: Literal["seeker", "critic"], identity: Mapping[str, Any]) -> Seeker | Critic | None:
     """The seeker or critic of exactly this identity that comes with this release; None where it is none.
 
     An identity may be a stranger's: nothing that it names is imported, fetched or spoken to.
     """
-    if not is_embedded(identity):
+    if not is_builtin(identity):
         return None
     try:
         chair = resolve_seeker(identity["name"]) if role == "seeker" else resolve_critic(identity["name"])
