@@ -191,6 +191,7 @@ def openai_headers() -> dict[str, str]:
     return headers
 
 
+@cache
 def _origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of a URL: what a key is for."""
     parts = urlsplit(url)
