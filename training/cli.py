@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
@@ -16,8 +17,9 @@ from typer.core import TyperCommand, TyperGroup
 from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, Workers, grouped
 from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view.kinds import KINDS, Pages
+from esc_env.models.endpoint import unreachable
 from esc_env.progress import again
-from esc_env.training.config import STAGES, is_main, processes
+from esc_env.training.config import STAGES, is_main, launched, processes
 from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
 
 __all__ = ["register"]
@@ -344,6 +346,53 @@ def _ablate(
 
     with _shown(out, view, page=""):
         typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
+
+
+@train.command("check", cls=_Fields, context_settings=_OPEN)
+def _check(
+    ctx: typer.Context,
+    stage: Annotated[
+        Literal["pipeline", "sft", "rm", "grpo"], typer.Argument(help="Which command of `esc train`.")
+    ] = "pipeline",
+    data: Annotated[str | None, typer.Option("--data", "-d", help="As that command takes it.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="As `esc train grpo` takes it.")] = None,
+    agent: Annotated[str | None, typer.Option(help="As `esc train grpo` takes it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder, whose disk is looked at. It is not made.")
+    ] = None,
+    preset: Preset = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="How many will train together. Default: 1, or as the launcher says."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", min=0.1, help="GB of each GPU. Default: those of this machine's."),
+    ] = None,
+) -> None:
+    """Say what a run would download, hold in memory and ask, and what is missing or does not fit; nothing is loaded.
+
+    It takes what the command takes that it is about: put `check` behind `esc train` in any line. Memory is an
+    estimate. Exits with 1 where something is wrong.
+    """
+    if unreachable(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else its libraries try again and again
+    with launched(processes):
+        config = read_pipeline(
+            preset or ("qwen2.5-0.5b" if stage == "pipeline" else None),
+            ctx.args,
+            stage=None if stage == "pipeline" else stage,
+        )
+        from esc_env.training.check import Wanted, check, told
+
+        stages = [each for each in STAGES if config.runs(each)] if stage == "pipeline" else [stage]
+        wanted = None if stage == "pipeline" else Wanted(data, reward_model, agent)
+        found = check(config, stages, wanted, out=out, memory=memory and memory * 1e9)
+    for line in told(found):
+        typer.echo(line)
+    if wrong := sum(each.wrong for each in found):
+        typer.echo(f"\n{wrong} of these must be put right first: those with ✗")
+        raise typer.Exit(1)
 
 
 @train.command("presets")

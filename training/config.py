@@ -7,7 +7,8 @@ it is left to a trainer's own defaults. The fields' type hints say what YAML and
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_type_hints
 
@@ -16,7 +17,7 @@ from esc_env.models import ModelSettings, Options
 
 __all__ = [
     "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage",
-    "Setting", "Stage", "is_main", "processes",
+    "Setting", "Stage", "is_main", "launched", "processes",
 ]  # fmt: skip
 
 STAGES = ("sft", "collect", "rm", "grpo", "evaluate")
@@ -285,6 +286,20 @@ class GRPOStage(Stage):
 def processes() -> int:
     """How many processes train together: what `accelerate launch` or `torchrun` tells each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def launched(count: int | None) -> Iterator[None]:
+    """Have `processes` say so many meanwhile, as a launcher would; None changes nothing."""
+    before = os.environ.get("WORLD_SIZE")
+    if count is not None:
+        os.environ["WORLD_SIZE"] = str(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            os.environ.pop("WORLD_SIZE")
+            os.environ.update({} if before is None else {"WORLD_SIZE": before})
 
 
 def is_main() -> bool:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import socket
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from esc_env.errors import BadCompletion, ModelError, SpecError
 from esc_env.models.retries import asked
 from esc_env.models.sharing import share
 from esc_env.protocols import Usage
 
-__all__ = ["Clock", "Endpoint", "Line", "make_room"]
+__all__ = ["Clock", "Endpoint", "Line", "make_room", "proxy_of", "unreachable"]
 
 SLOWER, FASTER, WIDEST = 1.35, 0.75, 5.0
 """How the time between two requests changes: times the first after a 429 (too many requests) without `Retry-After`,
@@ -163,6 +166,31 @@ def make_room(concurrency: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError):  # macOS may allow less than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (int(wanted), hard))
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy on the way to a server, as the environment names it; None where there is none."""
+    server, proxies = urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(server.hostname or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def unreachable(url: str, patience: float = 3.0) -> str | None:
+    """Why nobody can be spoken to at a server, or at the proxy on the way there; None where somebody listens.
+
+    Args:
+        url: of the server; nothing is asked of it.
+        patience: seconds to wait.
+    """
+    server = urlsplit(proxy_of(url) or url)
+    host, port = server.hostname or "", server.port or (443 if server.scheme == "https" else 80)
+    try:
+        with socket.create_connection((host, port), timeout=patience):
+            return None
+    except OSError as error:
+        return f"nobody listens at {host}:{port} ({error.strerror or error})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,11 +32,12 @@ except ModuleNotFoundError as error:
     raise MissingExtra((error.name or "transformers").partition(".")[0], "local") from error
 
 __all__ = [
-    "Adapter", "adapter_facts", "end_tokens", "fingerprint", "is_gguf", "load_config", "load_model", "load_tokenizer",
-    "no_progress_bars", "places",
+    "FILES", "Adapter", "adapter_facts", "end_tokens", "fingerprint", "is_gguf", "load_config", "load_model",
+    "load_tokenizer", "no_progress_bars", "places",
 ]  # fmt: skip
 
-_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+"""What is read of a model's folder."""
 _ADAPTER = "adapter_config.json"
 _VOLATILE = {"_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "inference_mode"}
 
@@ -194,7 +195,7 @@ def _fetch(path: str, what: str = "") -> Path:
     if is_gguf(path):
         raise ModelUnavailable(f"local:{path}{what}: no such file. Write where it lies now")
     try:
-        return Path(snapshot_download(path, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
+        return Path(snapshot_download(path, allow_patterns=FILES, ignore_patterns=["original/*", "consolidated*"]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelUnavailable(
@@ -215,7 +216,7 @@ def fingerprint(*places: Path) -> str:
         if place.is_file():
             total.update(f"{_digest(place)}\x1e".encode())
             continue
-        for file in sorted({path for pattern in _FILES for path in place.glob(pattern)}):
+        for file in sorted({path for pattern in FILES for path in place.glob(pattern)}):
             if file.name.endswith("config.json"):
                 data = _config(file)
                 kept = {key: value for key, value in data.items() if key not in _VOLATILE}

@@ -20,7 +20,6 @@ import os
 import re
 import ssl
 import time
-import urllib.request
 import warnings
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -34,6 +33,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from esc_env.dialogue import think_block
 from esc_env.errors import BareKeyWarning, MissingExtra, ModelUnavailable, SpecError
 from esc_env.models.dialect import PLAIN, Dialect
+from esc_env.models.endpoint import proxy_of
 from esc_env.protocols import Completion, Request, Usage
 from esc_env.secrets import Key, credential, redacted
 
@@ -283,16 +283,9 @@ class _Line:
     """The aiohttp session to one server, and the proxy on the way there."""
 
     def __init__(self, base: str) -> None:
-        server = urlsplit(base)
-        host = server.hostname or ""
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(server.scheme) or proxies.get("all")
-        if proxy and urllib.request.proxy_bypass(host):
-            proxy = None
-        if proxy and "://" not in proxy:
-            proxy = f"http://{proxy}"
+        proxy = proxy_of(base)
         context: ssl.SSLContext | bool = True
-        if "https" in (server.scheme, urlsplit(proxy or "").scheme):
+        if "https" in (urlsplit(base).scheme, urlsplit(proxy or "").scheme):
             context = ssl.create_default_context()
             bundle = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
             if bundle:
