@@ -375,6 +375,47 @@ def test_equal_rows_without_ids_are_accounted_for_as_copies(read: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("who", "meets"),
+    [
+        ("emotion=anger", lambda person: person.emotion == "anger"),
+        ("emotion != Anger, guilt ", lambda person: person.emotion not in ("anger", "guilt")),
+        ("intensity=4,5&risk=false", lambda person: person.intensity in (4, 5) and not person.risk),
+        ("need!=plan&persona=cooperative", lambda person: person.need != "plan"),
+    ],
+)
+def test_of_a_set_those_are_chosen_who_meet_every_condition(who: str, meets: Any, tmp_path: Path) -> None:
+    people = load_scenarios("builtin:train")
+    chosen = load_scenarios(f"builtin:train?{who}")
+    assert 0 < len(chosen) < len(people)
+    assert list(chosen) == list(people.filter(meets))
+    assert chosen.name == f"builtin:train?{who}"
+    file = tmp_path / "people.jsonl"
+    file.write_text("".join(json.dumps(person.to_json()) + "\n" for person in people), encoding="utf-8")
+    assert load_scenarios(f"{file}?{who}").digest == chosen.digest
+    odd = tmp_path / "people?emotion=anger"
+    odd.write_bytes(file.read_bytes())
+    assert len(load_scenarios(str(odd))) == len(people)
+
+
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        ("emotion=angr", "nobody has emotion 'angr'. Did you mean 'anger'"),
+        ("emotino=anger", "'emotino=anger' is no condition.*Did you mean 'emotion'"),
+        ("emotion", "'emotion' is no condition. Write FIELD=VALUE"),
+        ("", "'' is no condition"),
+        ("emotion=anger&", "'' is no condition"),
+        ("emotion=anger?risk=true", "nobody has emotion"),
+        ("emotion=anger&emotion!=anger", "nobody is left"),
+    ],
+)
+def test_a_condition_that_chooses_nobody_or_is_none_is_refused(who: str, told: str) -> None:
+    with pytest.raises(ScenarioError, match=told) as error:
+        load_scenarios(f"builtin:train?{who}")
+    assert str(error.value).startswith(f"builtin:train?{who}: ")
+
+
+@pytest.mark.parametrize(
     ("spec", "hint"),
     [
         ("biltin:test", "builtin:test"),

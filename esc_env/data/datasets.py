@@ -6,6 +6,8 @@
     extes:train|valid|test                ExTES in esc-env's split of the full file
     PATH                                  any file that `read_file` knows
 
+Behind any of them stands, if only some of its people are wanted, who: `esconv:train?emotion!=anger&problem=job crisis`.
+
 Files that people must get themselves are looked for in the folder that ESC_DATA names, then in the user cache.
 """
 
@@ -61,6 +63,9 @@ def load_scenarios(spec: str | Path | Iterable[Scenario]) -> ScenarioSet:
     """
     if not isinstance(spec, str | Path):
         return spec if isinstance(spec, ScenarioSet) else ScenarioSet.of("scenarios", spec)
+    whole, mark, who = spec.partition("?") if isinstance(spec, str) else (spec, "", "")
+    if mark and not os.path.isfile(spec):
+        return _chosen(load_scenarios(whole), who, str(spec))
     name, colon, split = str(spec).partition(":")
     if isinstance(spec, str) and name in _SPLITS:
         return _named(name, split, bool(colon))
@@ -71,6 +76,37 @@ def load_scenarios(spec: str | Path | Iterable[Scenario]) -> ScenarioSet:
     strings = ["builtin", *(f"{source}:{part}" for source, parts in _SPLITS.items() for part in parts)]
     hint = did_you_mean(str(spec), strings)
     raise ScenarioError(f"no scenarios {str(spec)!r}: neither a file nor a known name. {hint}")
+
+
+_ASKED = ("emotion", "problem", "need", "persona", "intensity", "risk")
+"""What of a scenario may be asked for behind a `?`."""
+
+
+def _chosen(people: ScenarioSet, who: str, name: str) -> ScenarioSet:
+    """Those who meet every condition of `FIELD=VALUE,VALUE&FIELD!=VALUE`; capitals do not count.
+
+    Raises:
+        ScenarioError: a condition that is none, a field or value that nobody in the set has, or nobody is left.
+    """
+    kept = people
+    for condition in who.split("&"):
+        field, equals, values = condition.partition("=")
+        wanted = not field.rstrip().endswith("!")
+        field = field.strip().removesuffix("!").strip().casefold()
+        if not equals or field not in _ASKED:
+            raise ScenarioError(
+                f"{name}: {condition!r} is no condition. Write FIELD=VALUE or FIELD!=VALUE, with commas between values "
+                f"and & between conditions. {did_you_mean(field, _ASKED)}"
+            )
+        has = {scenario.id: str(getattr(scenario, field)).casefold() for scenario in people}
+        named, known = {value.strip().casefold() for value in values.split(",")}, set(has.values())
+        if strange := sorted(named - known):
+            raise ScenarioError(f"{name}: nobody has {field} {strange[0]!r}. {did_you_mean(strange[0], sorted(known))}")
+        left = {key for key, value in has.items() if (value in named) == wanted}
+        kept = kept.filter(lambda scenario, left=left: scenario.id in left)  # type: ignore[misc]
+    if not kept:
+        raise ScenarioError(f"{name}: nobody is left")
+    return replace(kept, name=name)
 
 
 def _named(source: str, split: str, given: bool) -> ScenarioSet:

@@ -77,8 +77,8 @@ def eval_command(
         typer.Option(
             "--scenarios",
             "-s",
-            help="Who is talked with: builtin:test, or a file of scenarios. Repeat it for several. "
-            "Default: builtin:test.",
+            help="Who is talked with: builtin:test, or a file of scenarios; some of them only: "
+            "'builtin:test?emotion=anger'. Repeat it for several. Default: builtin:test.",
         ),
     ] = None,
     temperature: Temperature = 0.0,
