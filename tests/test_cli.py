@@ -129,6 +129,15 @@ def test_agents_and_scenarios_repeat(esc, here):
     assert len(list((here / "all").iterdir())) == 4
 
 
+def test_who_is_chosen_and_who_is_left_out_are_two_runs(esc, here):
+    chosen, others = ("builtin:test?emotion=anger", "builtin:test?emotion!=anger")
+    code, out, err = esc("eval", "-a", "builtin:silent", "-s", chosen, "-s", others, "--limit", "1", "--out", "runs")
+    assert (code, err) == (0, "")
+    assert chosen in out
+    assert others in out
+    assert len(list((here / "runs").iterdir())) == 2
+
+
 def test_a_supporter_that_raises_everywhere_is_shown_and_no_reason_to_fail(esc):
     code, out, _ = esc("eval", "--agent", "python:cli_agents:raises", "--scenarios", "people.jsonl", "--out", "run")
     assert code == 0

@@ -276,4 +276,4 @@ def _print_plan(
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+    return re.sub(r"[^\w.]+", "-", text.replace("!=", "-not-")).strip("-.")
