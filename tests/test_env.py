@@ -217,15 +217,24 @@ def test_every_persona_passes_gymnasiums_checks(persona, capsys):
     check_env(make(persona=persona).unwrapped)
 
 
-def test_a_file_is_read_again_only_when_it_has_changed(tmp_path):
+@pytest.mark.parametrize("who", ["", "?risk=false"])
+def test_a_file_is_read_again_only_when_it_has_changed(who, tmp_path):
     file = tmp_path / "mine.jsonl"
+    name = f"{file}{who}"
     lines = [json.dumps({"id": f"p{i}", "situation": f"I lost my key number {i}."}) for i in range(3)]
     file.write_text("\n".join(lines[:2]) + "\n")
-    first, second = make(scenarios=str(file)).unwrapped, make(scenarios=str(file)).unwrapped
+    first, second = make(scenarios=name).unwrapped, make(scenarios=name).unwrapped
     assert first.task.scenarios is second.task.scenarios
     file.write_text("\n".join(lines) + "\n")
     os.utime(file, (1, 1))
-    assert len(make(scenarios=str(file)).unwrapped.task.scenarios) == 3
+    assert len(make(scenarios=name).unwrapped.task.scenarios) == 3
+
+
+def test_a_bare_split_may_have_conditions_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr("esc_env.gym.env.load_scenarios", lambda name: asked.append(name) or bank())
+    make(scenarios="test?emotion=anger")
+    assert asked == ["esconv:test?emotion=anger"]
 
 
 def test_another_data_folder_is_other_scenarios(monkeypatch):

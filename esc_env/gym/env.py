@@ -270,9 +270,11 @@ def _outer_limit(env: ESCEnv) -> int | None:
 def _scenario_set(scenarios: Any, dataset: str, persona: str | None) -> ScenarioSet:
     if isinstance(scenarios, (str, os.PathLike)):
         name = os.fspath(scenarios)
-        if name in ("train", "valid", "test"):
+        whole = name.partition("?")[0]
+        if whole in ("train", "valid", "test"):
             name = f"{dataset}:{name}"
-        changed = Path(name).stat().st_mtime_ns if Path(name).is_file() else None
+        file = next((Path(each) for each in (name, whole) if Path(each).is_file()), None)
+        changed = file.stat().st_mtime_ns if file else None
         return _loaded(name, persona, changed, os.environ.get("ESC_DATA"))
     return _checked(load_scenarios(scenarios), persona)
 
