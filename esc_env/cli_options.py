@@ -56,8 +56,8 @@ Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature of
 Persona = Annotated[
     str | None,
     typer.Option(
-        help="How every seeker responds to help: cooperative, guarded, resistant, drifting, pleasing or hostile. "
-        "Default: as each scenario says."
+        help="How every seeker responds to help: cooperative, guarded, resistant, drifting, pleasing, hostile, or "
+        "mixed: each person has one of cooperative, resistant, drifting and pleasing. Default: as each scenario says."
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many scenarios. Default: all.")]

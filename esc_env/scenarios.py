@@ -29,6 +29,10 @@ __all__ = [
 Persona = Literal["cooperative", "guarded", "resistant", "drifting", "pleasing", "hostile"]
 """How the seeker responds to help, whatever the scenario: see docs/words.md."""
 PERSONAS: tuple[str, ...] = get_args(Persona)
+MIXED = "mixed"
+"""What stands for a persona where each person is to have one of `MIXTURE`."""
+MIXTURE: tuple[Persona, ...] = ("cooperative", "resistant", "drifting", "pleasing")
+"""Those that `mixed` deals out. Guarded and hostile people are kept for testing what was trained with them. Ours."""
 
 Need = Literal["listen", "plan", "both"]
 """What relieves this person: mostly being understood, mostly a workable next step, or both."""
@@ -124,9 +128,8 @@ class Scenario:
         if self.intensity is not None and self.intensity not in range(1, 6):
             raise ScenarioError(f"scenario {self.id!r}: intensity must be 1 to 5, not {self.intensity!r}")
         if self.persona not in PERSONAS:
-            raise ScenarioError(
-                f"scenario {self.id!r}: unknown persona {self.persona!r}. {did_you_mean(self.persona, PERSONAS)}"
-            )
+            hint = did_you_mean(self.persona, (*PERSONAS, MIXED))
+            raise ScenarioError(f"scenario {self.id!r}: unknown persona {self.persona!r}. {hint}")
         if self.need not in get_args(Need):
             raise ScenarioError(f"scenario {self.id!r}: need must be listen, plan or both, not {self.need!r}")
         try:
@@ -135,7 +138,13 @@ class Scenario:
             raise ScenarioError(f"scenario {self.id!r}: holds what is no UTF-8 text ({error.reason})") from error
 
     def with_persona(self, persona: str) -> Scenario:
-        """The same person with another persona. Raises ScenarioError on an unknown persona."""
+        """The same person with another persona; with `mixed`, one of `MIXTURE`, always the same for the same id.
+
+        Raises:
+            ScenarioError: an unknown persona.
+        """
+        if persona == MIXED:
+            return replace(self, persona=MIXTURE[derive(0, "persona", self.id) % len(MIXTURE)])
         return replace(self, persona=persona)  # type: ignore[arg-type]  # __post_init__ checks it
 
     @property
@@ -267,7 +276,7 @@ class ScenarioSet(Sequence[Scenario]):
         return replace(self, scenarios=tuple(scenario for scenario in self.scenarios if keep(scenario)))
 
     def with_persona(self, persona: str) -> ScenarioSet:
-        """The same people, all with this persona."""
+        """The same people, all with this persona, or each with one of `MIXTURE` (`mixed`)."""
         return replace(self, scenarios=tuple(scenario.with_persona(persona) for scenario in self.scenarios))
 
     def sample(self, count: int, seed: int) -> ScenarioSet:

@@ -120,6 +120,15 @@ def test_fewer_contexts_are_drawn_by_the_seed_from_all(tmp_path: Path):
     assert some == keys("again", contexts=4)
 
 
+def test_other_personas_are_another_collection(tmp_path: Path):
+    made = collect(Drawing(), bank(8), **chairs(), persona="mixed", candidates=1, out=tmp_path)
+    assert {sample.scenario.id: sample.scenario.persona for sample in made.samples} == {
+        person.id: person.persona for person in bank(8).with_persona("mixed")
+    }
+    with pytest.raises(ProtocolMismatch, match="scenarios: "):
+        collect(Drawing(), bank(8), **chairs(), candidates=1, out=tmp_path)
+
+
 def test_real_human_dialogues_are_collected_from(tmp_path: Path):
     path = DATA / "esconv_official_sample.json"
     if not path.exists():

@@ -25,8 +25,9 @@ from esc_env.training.ablate import Claim
 from esc_env.training.collect import collect
 from esc_env.training.config import Setting
 from esc_env.training.config_loading import read_pipeline
+from esc_env.training.data import read_samples
 from esc_env.training.outcome import gain, texture
-from esc_env.training.pipeline import run_pipeline
+from esc_env.training.pipeline import on_valid, run_pipeline
 from esc_env.training.stage import asked
 
 __all__ = ["a_world", "alternate"]  # fixtures
@@ -86,6 +87,25 @@ def test_other_rewards_need_no_reward_model(reward: str, world: dict[str, Path],
     assert (tmp_path / "collect").exists() == (reward != "env")
     assert report["valid"].keys() == {"0", "1"}
     assert (tmp_path / "grpo" / "run.json").exists()
+
+
+def test_training_meets_the_personas_that_it_is_told_and_the_test_does_not(
+    world: dict[str, Path], tmp_path: Path
+) -> None:
+    given = arguments(world, "--persona=mixed", "--skip", "sft", "rm", "grpo", "--evaluate.personas", "none")
+    config = read_pipeline("qwen2.5-0.5b", given)
+    run_pipeline(config, tmp_path, told=lambda line: None)
+    assert {sample.scenario.persona for sample in read_samples(tmp_path / "collect")} == {
+        person.persona for person in config.setting.people()
+    }
+    assert len({person.persona for person in config.setting.people()}) > 1
+    on_valid(config, tmp_path, told=lambda line: None)(config.setting.model)
+    (judged,) = (tmp_path / "valid").iterdir()
+    people = [item.scenario for item in read_run(judged).trajectories]
+    assert people == [person.with_persona("mixed") for person in people]
+    assert {item.scenario.persona for item in read_run(tmp_path / "eval" / "start").trajectories} == {"cooperative"}
+    with pytest.raises(ConfigError, match=r"persona = 'mxed' is none\. Did you mean 'mixed'"):
+        read_pipeline("qwen2.5-0.5b", arguments(world, "--persona=mxed"))
 
 
 def test_a_skipped_stage_that_is_needed_is_named(world: dict[str, Path], tmp_path: Path) -> None:

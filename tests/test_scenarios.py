@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from esc_env.dialogue import Dialogue, Message
 from esc_env.errors import ScenarioError
-from esc_env.scenarios import PERSONAS, Scenario, ScenarioSet, mentions_self_harm, near_duplicates
+from esc_env.scenarios import MIXTURE, PERSONAS, Scenario, ScenarioSet, mentions_self_harm, near_duplicates
 
 FLAT = Scenario("flat", "I may lose my flat next month.", facts=("The rent went up.",))
 
@@ -72,6 +72,17 @@ def test_the_digest_sees_content_and_persona_but_not_where_it_came_from() -> Non
     digests = {FLAT.with_persona(persona).digest for persona in PERSONAS}
     assert len(digests) == len(PERSONAS)
     assert Scenario("flat", FLAT.situation).digest != FLAT.digest
+
+
+def test_a_mixture_deals_out_personas_by_id_and_keeps_two_for_testing() -> None:
+    mixed = people(60).with_persona("mixed")
+    dealt = [person.persona for person in mixed]
+    assert set(dealt) == set(MIXTURE) == {*PERSONAS} - {"guarded", "hostile"}
+    assert min(dealt.count(persona) for persona in MIXTURE) >= 8
+    assert mixed == people(60).with_persona("hostile").with_persona("mixed")
+    assert [person.persona for person in people(30).with_persona("mixed")] == dealt[:30]
+    with pytest.raises(ScenarioError, match=r"unknown persona 'mixd'\. Did you mean 'mixed'"):
+        FLAT.with_persona("mixd")
 
 
 def test_a_set_refuses_two_scenarios_of_one_id() -> None:

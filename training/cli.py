@@ -14,7 +14,18 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from esc_env.cli_options import AgentOptions, Critic, Limit, Models, Progress, Seeker, Temperature, Workers, grouped
+from esc_env.cli_options import (
+    AgentOptions,
+    Critic,
+    Limit,
+    Models,
+    Persona,
+    Progress,
+    Seeker,
+    Temperature,
+    Workers,
+    grouped,
+)
 from esc_env.evaluation.commands.beside import beside
 from esc_env.evaluation.view.kinds import KINDS, Pages
 from esc_env.models.endpoint import unreachable
@@ -70,6 +81,7 @@ def _collect(
             "the spot, or (auto) the human dialogue where a scenario has one."
         ),
     ] = "auto",
+    persona: Persona = None,
     limit: Limit = None,
     contexts: Annotated[
         int | None, typer.Option(min=1, help="Only so many contexts, drawn by --seed. Default: all.")
@@ -107,10 +119,10 @@ def _collect(
 
     with shown(wanted=progress) as told:
         made = collect(
-            agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, limit=limit,
-            contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials, valid=valid,
-            valid_candidates=valid_candidates, valid_rollouts=valid_rollouts, seed=seed, out=out, progress=told,
-            temperature=temperature, agent_options=agent_options, backend=backend, **asdict(models),
+            agent, scenarios, **seeker, **critic, rules=Rules(max_turns=max_turns), source=source, persona=persona,
+            limit=limit, contexts=contexts, candidates=candidates, rollouts=rollouts, horizon=horizon, trials=trials,
+            valid=valid, valid_candidates=valid_candidates, valid_rollouts=valid_rollouts, seed=seed, out=out,
+            progress=told, temperature=temperature, agent_options=agent_options, backend=backend, **asdict(models),
         )  # fmt: skip
     card = made.card
     typer.echo(

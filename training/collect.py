@@ -83,6 +83,7 @@ def collect(
     critic: str | Critic | Callable[..., Any] = "builtin",
     rules: Rules | None = None,
     source: Source = "auto",
+    persona: str | None = None,
     limit: int | None = None,
     contexts: int | None = None,
     candidates: int = 4,
@@ -118,6 +119,7 @@ def collect(
         rules: T (counted from each response), threshold, votes.
         source: `human` takes prefixes of the scenarios' dialogues; `simulated` of conversations held on the spot;
             `auto` takes the human dialogue where a scenario has one.
+        persona: how every seeker responds to help (`esc_env.PERSONAS`, or `mixed`); None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         contexts: so many contexts, drawn by `seed` from all; None for all.
         candidates: m, responses sampled per context, at least 1. *Source:* the paper: 4.
@@ -165,6 +167,7 @@ def collect(
     )  # fmt: skip
     chairs = replace(reward.chairs, rules=rules)
     chosen = _choose(scenarios, limit, source)
+    chosen = chosen.with_persona(persona) if persona else chosen
     identity = rules.fingerprint(
         agent=identity_of(supporter), seeker=chairs.seeker.identity, critic=chairs.critic.identity,
         scenarios=f"{len(chosen)}, content {chosen.digest}, human dialogues {_words(chosen, source)}", source=source,

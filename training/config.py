@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 from esc_env.errors import ConfigError, did_you_mean
 from esc_env.models import ModelSettings, Options
+from esc_env.scenarios import MIXED, PERSONAS, ScenarioSet
 
 __all__ = [
     "STAGES", "CollectStage", "EvaluateStage", "GRPOStage", "PipelineConfig", "RewardModelStage", "SFTStage",
@@ -424,6 +425,8 @@ class Setting(_Checked):
             `top_p`, … (see docs/models.md). Its `system` prompt holds in training too.
         seeker_options: further fields of every request to a seeker that is a chat model, KEY=VALUE each.
         critic_options: further fields of every request to a critic that is a chat model, KEY=VALUE each.
+        persona: how the seekers of training and of `valid` respond to help: a persona, or `mixed`, which deals out all
+            but guarded and hostile, so that these can be tested with; empty for what each scenario says.
         max_turns: T, everywhere. *Source:* T = 8, arXiv 2508.12935.
         seed: of everything that is drawn.
         skip: stages to leave out; what a later one needs of a skipped one is looked for in the run folder.
@@ -443,6 +446,7 @@ class Setting(_Checked):
     agent_options: Mapping[str, Any] = field(default_factory=dict)
     seeker_options: Mapping[str, Any] = field(default_factory=dict)
     critic_options: Mapping[str, Any] = field(default_factory=dict)
+    persona: str = ""
     max_turns: int = 8
     seed: int = 0
     skip: list[str] = field(default_factory=list)
@@ -457,8 +461,17 @@ class Setting(_Checked):
         for stage in self.skip:
             if stage not in STAGES:
                 raise self._wrong("skip", f"names no stage. {did_you_mean(stage, STAGES)}")
+        if self.persona and self.persona not in (*PERSONAS, MIXED):
+            raise self._wrong("persona", f"is none. {did_you_mean(self.persona, (*PERSONAS, MIXED))}")
         if self.test == self.scenarios:
             raise self._wrong("test", "is what is trained on. Evaluate on scenarios that no training has seen")
+
+    def people(self) -> ScenarioSet:
+        """Whom training meets. Raises ScenarioError as `load_scenarios` does."""
+        from esc_env.data.datasets import load_scenarios  # which `esc --help` does without
+
+        people = load_scenarios(self.scenarios)
+        return people.with_persona(self.persona) if self.persona else people
 
     def chairs(self) -> dict[str, Any]:
         """The seeker and the critic as keyword arguments of `collect` and `evaluate`."""

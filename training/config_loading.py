@@ -41,7 +41,7 @@ _USED = {
     "sft": ("style", "agent_options"),
     "grpo": (
         "style", "scenarios", "seeker", "critic", "agent_options", "seeker_options", "critic_options", "valid",
-        "valid_limit",
+        "valid_limit", "persona",
     ),
 }  # fmt: skip
 """What else of the setting a stage uses that is run alone."""

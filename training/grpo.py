@@ -23,7 +23,6 @@ from typing import Any
 
 from esc_env.agents.spec import resolve_agent
 from esc_env.background import run, settle, wait
-from esc_env.data.datasets import load_scenarios
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.evaluation.runs.holding import check_models
@@ -394,7 +393,7 @@ def optimise(
     if config.reward == "env":
         chairs = chairs_of(setting, settings, rules)
         _check(folder, rules, chairs.seeker, chairs.critic)
-        online = Online(load_scenarios(setting.scenarios), chairs, config, tokenizer, system=system)
+        online = Online(setting.people(), chairs, config, tokenizer, system=system)
         return train_grpo(
             config, folder, reward=online.reward, prompts=online.rows, rollout=online.rollout, evaluate=success
         )

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from esc_env.agents.spec import resolve_agent
-from esc_env.data.datasets import load_scenarios
 from esc_env.errors import BudgetExceeded, ConfigError
 from esc_env.evaluation.pages.run import run_pages, write_pages
 from esc_env.evaluation.runs.report import success_text
@@ -135,7 +134,7 @@ class _Pipeline:
         if is_main():
             stage = self.config.collect
             made = collect(
-                self._collector(stage), self.setting.scenarios, **self.setting.chairs(), rules=self.rules,
+                self._collector(stage), self.setting.people(), **self.setting.chairs(), rules=self.rules,
                 source=stage.source, limit=stage.limit, contexts=stage.contexts, candidates=stage.candidates,
                 rollouts=stage.rollouts, horizon=stage.horizon, trials=stage.trials, valid=stage.valid,
                 valid_candidates=stage.valid_candidates, valid_rollouts=stage.valid_rollouts,
@@ -259,7 +258,7 @@ class _Pipeline:
         kept = RunFolder(self.folder / "population", "population", (CONVERSATIONS,))
         if is_main() and not kept.finished:
             chairs = chairs_of(self.setting, self.config.calls(self.config.collect), self.rules)
-            people = load_scenarios(self.setting.scenarios)
+            people = self.setting.people()
             held = population(
                 people, chairs.seeker, chairs.critic, self.rules,
                 renamed=0.6 if self.setting.model == TINY else 0.0,
@@ -302,7 +301,8 @@ class _Pipeline:
         """The success rate of a checkpoint on valid scenarios; the same people each time."""
         report = evaluate(
             self._agent(policy, self.config.evaluate.temperature), self.setting.valid, **self.setting.chairs(),
-            rules=self.rules, limit=self.setting.valid_limit, seed=self.setting.seed,
+            rules=self.rules, persona=self.setting.persona or None, limit=self.setting.valid_limit,
+            seed=self.setting.seed,
             out=self.folder / "valid" / Path(policy).name, fresh=True,
             **asdict(self.config.calls(self.config.evaluate)),
         )  # fmt: skip

@@ -80,7 +80,7 @@ class ESCEnv(gymnasium.Env[Observation, str]):
         seeker_options, critic_options: further fields of every request to such a chat model, such as
             `{"max_tokens": 2000, "reasoning_effort": "low"}`; see docs/models.md.
         max_chars: longest action, in characters.
-        persona: how every seeker responds to help (`esc_env.PERSONAS`); None leaves each scenario its own.
+        persona: how every seeker responds to help (`esc_env.PERSONAS`, or `mixed`); None leaves each scenario its own.
         on_error: what a failed seeker or critic does to `step`. `raise`: a `ChairError`; nothing has changed, and the
             same step may be made again. `truncate` (unattended training): the episode ends with `truncated=True`,
             reward 0 and `info["error"]`. A failed `reset` always raises: there is no episode to end. So does a spent

@@ -91,7 +91,7 @@ def evaluate(
         scenarios: a string (`builtin:test`, a file), or scenarios.
         seeker, critic: as strings, objects or callables.
         rules: T, threshold, votes and so on; by default `Rules()`.
-        persona: how every seeker responds to help (`esc_env.PERSONAS`); None keeps what each scenario says.
+        persona: how every seeker responds to help (`esc_env.PERSONAS`, or `mixed`); None keeps what each scenario says.
         limit: only the first so many scenarios, at least 1.
         trials: conversations per scenario, at least 1, each with its own seed.
         seed: of the run; every episode seed is derived from it.
