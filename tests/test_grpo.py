@@ -94,11 +94,28 @@ def test_the_numbers_of_the_method_reach_the_trainer_and_none_is_left_to_its_def
         ({"alpha": -0.1}, "alpha"),
         ({"max_turns": 0}, "max_turns"),
         ({"temperature": 0.0}, "temperature"),
+        ({"epsilon_high": 0.0}, "epsilon_high"),
+        ({"importance_sampling_level": "sequence", "loss_type": "dapo"}, "counts each reply once, loss_type 'dapo'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(wrong: dict, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         GRPOStage(model="no/such-model", **wrong)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},  # GSPO, arXiv 2507.18071
+        {"loss_type": "dapo", "epsilon_high": 0.28},  # DAPO, arXiv 2503.14476
+    ],
+)
+def test_relatives_of_grpo_are_trained_as_trl_has_them(variant: dict, base: Path, tmp_path: Path) -> None:
+    config = GRPOStage(model=str(base), **{**TINY, "iterations": 2, "max_steps": 4, **variant})
+    assert variant.items() <= grpo_arguments(config, tmp_path).items()
+    log = logged(train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS))
+    assert any(entry.get("clip_ratio/region_mean", 0) > 0 for entry in log) == ("epsilon" in variant)
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:

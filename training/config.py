@@ -217,6 +217,11 @@ class GRPOStage(Stage):
             *Source:* `group`, DeepSeekMath.
         epsilon: how far one update may change the probability of a token: the clip range of its ratio. *Source:* 0.2,
             DeepSeekMath.
+        epsilon_high: the same upwards, where unlikely tokens are to gain more; none for `epsilon`. *Source:* DAPO has
+            0.28 (arXiv 2503.14476), whose dynamic sampling TRL has not.
+        importance_sampling_level: the ratio is that of each token, or of the whole reply (`sequence`, with loss_type
+            `grpo`). *Source:* GSPO, arXiv 2507.18071. With one update a batch (`iterations` 1) all ratios are 1, and
+            neither this nor any epsilon changes anything.
         iterations: μ, how many updates are made with each generated batch. *Source:* 1, DeepSeekMath.
         prompt_length: tokens of the context; longer ones are cut from the left at message borders.
         completion_length: most tokens of a response, thought included.
@@ -242,6 +247,8 @@ class GRPOStage(Stage):
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     epsilon: float = 0.2
+    epsilon_high: float | None = None
+    importance_sampling_level: Literal["token", "sequence"] = "token"
     iterations: int = 1
     prompt_length: int = 2048
     completion_length: int = 512
@@ -271,11 +278,16 @@ class GRPOStage(Stage):
                 f"{processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
             )
         self._at_least(0, "alpha", "beta")
-        self._above(0, "temperature", "epsilon", *(("alpha",) if self.reward == "format" else ()))
+        self._above(0, "temperature", "epsilon", "epsilon_high", *(("alpha",) if self.reward == "format" else ()))
         self._at_least(1, "max_turns", "horizon", "iterations", "completion_length", "concurrency")
         self._at_least(16, "prompt_length")
         if self.turns < 1 or self.group_size % self.turns or self.group_size == self.turns > 1:
             raise self._wrong("turns", f"must divide group_size = {self.group_size} and leave several conversations")
+        if self.importance_sampling_level == "sequence" and self.loss_type != "grpo":
+            raise self._wrong(
+                "importance_sampling_level",
+                f"counts each reply once, loss_type {self.loss_type!r} each token: use grpo",
+            )
         if not 0 < self.gamma <= 1:
             raise self._wrong("gamma", "must lie in (0, 1]")
         if not 0 < self.top_p <= 1:

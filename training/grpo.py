@@ -91,7 +91,7 @@ def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:
         "loss_type": config.loss_type,
         "scale_rewards": config.scale_rewards,
         "epsilon": config.epsilon,
-        "epsilon_high": config.epsilon,
+        "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high,
         "delta": None,
         "use_bias_correction_kl": True,  # TRL's; DeepSeek-V3.2 (arXiv 2512.02556): KL counts by the ratio's gradient
         "sync_ref_model": False,
@@ -104,7 +104,7 @@ def grpo_arguments(config: GRPOStage, folder: Path) -> dict[str, Any]:
         "shuffle_dataset": True,
         "num_iterations": config.iterations,
         "mask_truncated_completions": False,  # they are scored: see `require_end`
-        "importance_sampling_level": "token",
+        "importance_sampling_level": config.importance_sampling_level,
         "log_completions": True,
         "num_completions_to_print": 0,
         "use_vllm": config.vllm != "off",
