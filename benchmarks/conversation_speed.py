@@ -61,9 +61,9 @@ def answer(body: Mapping[str, Any], choice: int) -> str:
 
 
 @contextlib.contextmanager
-def server(capacity: int = 0) -> Iterator[str]:
+def server(capacity: int = 0, latency: float = LATENCY) -> Iterator[str]:
     """The base URL of a fake server in another process, which serves at most `capacity` requests at once (0: all)."""
-    command = [sys.executable, __file__, "--serve", str(capacity)]
+    command = [sys.executable, __file__, "--serve", str(capacity), str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process.stdout.readline().strip() if process.stdout else ""
@@ -71,9 +71,9 @@ def server(capacity: int = 0) -> Iterator[str]:
             process.terminate()
 
 
-def serve(capacity: int) -> None:
+def serve(capacity: int, latency: float) -> None:
     """Be that server."""
-    with FakeServer(answer, latency=LATENCY, capacity=capacity or None, log=False) as running:
+    with FakeServer(answer, latency=latency, capacity=capacity or None, log=False) as running:
         print(running.url, flush=True)
         running.wait()
 
@@ -206,11 +206,11 @@ def faces(url: str, conversations: int = 8) -> None:
 def main() -> int:
     """Measure, print, and return 1 when a limit is exceeded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=float, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--short", action="store_true", help="leave out the thousand conversations")
     options = parser.parse_args()
     if options.serve is not None:
-        serve(options.serve)
+        serve(int(options.serve[0]), options.serve[1])
         return 0
     print(f"esc-env {esc_env.__version__}, aiohttp {aiohttp.__version__}, Python {sys.version.split()[0]}")
     with server() as url:

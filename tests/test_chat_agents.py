@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -319,15 +320,17 @@ def test_a_style_that_names_nothing_is_refused(text, told):
         resolve_agent(text)
 
 
-def test_the_page_of_costs_says_what_its_command_prints():
+@pytest.mark.parametrize(("command", "page"), [("model_costs", "costs.md"), ("million", "scale.md")])
+def test_the_pages_of_costs_say_what_their_commands_print(command, page, monkeypatch):
     root = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("model_costs", root / "benchmarks" / "model_costs.py")
+    spec = importlib.util.spec_from_file_location(command, root / "benchmarks" / f"{command}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, command, module)  # where dataclasses look for their module
     spec.loader.exec_module(module)
-    page = (root / "docs" / "costs.md").read_text(encoding="utf-8")
+    said = (root / "docs" / page).read_text(encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         module.main()
     for table in printed.getvalue().strip().split("\n\n"):
-        assert table in page
+        assert table in said

@@ -292,7 +292,7 @@ def test_rate_limits_space_requests_by_what_they_cost(limits: Mapping[str, int],
 def test_a_loop_that_is_late_keeps_the_pace_of_the_limit_and_catches_up_no_further(limits: Mapping[str, int]) -> None:
     class Late(Time):
         async def sleep(self, seconds: float) -> None:
-            await super().sleep(seconds + 0.9)
+            await super().sleep(seconds + 0.09)
 
     late = Late()
 
@@ -306,7 +306,7 @@ def test_a_loop_that_is_late_keeps_the_pace_of_the_limit_and_catches_up_no_furth
 
     at = asyncio.run(run())
     assert 49 < at[99] - at[0] < 51
-    assert all(sum(now <= other < now + 10 for other in at) <= 20 + 2 for now in at)
+    assert all(sum(now <= other < now + 10 for other in at) <= 20 + 1 for now in at)
     assert 4 < at[-1] - at[-10] < 6
 
 

@@ -32,7 +32,7 @@ SLOW = 4.0
 SPARE = 64
 """Files that a process has open besides its connections: records, libraries, its own event loops. Ours."""
 
-BEHIND = 1.0
+BEHIND = 0.1
 """Seconds by which requests that wait may be behind the even pace and still catch up. A timer is late by a millisecond
 or so, and a loop that has much to do by more: at 500 requests a second that would be half of them."""
 
