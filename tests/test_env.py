@@ -232,7 +232,12 @@ def test_a_file_is_read_again_only_when_it_has_changed(who, tmp_path):
 
 def test_a_bare_split_may_have_conditions_too(monkeypatch):
     asked = []
-    monkeypatch.setattr("esc_env.gym.env.load_scenarios", lambda name: asked.append(name) or bank())
+
+    def load(name):
+        asked.append(name)
+        return bank()
+
+    monkeypatch.setattr("esc_env.gym.env.load_scenarios", load)
     make(scenarios="test?emotion=anger")
     assert asked == ["esconv:test?emotion=anger"]
 

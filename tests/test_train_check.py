@@ -17,14 +17,16 @@ import pytest
 import yaml
 
 from esc_env.cli import main
+from esc_env.data.datasets import load_scenarios
+from esc_env.models.weights import load_config
 from esc_env.testing import FakeServer
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
 import peft
+from huggingface_hub import HfApi
 from tiny_models import save_model
 
-from esc_env.training import check as checking
 from esc_env.training.check import Found, Wanted, check, held, size_of
 from esc_env.training.config import processes
 from esc_env.training.config_loading import ACCELERATE, read_pipeline
@@ -57,7 +59,7 @@ KNOWN["Qwen/Qwen2.5-0.5B"] = KNOWN["Qwen/Qwen2.5-0.5B-Instruct"]
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub that gives the configurations of those models, and tells their files; nothing else can be had from it."""
-    real = checking.load_config
+    real = load_config
 
     def config(path: str) -> Any:
         if path not in KNOWN:
@@ -83,20 +85,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked == {"local_files_only": True}
         raise OSError("not in the cache")
 
-    monkeypatch.setattr(checking, "load_config", config)
-    monkeypatch.setattr(checking, "snapshot_download", cached)
-    monkeypatch.setattr(checking.HfApi, "model_info", files)
+    monkeypatch.setattr("esc_env.training.check.load_config", config)
+    monkeypatch.setattr("esc_env.training.check.snapshot_download", cached)
+    monkeypatch.setattr(HfApi, "model_info", files)
 
 
 @pytest.fixture
 def esconv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ESConv, of which there are two people here."""
-    known = checking.load_scenarios
 
     def load(source: Any) -> Any:
-        return known("builtin:test")[:2] if str(source).startswith("esconv:") else known(source)
+        return load_scenarios("builtin:test")[:2] if str(source).startswith("esconv:") else load_scenarios(source)
 
-    monkeypatch.setattr(checking, "load_scenarios", load)
+    monkeypatch.setattr("esc_env.training.check.load_scenarios", load)
 
 
 def wrong(found: list[Found]) -> list[str]:
@@ -167,7 +168,8 @@ def test_shorter_texts_fewer_rows_and_checkpointing_need_less(hub: None) -> None
         for changed in ({"batch_size": stage.batch_size // 2}, {texts: 64}, {"precision": "bf16", "lora_rank": 4}):
             if changed.get("precision") and stage.lora_rank:
                 continue
-            smaller = replace(stage, **changed, **({"group_size": 2} if stage is config.grpo else {}))
+            fewer: Any = {"group_size": 2} if stage is config.grpo else {}
+            smaller = replace(stage, **changed, **fewer)
             assert sum(held(smaller, size).values()) < most, changed
         assert sum(held(replace(stage, gradient_checkpointing=False), size).values()) > most
 

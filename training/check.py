@@ -115,7 +115,7 @@ def size_of(path: str, *, classifier: bool = False) -> Size:
     shape = load_config(local(base_of(path) or path))
     kind = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(shape)
+        model = kind.from_config(shape)  # type: ignore[no-untyped-call]
     text = shape.get_text_config()
     head = model.get_output_embeddings()
     sides = sum(
