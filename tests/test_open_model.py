@@ -27,13 +27,13 @@ from esc_env.protocols import Request, Usage
 from esc_env.records import read_records
 from esc_env.rules import Rules
 from esc_env.specs import parse_spec
-from esc_env.testing import FakeChatModel, FakeServer
+from esc_env.testing import FakeChatModel
 
 CHAT: Any = [{"role": "user", "content": "How are you?"}]
 
 MODELS = """
 import itertools, json
-from esc_env.testing import FakeChatModel, FakeServer
+from esc_env.testing import FakeChatModel
 
 numbers = itertools.count()
 
@@ -606,6 +606,8 @@ print(asyncio.run(ask()), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 )
 def test_so_many_connections_as_requests_at_the_same_time_are_asked_of_the_system_or_refused(most, told):
     pytest.importorskip("resource")
+    from esc_env.testing import FakeServer
+
     with FakeServer(latency=0.5) as server:
         command = [sys.executable, "-c", ASKED, server.url, str(most)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -18,8 +18,6 @@ import yaml
 
 from esc_env.cli import main
 from esc_env.data.datasets import load_scenarios
-from esc_env.models.weights import load_config
-from esc_env.testing import FakeServer
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
 
@@ -27,6 +25,8 @@ import peft
 from huggingface_hub import HfApi
 from tiny_models import save_model
 
+from esc_env.models.weights import load_config
+from esc_env.testing import FakeServer
 from esc_env.training.check import Found, Wanted, check, held, size_of
 from esc_env.training.config import processes
 from esc_env.training.config_loading import ACCELERATE, read_pipeline
