@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_one_line(tmp_path, monkey
     def full(self, *_: Any, **__: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(RecordError, match=r"could not be written \(No space left.*Make room"):
         folder(tmp_path).claim(IDENTITY).__enter__()
     monkeypatch.undo()
