@@ -85,7 +85,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked == {"local_files_only": True}
         raise OSError("not in the cache")
 
-    monkeypatch.setattr("esc_env.training.check.load_config", config)
+    monkeypatch.setattr("esc_env.training.stage.load_config", config)
     monkeypatch.setattr("esc_env.training.check.snapshot_download", cached)
     monkeypatch.setattr(HfApi, "model_info", files)
 
@@ -260,6 +260,14 @@ def test_each_thing_that_is_missing_or_does_not_fit_is_one_line(
     assert all(re.match(line, each) for line, each in zip(lines, found, strict=True)), found
 
 
+def test_who_goes_on_is_opened_with_the_options_of_the_setting(hub: None) -> None:
+    given = ["--model=no/such-model", "--reward=future", "--agent-options", "temprature=0.5"]
+    config = read_pipeline("tiny", given, stage="grpo")
+    found = check(config, ["grpo"], Wanted(data="none", agent="openai/m@http://127.0.0.1:9/v1"))
+    (line,) = [each for each in wrong(found) if each.startswith("openai/m")]
+    assert "temprature" in line
+
+
 def test_a_model_that_cannot_be_had_is_named_and_the_rest_is_told_all_the_same(hub: None) -> None:
     found = check(read_pipeline("tiny", ["--model=no/such-model", "--reward=env"], stage="grpo"), ["grpo"], Wanted())
     (only,) = wrong(found)
@@ -331,8 +339,6 @@ def test_every_line_of_the_docs_that_trains_on_gpus_fits(
     monkeypatch.setattr("esc_env.training.cli.unreachable", lambda url: None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    for name, value in re.findall(r"\b(ACCELERATE_\w+)=(\S+)", line):
-        monkeypatch.setenv(name, value)
     words = shlex.split(line[line.index(" train ") + 1 :].replace("CHAIRS", "127.0.0.1"))
     words.insert(1, "check")
     with pytest.raises(SystemExit) as ended:

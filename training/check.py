@@ -26,12 +26,12 @@ from esc_env.errors import ESCError, MissingExtra
 from esc_env.escaping import one_line
 from esc_env.models.endpoint import unreachable
 from esc_env.models.sdk import LiteLLMModel
-from esc_env.models.weights import FILES, is_gguf, load_config
+from esc_env.models.weights import FILES, is_gguf
 from esc_env.models.wire import OpenAIWire
 from esc_env.specs import parse_spec
 from esc_env.training.config import GRPOStage, PipelineConfig, RewardModelStage, SFTStage, Stage, processes
 from esc_env.training.pipeline import POPULATIONS, TINY
-from esc_env.training.stage import base_of, local, needs, on_processor, weight_type
+from esc_env.training.stage import base_of, local, needs, on_processor, outline, weight_type
 
 try:
     import torch
@@ -112,11 +112,9 @@ def size_of(path: str, *, classifier: bool = False) -> Size:
     Raises:
         OSError, ValueError: there is none, or the Hub did not give it.
     """
-    shape = load_config(local(base_of(path) or path))
     kind = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        model = kind.from_config(shape)  # type: ignore[no-untyped-call]
-    text = shape.get_text_config()
+    model = outline(local(base_of(path) or path), kind)
+    text = model.config.get_text_config()
     head = model.get_output_embeddings()
     sides = sum(
         part.in_features + part.out_features
@@ -367,9 +365,8 @@ class _Check:
     def _chairs(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """(role, string, options) of everybody who is asked."""
         setting, stages = self.config.setting, self.stages
-        talking = "collect" in stages or ("grpo" in stages and self._judged()) or "evaluate" in stages
-        if "grpo" in stages and self.config.grpo.reward in ("future", "env"):
-            talking = True
+        asked = self._judged() or self.config.grpo.reward in ("future", "env")
+        talking = "collect" in stages or "evaluate" in stages or ("grpo" in stages and asked)
         if talking or ("sft" in stages and setting.sft_data in POPULATIONS and not self.alone):
             yield "seeker", setting.seeker, setting.seeker_options
             yield "critic", setting.critic, setting.critic_options
@@ -377,9 +374,11 @@ class _Check:
             own = self.config.evaluate.chairs(setting)
             yield "seeker of evaluate", own["seeker"], own["seeker_options"]
             yield "critic of evaluate", own["critic"], own["critic_options"]
-        agent = self.config.collect.agent if "collect" in stages else self.wanted.agent
-        if agent:
-            yield "agent", agent, self.config.collect.agent_options
+        collect = self.config.collect
+        if "collect" in stages and collect.agent:
+            yield "agent", collect.agent, collect.agent_options
+        if self.wanted.agent:
+            yield "agent", self.wanted.agent, setting.agent_options
 
     def _judged(self) -> bool:
         return self.config.setting.valid != "none"

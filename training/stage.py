@@ -84,6 +84,7 @@ __all__ = [
     "needs",
     "on_processor",
     "open_stage",
+    "outline",
     "prompt_ids",
     "quiet",
     "run_trainer",
@@ -362,6 +363,18 @@ def base_of(path: str) -> str | None:
     return adapter.base if adapter else None
 
 
+def outline(path: str, kind: Any = transformers.AutoModelForCausalLM) -> Any:
+    """A model without weights (on torch's `meta` device), as its configuration says; nothing else of it is read.
+
+    Args:
+        path: a folder, GGUF file or Hub id.
+        kind: the class of models to make of it.
+    """
+    shape = load_config(path)
+    with torch.device("meta"):
+        return kind.from_config(shape)
+
+
 def check_adapter(path: str, base: str) -> None:
     """Refuse a LoRA adapter that was trained on another model, without loading either.
 
@@ -373,9 +386,7 @@ def check_adapter(path: str, base: str) -> None:
     file = Path(path) / "adapter_model.safetensors"
     if not file.is_file():
         raise ConfigError(f"{path}: no adapter_model.safetensors in it; other weight formats are not read")
-    shape = load_config(base)
-    with torch.device("meta"):
-        modules = dict(transformers.AutoModelForCausalLM.from_config(shape).named_modules())  # type: ignore[no-untyped-call]
+    modules = dict(outline(base).named_modules())
     with safe_open(str(file), framework="pt") as weights:
         for key in weights.keys():  # noqa: SIM118 (not a mapping)
             side = next((side for side in ("lora_A", "lora_B") if f".{side}." in key), None)

@@ -102,8 +102,7 @@ def _chosen(people: ScenarioSet, who: str, name: str) -> ScenarioSet:
         named, known = {value.strip().casefold() for value in values.split(",")}, set(has.values())
         if strange := sorted(named - known):
             raise ScenarioError(f"{name}: nobody has {field} {strange[0]!r}. {did_you_mean(strange[0], sorted(known))}")
-        left = {key for key, value in has.items() if (value in named) == wanted}
-        kept = kept.filter(lambda scenario, left=left: scenario.id in left)  # type: ignore[misc]
+        kept = replace(kept, scenarios=tuple(each for each in kept if (has[each.id] in named) == wanted))
     if not kept:
         raise ScenarioError(f"{name}: nobody is left")
     return replace(kept, name=name)
