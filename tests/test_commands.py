@@ -16,7 +16,7 @@ from typer.main import get_command
 from esc_env.cli import build_app, main
 from esc_env.specs import parse_spec
 from esc_env.training.ablate import ARMS
-from esc_env.training.config_loading import read_pipeline
+from esc_env.training.config_loading import read_pipeline, read_varied
 
 pytestmark = pytest.mark.full
 
@@ -54,17 +54,17 @@ def test_a_command_line_of_the_documentation_is_taken(line: str) -> None:
         setting = read_pipeline(context.params["preset"], context.args, stage=command.name).setting
         for spec in (setting.seeker, setting.critic):
             parse_spec(spec)
-    elif command.name in ("pipeline", "ablate"):
-        read_pipeline(context.params["preset"], context.args)
+    elif command.name in ("pipeline", "ablate", "sweep"):
+        read_varied(context.params["preset"], context.args, context.params.get("vary", ()))
 
 
 def test_there_are_such_lines() -> None:
     with_lines = {page.name for page in PAGES if shown(page)}
-    stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py"}
+    stages = {"sft.py", "reward_model.py", "grpo.py", "pipeline.py", "ablate.py", "sweep.py"}
     assert with_lines >= {"training.md", "rewards.md", *stages}
 
 
-@pytest.mark.parametrize("command", ["sft", "rm", "grpo", "pipeline", "ablate"])
+@pytest.mark.parametrize("command", ["sft", "rm", "grpo", "pipeline", "ablate", "sweep"])
 def test_the_help_of_a_command_says_what_each_field_is_and_its_default(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,11 +10,8 @@ OUT/report.json, .md, curves.svg
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,15 +19,15 @@ from typing import Any
 from esc_env.errors import one_of, whole
 from esc_env.evaluation.pages import markdown
 from esc_env.evaluation.runs.report import Report
-from esc_env.evaluation.statistics.resampling import two_level
 from esc_env.records import write_json, write_text
 from esc_env.training import svg
 from esc_env.training.config import PipelineConfig
 from esc_env.training.data import read_samples
+from esc_env.training.gains import Made, compared, gain_cell, row_of, seeds_cell, spread_cells
+from esc_env.training.jobs import Job, point, run_all
 from esc_env.training.logs import read_log
 from esc_env.training.moves import paid, shares
-from esc_env.training.outcome import TEXTURE, best_start, evaluations, shown, texture, texture_cells
-from esc_env.training.pipeline import run_pipeline
+from esc_env.training.outcome import TEXTURE, best_start, evaluations, shown, texture_cells
 
 __all__ = ["ARMS", "CLAIMS", "ENOUGH", "STARTS", "Arm", "Claim", "ablate"]
 
@@ -175,7 +172,7 @@ def ablate(
     homes = [folder / f"seed-{each.setting.seed}" for each in every]
     runs = {name: range(grpo_seeds if ARMS[name].headline else 1) for name in chosen}
     told(f"{seeds} x {sum(map(len, runs.values()))} runs of GRPO, each with its evaluations: {folder}")
-    _run_all([_plan(each, home, runs) for each, home in zip(every, homes, strict=True)], jobs, told)
+    run_all([_plan(each, home, runs) for each, home in zip(every, homes, strict=True)], jobs, told)
     starts = {start: [evaluations(home / start) for home in homes] for start in _starts(chosen)}
     made = {name: [[evaluations(_place(home, name, j)) for j in runs[name]] for home in homes] for name in chosen}
     facts = {**_facts(starts, made, config.evaluate.personas), "moves": _moves(config, homes, starts, made)}
@@ -189,14 +186,12 @@ def ablate(
 
 # --- what is run ----------------------------------------------------------------------------------
 
-_Job = tuple[PipelineConfig, Path]
-
 
 def _starts(arms: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(ARMS[name].start for name in arms))
 
 
-def _plan(config: PipelineConfig, home: Path, runs: Mapping[str, Sequence[int]]) -> Iterator[list[_Job]]:
+def _plan(config: PipelineConfig, home: Path, runs: Mapping[str, Sequence[int]]) -> Iterator[list[Job]]:
     """What one training seed runs: each list needs what the one before it made."""
     before = {start: replace(config, setting=replace(config.setting, **STARTS[start])) for start in _starts(runs)}
     yield [(_with(each, skip=["rm", "grpo"]), home / start) for start, each in before.items()]
@@ -210,7 +205,7 @@ def _plan(config: PipelineConfig, home: Path, runs: Mapping[str, Sequence[int]])
         arm, place = ARMS[name], _place(home, name, j)
         _link(home / arm.start, place)
         if arm.model:
-            _point(place / "rm", home / arm.model / "rm")
+            point(place / "rm", home / arm.model / "rm")
         changes = {**arm.grpo, "seed": config.setting.seed + 1000 * j}
         made = _with(before[arm.start], rm=arm.rm, grpo=changes, skip=["sft", "collect", "rm"])
         jobs.append((replace(made, evaluate=replace(made.evaluate, last=True)), place))
@@ -237,53 +232,12 @@ def _link(shared: Path, arm: Path) -> None:
     (arm / "eval").mkdir(parents=True, exist_ok=True)
     for path in (*(shared / name for name in _SHARED), *(shared / "eval").glob("start*")):
         if path.exists():
-            _point(arm / path.relative_to(shared), path)
-
-
-def _point(link: Path, there: Path) -> None:
-    if not link.is_symlink():
-        link.symlink_to(there.resolve())
-
-
-def _run_all(plans: Sequence[Iterator[list[_Job]]], jobs: int, told: Callable[[str], None]) -> None:
-    """Run every plan; with several jobs, none waits for another plan's."""
-    if jobs == 1:
-        for config, place in (job for plan in plans for batch in plan for job in batch):
-            told(str(place))
-            run_pipeline(config, place, told=told)
-        return
-    # Ctrl-C goes to the workers too, and ends them without a word: every stage can be killed and gone on with.
-    quiet: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **quiet) as pool:
-        running = {plan: _submit(pool, plan) for plan in plans}
-        try:
-            while any(running.values()):
-                ended, _ = wait([job for batch in running.values() for job in batch], return_when=FIRST_COMPLETED)
-                for job in ended:
-                    job.result()
-                for plan, batch in running.items():
-                    running[plan] = [job for job in batch if job not in ended]
-                    if batch and not running[plan]:
-                        running[plan] = _submit(pool, plan)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _submit(pool: Executor, plan: Iterator[list[_Job]]) -> list[Future[None]]:
-    """Hand in what a plan has next; nothing at its end."""
-    return [pool.submit(_run, config, place) for config, place in next(filter(None, plan), [])]
-
-
-def _run(config: PipelineConfig, place: Path) -> None:
-    run_pipeline(config, place, told=lambda line: print(f"{place.parent.name}, {place.name}: {line}", flush=True))
+            point(arm / path.relative_to(shared), path)
 
 
 # --- what came of it ------------------------------------------------------------------------------
 
 _Runs = Mapping[str, Report]
-_Made = Sequence[Sequence[Report]]
-"""Reports by training seed and seed of GRPO."""
 
 
 def _facts(
@@ -295,81 +249,36 @@ def _facts(
     for start, each in starts.items():
         for name in ("start", *sorted({name for runs in each for name in runs if name.startswith("start-t")})):
             title = _title(start) + (f", temperature {name[7:]}" if name != "start" else "")
-            rows[title] = _row([[runs[name]] for runs in each], best[start])
-    ends: dict[str, _Made] = {}
+            rows[title] = row_of([[runs[name]] for runs in each], best[start])
+    ends: dict[str, Made] = {}
     for name, groups in made.items():
         ends[name] = [[runs["grpo"] for runs in group] for group in groups]
-        rows[name] = _row(ends[name], best[ARMS[name].start])
+        rows[name] = row_of(ends[name], best[ARMS[name].start])
         rows[name]["last"] = fmean(
             runs.get("last", runs["grpo"]).success_rate or 0.0 for each in groups for runs in each
         )
-    sides: dict[str, _Made] = {**ends}
+    sides: dict[str, Made] = {**ends}
     if "shared" in starts:
         sides |= {"best": best["shared"], "start": [[runs["start"]] for runs in starts["shared"]]}
     claims = []
     for claim in CLAIMS:
         if claim.arm in sides and claim.over in sides:
-            change = _gain(sides[claim.over], sides[claim.arm])
+            change = compared(sides[claim.over], sides[claim.arm])
             if change is not None:
                 met = claim.holds(change["difference"], change["interval"])
                 claims.append({"claim": str(claim), **change, "met": met})
     others: dict[str, Any] = {}
     for persona in personas:
         before = {start: [[runs[f"start-{persona}"]] for runs in each] for start, each in starts.items()}
-        others[persona] = {_title(start): _row(each, each) for start, each in before.items()}
+        others[persona] = {_title(start): row_of(each, each) for start, each in before.items()}
         for name, groups in made.items():
             after = [[runs[f"grpo-{persona}"] for runs in group] for group in groups]
-            others[persona][name] = _row(after, before[ARMS[name].start])
+            others[persona][name] = row_of(after, before[ARMS[name].start])
     return {"rows": rows, "claims": claims, "personas": others}
 
 
 def _title(start: str) -> str:
     return START if start == "shared" else f"{START}, {start} start"
-
-
-def _row(made: _Made, before: _Made) -> dict[str, Any]:
-    runs = [run for group in made for run in group]
-    rates = [run.success_rate or 0.0 for run in runs]
-    looks = [texture(run) for run in runs]
-    return {
-        "success_rate": fmean(rates),
-        "each": rates,
-        "average_turns": fmean(run.average_turns or 0.0 for run in runs),
-        "conversations": sum(run.completed for run in runs),
-        "errors": sum(run.errors for run in runs),
-        **{name: fmean(look[name] or 0.0 for look in looks) for name, _ in TEXTURE.values()},
-        "gain": _gain(before, made),
-    }
-
-
-def _gain(before: _Made, after: _Made) -> dict[str, Any] | None:
-    """How much more the second runs solve than the first: the difference of SR, how sure it is, and where it varies.
-
-    Paired by episode, and by seeds: what has one seed of GRPO is compared with all of those. None if no episode ended
-    in both.
-    """
-    groups = [
-        [_changes(one[j % len(one)], other[j % len(other)]) for j in range(max(len(one), len(other)))]
-        for one, other in zip(before, after, strict=True)
-    ]
-    if not any(values for group in groups for run in group for values in run.values()):
-        return None
-    made = two_level(groups)
-    return {
-        "difference": made.mean, "interval": list(made.interval), "between": made.between, "within": made.within,
-        "runs": made.runs, "scenarios": made.scenarios,
-    }  # fmt: skip
-
-
-def _changes(before: Report, after: Report) -> dict[str, list[float]]:
-    """Differences of paired episodes by scenario."""
-    known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
-    found: dict[str, list[float]] = {}
-    for item in after.trajectories:
-        if item.completed and (item.scenario.id, item.trial) in known:
-            change = float(item.solved) - float(known[item.scenario.id, item.trial])
-            found.setdefault(item.scenario.id, []).append(change)
-    return found
 
 
 def _moves(
@@ -411,25 +320,6 @@ def _moves(
     }
 
 
-def _points(change: Mapping[str, Any] | None) -> str:
-    if change is None:
-        return "–"
-    low, high = change["interval"]
-    return f"{100 * change['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def _spreads(change: Mapping[str, Any] | None) -> tuple[str, str]:
-    """How much a gain differs between training seeds, and how unsure scenarios leave that of one, in points."""
-    found = [None if change is None or change[name] is None else 100 * change[name] for name in ("between", "within")]
-    return shown(found[0], ".1f"), shown(found[1], ".1f")
-
-
-def _each(rates: Sequence[float]) -> str:
-    if len(rates) <= 4:
-        return ", ".join(f"{rate:.1%}" for rate in rates)
-    return f"{min(rates):.1%} to {max(rates):.1%} of {len(rates)}"
-
-
 def _markdown(facts: Mapping[str, Any]) -> str:
     titles = (
         "policy", "SR", "each seed", "last checkpoint", "AT", "gain", "between seeds", "within one", "conversations",
@@ -437,8 +327,8 @@ def _markdown(facts: Mapping[str, Any]) -> str:
     )  # fmt: skip
     rows = [
         (
-            name, f"{row['success_rate']:.1%}", _each(row["each"]), shown(row.get("last"), ".1%"),
-            f"{row['average_turns']:.2f}", _points(row["gain"]), *_spreads(row["gain"]), row["conversations"],
+            name, f"{row['success_rate']:.1%}", seeds_cell(row["each"]), shown(row.get("last"), ".1%"),
+            f"{row['average_turns']:.2f}", gain_cell(row["gain"]), *spread_cells(row["gain"]), row["conversations"],
             row["errors"], *texture_cells(row),
         )
         for name, row in facts["rows"].items()
@@ -453,7 +343,7 @@ def _markdown(facts: Mapping[str, Any]) -> str:
     ]
     if facts["claims"]:
         held = {True: "holds", False: "**does not hold**"}
-        claims = [(item["claim"], _points(item), held[item["met"]]) for item in facts["claims"]]
+        claims = [(item["claim"], gain_cell(item), held[item["met"]]) for item in facts["claims"]]
         lines += ["", *markdown.table(("claim", "measured", ""), claims)]
     if facts["personas"]:
         told = f"With seekers of other personas and other seeds: SR, and the gain over the policy {START} with them."
@@ -491,7 +381,7 @@ def _within(cell: Mapping[str, Any] | None) -> str:
 
 def _with_gain(name: str, row: Mapping[str, Any]) -> str:
     few = " †" if row["conversations"] < ENOUGH else ""
-    return f"{row['success_rate']:.1%}" + ("" if name.startswith(START) else f", {_points(row['gain'])}") + few
+    return f"{row['success_rate']:.1%}" + ("" if name.startswith(START) else f", {gain_cell(row['gain'])}") + few
 
 
 # --- learning curves ------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from esc_env.evaluation.view.kinds import KINDS, Pages
 from esc_env.models.endpoint import unreachable
 from esc_env.progress import again
 from esc_env.training.config import STAGES, is_main, launched, processes
-from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline
+from esc_env.training.config_loading import ACCELERATE, PRESETS, described, read_pipeline, read_varied
 
 __all__ = ["register"]
 
@@ -358,6 +358,44 @@ def _ablate(
 
     with _shown(out, view, page=""):
         typer.echo(ablate(config, out, seeds=seeds, grpo_seeds=grpo_seeds, arms=arm, jobs=jobs, told=typer.echo))
+
+
+@train.command("sweep", cls=_Fields, context_settings=_OPEN)
+def _sweep(
+    ctx: typer.Context,
+    out: Out,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            help="A field and its values: grpo.alpha=0.2,0.5,0.8; repeat it for other fields. A value that has a comma "
+            "stands in single quotes.",
+        ),
+    ],
+    preset: Preset = "tiny",
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid/--one-at-a-time",
+            help="Every value with every value of the other fields; or the values of one field at a time, all others "
+            "as in the preset.",
+        ),
+    ] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds: everything is trained so many times.")] = 3,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="How many are trained at the same time, each in its own process.")
+    ] = 1,
+    view: View = False,
+) -> None:
+    """Train with every value of some fields, and print a table of what each setting gains.
+
+    A stage that two settings do not differ in is made once. The same command goes on where it stopped, also with more
+    values or seeds. Fields of the configuration are options, as in `esc train pipeline`.
+    """
+    config, varied = read_varied(preset, ctx.args, vary)
+    from esc_env.training.sweep import sweep
+
+    with _shown(out, view, page=""):
+        typer.echo(sweep(config, varied, out, grid=grid, seeds=seeds, jobs=jobs, told=typer.echo))
 
 
 @train.command("check", cls=_Fields, context_settings=_OPEN)

@@ -513,6 +513,16 @@ class PipelineConfig:
         if self.collect.candidates < 2 and self.rm.kind == "ranking" and self.runs("rm"):
             raise ConfigError("a ranking reward model compares responses to one context: collect at least 2 candidates")
 
+    def settled(self) -> PipelineConfig:
+        """The same, with the setting's model, seed and `max_turns` in every stage that has them."""
+        of = self.setting
+        return replace(
+            self,
+            sft=replace(self.sft, model=of.model, seed=of.seed),
+            rm=replace(self.rm, model=of.reward_model, seed=of.seed),
+            grpo=replace(self.grpo, model=of.model, seed=of.seed, max_turns=of.max_turns),
+        )
+
     def calls(self, stage: CollectStage | GRPOStage | EvaluateStage) -> ModelSettings:
         """How chat models are called in a stage."""
         return replace(self.models, concurrency=stage.concurrency)

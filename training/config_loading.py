@@ -11,10 +11,11 @@ A file holds one section per part of `PipelineConfig`. On the command line a fie
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,7 +25,7 @@ from esc_env.evaluation.runs.config import SHORT
 from esc_env.models import read_options
 from esc_env.training.config import PipelineConfig
 
-__all__ = ["ACCELERATE", "PRESETS", "described", "presets", "read_pipeline"]
+__all__ = ["ACCELERATE", "PRESETS", "described", "presets", "read_pipeline", "read_varied"]
 
 PRESETS = Path(__file__).with_name("presets")
 """The folder of the presets; `accelerate/` in it holds configurations for `accelerate launch --config_file`."""
@@ -89,12 +90,36 @@ def read_pipeline(
     for section, part in given.items():
         for name in _SHARED.keys() & part.keys() if section != "setting" else ():
             raise ConfigError(f"{part[name].place} is the same for all stages: set {_SHARED[name]} in the setting")
-    made: dict[str, Any] = {section: build(kind, given[section]) for section, kind in SECTIONS.items()}
-    setting = made["setting"]
-    for section, model in (("sft", setting.model), ("rm", setting.reward_model), ("grpo", setting.model)):
-        made[section] = replace(made[section], model=model, seed=setting.seed)
-    made["grpo"] = replace(made["grpo"], max_turns=setting.max_turns)
-    return PipelineConfig(**made)
+    return PipelineConfig(**{section: build(kind, given[section]) for section, kind in SECTIONS.items()}).settled()
+
+
+def read_varied(
+    source: str | None, arguments: Sequence[str], varied: Sequence[str]
+) -> tuple[PipelineConfig, dict[str, list[Any]]]:
+    """A pipeline, and what is to be tried in place of its values, as `sweep` takes it.
+
+    Args:
+        source, arguments: as `read_pipeline` takes them.
+        varied: `FIELD=VALUE,VALUE` each, the field as it is typed without its dashes; a value with a comma in quotes.
+
+    >>> from esc_env.training.config_loading import read_varied
+    >>> read_varied("tiny", [], ["grpo.alpha=0.2,0.5", "scenarios='builtin:train?emotion=anger,fear'"])[1]
+    {'grpo.alpha': [0.2, 0.5], 'setting.scenarios': ['builtin:train?emotion=anger,fear']}
+
+    Raises:
+        ConfigError: as `read_pipeline`, and for a line without a field or values.
+    """
+    homes, found = _homes(None), dict[str, list[Any]]()
+    for text in varied:
+        name, _, values = text.partition("=")
+        words = next(csv.reader([values], quotechar="'"), [])
+        if not name or not words or not all(words):
+            raise ConfigError(f"--vary {text}: write FIELD=VALUE,VALUE, as in grpo.alpha=0.2,0.5")
+        for word in words:
+            made = read_pipeline(source, [*arguments, f"--{name}={word}"])
+            section, field = homes[name.replace("-", "_")]
+            found.setdefault(f"{section}.{field}", []).append(getattr(getattr(made, section), field))
+    return read_pipeline(source, arguments), found
 
 
 def _sections(source: str) -> dict[str, dict[str, Given]]:

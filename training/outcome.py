@@ -19,7 +19,8 @@ from esc_env.training.config import PipelineConfig
 from esc_env.training.logs import read_valid
 
 __all__ = [
-    "TEXTURE", "best_start", "evaluations", "gain", "measured", "outcome", "page", "shown", "texture", "texture_cells",
+    "TEXTURE", "best_start", "changes", "evaluations", "gain", "measured", "outcome", "page", "shown", "texture",
+    "texture_cells",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -67,15 +68,23 @@ def gain(pairs: Iterable[tuple[Report, Report]]) -> dict[str, Any] | None:
     """
     differences: dict[str, list[float]] = {}
     for before, after in pairs:
-        known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
-        for item in after.trajectories:
-            if item.completed and (item.scenario.id, item.trial) in known:
-                change = float(item.solved) - float(known[item.scenario.id, item.trial])
-                differences.setdefault(item.scenario.id, []).append(change)
+        for scenario, values in changes(before, after).items():
+            differences.setdefault(scenario, []).extend(values)
     if not differences:
         return None
     mean, interval = mean_interval(differences.values())
     return {"difference": mean, "interval": list(interval), "scenarios": len(differences)}
+
+
+def changes(before: Report, after: Report) -> dict[str, list[float]]:
+    """By scenario, how solving differs in each episode that ended in both: -1, 0 or 1."""
+    known = {(item.scenario.id, item.trial): item.solved for item in before.trajectories if item.completed}
+    found: dict[str, list[float]] = {}
+    for item in after.trajectories:
+        if item.completed and (item.scenario.id, item.trial) in known:
+            change = float(item.solved) - float(known[item.scenario.id, item.trial])
+            found.setdefault(item.scenario.id, []).append(change)
+    return found
 
 
 def texture(run: Report) -> dict[str, float | None]:
