@@ -253,9 +253,7 @@ def test_a_choice_ends_at_its_limit_at_a_stop_string_or_when_the_model_ends_it(m
 
 
 def test_a_short_request_does_not_wait_for_the_long_ones_of_its_batch(folder):
-    model = LocalModel(
-        str(folder), device="cpu", max_batch=2, gather=60.0
-    )  # both in one
+    model = LocalModel(str(folder), device="cpu", max_batch=2, gather=60.0)  # both in one
     order: list[str] = []
 
     async def named(name: str, tokens: int):
