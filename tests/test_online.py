@@ -303,6 +303,24 @@ def test_dense_credit_counts_from_the_trained_exchange_on() -> None:
     assert worth == pytest.approx([0.6 - 0.3 + 0.25, -0.6 + 0.5, 1.0])
 
 
+def test_turn_credit_is_the_end_and_what_the_trained_turns_changed() -> None:
+    def held(*scores: float) -> Trajectory:
+        verdicts = tuple(Verdict((score,), 1, score, score > 0.5) for score in scores)
+        return Trajectory(bank(1)[0], Dialogue((Message("seeker", "Hm."),)), verdicts, StopReason.MAX_TURNS, 0)
+
+    def worth(*scores: float, **turns: int) -> float | None:
+        return conversation_value(held(*scores), credit="turn", **turns)
+
+    ended = conversation_value(held(0.1, -0.5, 0.5))
+    assert ended is not None
+    one_by_one = [worth(0.1, -0.5, 0.5, first=turn, last=turn) for turn in (1, 2, 3)]
+    assert one_by_one == pytest.approx([ended + change for change in (0.6, -0.6, 1.0)])
+    assert worth(0.1, -0.5, 0.5, first=2, last=3) == pytest.approx(ended + 0.2), "turns of one row are paid alike"
+    assert worth(0.1, -0.5, 0.5) == pytest.approx(ended + 1.0 / 3)
+    assert worth(0.1, first=2, last=2) == conversation_value(held(0.1)), "nobody judged that turn"
+    assert worth() == -1.0
+
+
 def test_scenarios_that_begin_alike_are_one_prompt_and_counted(tokenizer: Any, caplog: Any) -> None:
     twins = ScenarioSet.of("twins", [Scenario(id=name, situation="I am sad.") for name in ("a", "b")])
     made = Online(twins, Chairs(SEEKER, ScriptedCritic(["same"])), GRPOStage(reward="env"), tokenizer)

@@ -203,7 +203,9 @@ class GRPOStage(Stage):
             2508.12935.
         horizon: T of simulated futures (reward `future`), if it is to differ from `max_turns`.
         credit: what a whole conversation is worth (reward `env` only): `terminal` is R_fut of its end; `dense` adds up
-            how much every turn, from the trained one on, changed the critic's score, later ones discounted. Ours.
+            how much every turn, from the trained one on, changed the critic's score, later ones discounted (ours);
+            `turn` adds to R_fut how much the trained turn itself changed that score. *Source:* of the last, the idea
+            of CTC-GRPO (EIBench, arXiv 2606.15532); that GRPO's advantage centres both together is ours.
         turns: how many turns of one conversation are drawn to be trained, a row each (reward `env`), at least 1; a
             divisor of `group_size`. Holding conversations takes most of the time, so more rows from each are cheaper.
             Ours.
@@ -240,7 +242,7 @@ class GRPOStage(Stage):
     top_p: float = 1.0
     max_turns: int = 8
     horizon: int | None = None
-    credit: Literal["terminal", "dense"] = "terminal"
+    credit: Literal["terminal", "dense", "turn"] = "terminal"
     turns: int = 1
     gamma: float = 0.95
     beta: float = 0.04

@@ -66,25 +66,30 @@ class Spoken:
 
 
 def conversation_value(
-    trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA, first: int = 1
+    trajectory: Trajectory, *, credit: str = "terminal", gamma: float = GAMMA, first: int = 1, last: int | None = None
 ) -> float | None:
-    """What a conversation is worth to its `first` trained turn; None if seeker or critic failed, so nobody knows.
+    """What a conversation is worth to its trained turns; None if seeker or critic failed, so nobody knows.
 
     Args:
         trajectory: an ended conversation.
         credit: `terminal`: R_fut of its end, in [-1, 1]; `dense`: Σ γ^(t-first) (v_t - v_(t-1)) from t = `first` on,
-            with v_0 = -0.5, in [-2, 2]: relief counts as soon as it comes, and what came before it does not.
+            with v_0 = -0.5, in [-2, 2]: relief counts as soon as it comes, and what came before it does not; `turn`:
+            R_fut of its end + the mean of v_t - v_(t-1) over the trained turns, in [-3, 3]: what other turns
+            changed counts by the end alone.
         gamma: γ, in (0, 1].
-        first: the turn that is credited, from 1.
+        first, last: the turns that are credited, from 1; without the last one, all from the first on.
     """
     if not trajectory.completed:
         return None
+    ended = value((Future.of(trajectory, skip=0, horizon=max(1, len(trajectory.verdicts))),), gamma)
     if credit == "terminal":
-        return value((Future.of(trajectory, skip=0, horizon=max(1, len(trajectory.verdicts))),), gamma)
-    scores = [-0.5, *(verdict.score for verdict in trajectory.verdicts)]
+        return ended
     if not trajectory.verdicts:
         return -1.0
+    scores = [-0.5, *(verdict.score for verdict in trajectory.verdicts)]
     changes = [after - before for before, after in pairwise(scores)]
+    if credit == "turn":
+        return ended + fmean(changes[first - 1 : last] or [0.0])
     return sum(gamma**later * change for later, change in enumerate(changes[first - 1 :]))
 
 
@@ -260,8 +265,9 @@ class Online:
                     mask[here] = [1] * len(turn.ids)
                     sure[here] = turn.logprobs or [0.0] * len(turn.ids)
                 outcome = conversation_value(
-                    trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1
-                )
+                    trajectory, credit=self.config.credit, gamma=self.config.gamma, first=chosen[0] + 1,
+                    last=chosen[-1] + 1,
+                )  # fmt: skip
                 found["prompt_ids"].append(ids[:start])
                 found["completion_ids"].append(ids[start:])
                 found["env_mask"].append(mask[start:])
