@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -559,6 +560,7 @@ def test_with_datasets_installed_the_hub_is_asked_once_and_kept(
         parts = {"train": small_esconv[:5], "validation": small_esconv[5:8], "test": small_esconv[8:]}
         return {split: [{"text": json.dumps(row)} for row in rows] for split, rows in parts.items()}
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that nobody looks whether the Hub is there
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert len(load_scenarios("esconv-hf:validation")) == 3
     assert len(load_scenarios("esconv:test")) == 130
@@ -569,9 +571,24 @@ def test_a_hub_that_does_not_answer_is_said(data_folder: Path, monkeypatch: pyte
     def load_dataset(name: str) -> None:
         raise ConnectionError("no route to host")
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that nobody looks whether the Hub is there
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(ScenarioError, match=r"https.*no route to host"):
         load_scenarios("esconv:test")
+
+
+def test_without_a_way_to_the_hub_nobody_waits_for_it(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=asked.append))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(ScenarioError, match=r"from the Hub failed: nobody listens at 127\.0\.0\.1"):
+            load_scenarios("esconv:test")
+    assert asked == []
 
 
 def test_extes_is_split_only_whole(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from esc_env.data import membership
 from esc_env.data.files import SPLITS
 from esc_env.data.readers import Reading, Skipped, read_file
 from esc_env.errors import ScenarioError, did_you_mean
+from esc_env.models.endpoint import unreachable
 from esc_env.scenarios import Scenario, ScenarioSet, near_duplicates
 
 __all__ = ["Reading", "Skipped", "Summary", "data_folders", "load_scenarios", "read_file", "summarise"]
@@ -169,6 +170,9 @@ def _hub(folder_name: str = "esconv-hf") -> tuple[dict[str, list[Path]], str]:
         load_dataset = import_module("datasets").load_dataset
     except ImportError:
         return {}, " With `pip install datasets` esc-env fetches it itself."
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not os.environ.get("HF_HUB_OFFLINE") and (why := unreachable(hub)):  # its library would try for half a minute
+        return {}, f" Fetching it from the Hub failed: {why}"
     try:
         rows = load_dataset("thu-coai/esconv")
         texts = {split: "".join(f"{row['text'].strip()}\n" for row in rows[split]) for split in _SPLITS["esconv-hf"]}
