@@ -23,10 +23,11 @@ from tiny_models import save_model
 from trl import GRPOConfig
 
 from esc_env import Dialogue, Message, Scenario
-from esc_env.errors import ConfigError, TrainingWarning
+from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
 from esc_env.rewards import Future, ThinkFormatReward, combine, grpo_row, value
 from esc_env.training import pages
 from esc_env.training.config import GRPOStage, Setting
+from esc_env.training.config_loading import read_pipeline
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
 from esc_env.training.grpo import fit_prompts, grpo_arguments, optimise, train_grpo
@@ -336,6 +337,41 @@ def test_training_resumes_where_it_was_killed(base: Path, tmp_path: Path) -> Non
     assert [entry["step"] for entry in logged(folder) if "reward" in entry] == [1, 2, 3]
     assert judged == [base.name, "checkpoint-1", "checkpoint-2", "checkpoint-3"], "a checkpoint was judged twice"
     assert sorted(entry["step"] for entry in logged(folder) if "valid/success_rate" in entry) == [0, 1, 2, 3]
+
+
+def test_a_tracker_gets_the_parts_of_the_reward_sr_on_valid_and_what_is_said(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra 'tensorboard'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reward = combine({"short": short, "format": ThinkFormatReward()}, short=1.0, format=0.5)
+    config = GRPOStage(model=str(base), **TINY, report_to="tensorboard")
+    prompts = [prompt(0, "I cannot sleep. <script>|*no*|</script>")]
+    folder = train_grpo(config, tmp_path / "grpo", reward=reward, prompts=prompts * 2, evaluate=lambda _: 0.25)
+    (place,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    told = EventAccumulator(str(place), size_guidance={"tensors": 0}).Reload()
+    scalars = told.Tags()["scalars"]
+    assert {"train/reward", "train/rewards/short/mean", "train/rewards/format/mean", "train/kl"} <= {*scalars}
+    assert [(item.step, item.value) for item in told.Scalars("train/valid/success_rate")] == [
+        (0, 0.25), (1, 0.25), (2, 0.25),
+    ]  # fmt: skip
+    said = told.Tensors("train/completions/text_summary")
+    assert [item.step for item in said] == [1, 2], "before training nothing was said"
+    text = said[-1].tensor_proto.string_val[0].decode()
+    heard, _, lines = text.partition("\n\n")
+    assert heard == r"**user** I cannot sleep. &lt;script&gt;\|\*no\*\|&lt;/script&gt;"
+    titles, _, *rows = lines.split("\n")
+    assert {each.strip() for each in titles.strip("|").split("|")} == {"completion", "total", "short", "format"}
+    assert len(rows) == 8
+    with pytest.raises(ConfigError, match="report_to must be one of none, tensorboard, wandb, trackio"):
+        read_pipeline("tiny", ["--grpo.report_to=tensorbord"])
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"^wandb is not installed. Type: pip install 'esc-env\[wandb\]'$"):
+        train_grpo(
+            GRPOStage(model=str(base), **TINY, report_to="wandb"), tmp_path / "grpo", reward=short, prompts=PROMPTS
+        )
 
 
 def test_an_adapter_is_trained_further_and_measured_against_its_beginning(base: Path, tmp_path: Path) -> None:

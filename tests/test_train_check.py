@@ -238,7 +238,11 @@ def test_what_is_there_is_not_missing(hub: None, tmp_path: Path, monkeypatch: py
         ("rm", [], ["--data is missing"]),
         ("grpo", ["--reward=env", "--seeker=openai/"], ["openai/ .*"]),
         ("grpo", ["--reward=env", "--valid=builtin:nobody"], ["valid: .*nobody"]),
-        ("grpo", ["--reward=env", "--report-to=trackio"], ["trackio: pip install trackio"]),
+        (
+            "grpo",
+            ["--reward=env", "--report-to=trackio"],
+            [r"trackio is not installed\. Type: pip install 'esc-env\[trackio\]'"],
+        ),
         (
             "grpo",
             ["--reward=env", "--vllm=server", "--vllm-url=http://127.0.0.1:9"],
@@ -339,6 +343,7 @@ def test_every_line_of_the_docs_that_trains_on_gpus_fits(
     monkeypatch.setattr("esc_env.training.cli.unreachable", lambda url: None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    line = re.sub(r" --vary \S+", "", line).replace(" sweep ", " pipeline ")  # what is swept
     words = shlex.split(line[line.index(" train ") + 1 :].replace("CHAIRS", "127.0.0.1"))
     words.insert(1, "check")
     with pytest.raises(SystemExit) as ended:

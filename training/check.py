@@ -8,7 +8,6 @@ of a GPU holds follows from them, and is an estimate: what frameworks take besid
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -332,18 +331,16 @@ class _Check:
 
     def packages(self) -> Iterator[Found]:
         """Those that only some runs need."""
-        asked = [("vllm", "vllm")] if "grpo" in self.trained and self.config.grpo.vllm != "off" else []
+        asked = ["vllm"] if "grpo" in self.trained and self.config.grpo.vllm != "off" else []
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-            asked.append(("deepspeed", "deepspeed"))
-        for package, extra in asked:
+            asked.append("deepspeed")
+        asked += sorted({stage.report_to for stage in self.trained.values()} - {"none"})
+        for package in asked:
             try:
                 needs(package)
-                yield Found("packages", f"{extra}: here")
+                yield Found("packages", f"{package}: here")
             except MissingExtra as error:
                 yield Found("packages", str(error), wrong=True)
-        for reporter in sorted({stage.report_to for stage in self.trained.values()} - {"none"}):
-            there = importlib.util.find_spec(reporter) is not None
-            yield Found("packages", f"{reporter}: {'here' if there else f'pip install {reporter}'}", not there)
 
     def servers(self) -> Iterator[Found]:
         """Whether every chair can be opened, has its key, and has somebody who listens."""

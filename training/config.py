@@ -78,7 +78,7 @@ class Stage(_Checked):
         save_steps: optimiser steps between checkpoints.
         save_limit: how many checkpoints are kept.
         logging_steps: optimiser steps between log lines.
-        report_to: where else the trainer reports: `none`, `wandb`, `tensorboard`, `trackio`.
+        report_to: where else the trainer reports: every part of the reward, SR on valid and what the policy says.
     """
 
     model: str = "Qwen/Qwen2.5-7B-Instruct-1M"
@@ -101,7 +101,7 @@ class Stage(_Checked):
     save_steps: int = 100
     save_limit: int = 2
     logging_steps: int = 10
-    report_to: str = "none"
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     def __post_init__(self) -> None:
         self._above(0, "learning_rate", "max_grad_norm")

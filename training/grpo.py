@@ -25,6 +25,7 @@ from esc_env.agents.spec import resolve_agent
 from esc_env.background import run, settle, wait
 from esc_env.dialogue import ChatMessage
 from esc_env.errors import ConfigError, MissingExtra, TrainingWarning
+from esc_env.evaluation.pages.markdown import cell, table
 from esc_env.evaluation.runs.holding import check_models
 from esc_env.folder import RunFolder
 from esc_env.models import ModelSettings
@@ -38,7 +39,7 @@ from esc_env.rules import Rules
 from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
-from esc_env.training.logs import VALID, read_valid
+from esc_env.training.logs import VALID, read_said, read_valid, said_steps
 from esc_env.training.signs import failure_signs
 from esc_env.training.stage import (
     arguments,
@@ -60,6 +61,7 @@ from esc_env.training.stage import (
 try:
     import transformers
     from datasets import Dataset
+    from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 except ModuleNotFoundError as error:
@@ -185,25 +187,30 @@ class _Watched:
 
 
 class _Watch(transformers.TrainerCallback):
-    """Evaluates every checkpoint, keeps the best, and warns of each sign of failure once."""
+    """Evaluates every checkpoint, keeps the best, and warns of each sign of failure once.
+
+    Attributes:
+        trackers: the trainer's callbacks that report elsewhere: they are told SR on valid, too.
+    """
 
     def __init__(self, folder: Path, start: str, evaluate: Evaluate | None) -> None:
         self.folder = folder
         self.start = start
         self.evaluate = evaluate
         self.warned: set[str] = set()
+        self.trackers: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         told = {entry["step"] for entry in state.log_history if "valid/success_rate" in entry}
         for step, rate in read_valid(self.folder).items():  # a checkpoint is written before it is judged
             if step not in told:
                 state.log_history.append({"step": step, "valid/success_rate": rate})
-        self._judge(state, self.start, 0)
+        self._judge(args, state, control, self.start, 0)
         if state.global_step:
             self.on_save(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._judge(state, f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
+        self._judge(args, state, control, f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -213,7 +220,7 @@ class _Watch(transformers.TrainerCallback):
                 self.warned.add(name)
                 warnings.warn(f"step {state.global_step}: {sign}", TrainingWarning, stacklevel=2)
 
-    def _judge(self, state: Any, policy: str, step: int) -> None:
+    def _judge(self, args: Any, state: Any, control: Any, policy: str, step: int) -> None:
         valid = read_valid(self.folder)
         if self.evaluate is None or not state.is_world_process_zero or step in valid:
             return
@@ -223,6 +230,27 @@ class _Watch(transformers.TrainerCallback):
         valid[step] = rate
         write_json(self.folder / VALID, valid)
         state.log_history.append({"step": step, "valid/success_rate": rate})
+        for tracker in self.trackers:
+            told: dict[str, Any] = {"valid/success_rate": rate}
+            if isinstance(tracker, TensorBoardCallback) and (said := _said_table(self.folder)):
+                told["completions"] = said  # the others get TRL's own table
+            tracker.on_log(args, state, control, logs=told)
+
+
+def _said_table(folder: Path) -> str:
+    """What the policy said last to one prompt, as a table in Markdown; "" if it has said nothing yet."""
+    steps = said_steps(folder)
+    found = read_said(steps[max(steps)], 16) if steps else ()
+    if not found:
+        return ""
+    parts = list(found[0].rewards)
+    heard = [f"**{cell(message['role'] or 'prompt')}** {cell(message['content'])}" for message in found[0].prompt]
+    rows = [(cell(each.text), *(_number(each.rewards.get(part)) for part in parts)) for each in found]
+    return "\n".join([*heard, "", *table(("completion", *map(cell, parts)), rows)])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _keep(checkpoint: Path, best: Path) -> None:
@@ -317,6 +345,7 @@ def _train(
         frozenset(ends | {tokenizer.eos_token_id}),
         config.group_size if config.require_end and rollout is None else None,
     )
+    watch = _Watch(folder, local(config.model), evaluate)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[watched],
@@ -325,8 +354,11 @@ def _train(
         processing_class=tokenizer,
         peft_config=adapter,
         rollout_func=rollout,
-        callbacks=[_Watch(folder, local(config.model), evaluate)],
+        callbacks=[watch],
     )
+    reports = [config.report_to] if config.report_to != "none" else []
+    known = tuple(get_reporting_integration_callbacks(reports))  # type: ignore[no-untyped-call]
+    watch.trackers = [each for each in trainer.callback_handler.callbacks if isinstance(each, known)]
     try:
         run_trainer(trainer, folder)
     finally:

@@ -237,6 +237,8 @@ class _Log(transformers.TrainerCallback):
 
 def arguments(config: Stage, folder: Path) -> dict[str, Any]:
     """The part of a trainer's arguments that all stages share; nothing that the method names is left to defaults."""
+    if config.report_to != "none":
+        needs(config.report_to)
     return {
         "output_dir": str(folder / CHECKPOINTS),
         "learning_rate": config.learning_rate,

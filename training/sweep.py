@@ -158,10 +158,10 @@ def _matters(name: str, step: str) -> bool:
     return STAGES.index(first) <= STAGES.index(step)
 
 
-def _slug(value: Any) -> str:
-    """A value as part of a folder's name; where it had to be changed for that, with a digest of what it was."""
+def _slug(value: Any, longest: int) -> str:
+    """A value as a folder's name; where it had to be changed or cut for that, with a digest of what it was."""
     plain = str(value)
-    name = re.sub(r"[^\w.+-]+", "-", plain)[-40:]
+    name = re.sub(r"[^\w.,=+-]+", "-", plain)[:longest]
     return name if name == plain else f"{name}-{blake2b(plain.encode(), digest_size=3).hexdigest()}"
 
 
@@ -174,8 +174,8 @@ class _Plan:
 
     def place(self, seed: int, step: str, values: Values) -> Path:
         """The folder of a step, which is the same for all rows that are alike so far."""
-        named = (f"{name}={_slug(value)}" for name, value in sorted(values.items()) if _matters(name, step))
-        return self.folder / f"seed-{seed}" / ",".join([step, *named])
+        named = (f"{name}={_slug(value, 40)}" for name, value in sorted(values.items()) if _matters(name, step))
+        return self.folder / f"seed-{seed}" / _slug(",".join([step, *named]), 200)
 
     def runs(self, step: str, values: Values) -> bool:
         """Whether a row has this step."""
