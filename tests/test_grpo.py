@@ -96,6 +96,9 @@ def test_the_numbers_of_the_method_reach_the_trainer_and_none_is_left_to_its_def
         ({"max_turns": 0}, "max_turns"),
         ({"temperature": 0.0}, "temperature"),
         ({"epsilon_high": 0.0}, "epsilon_high"),
+        ({"kl_target": 0.0}, "kl_target"),
+        ({"kl_target": 0.1, "beta": 0.0}, "begin with a beta above 0"),
+        ({"patience": 0}, "patience"),
         ({"importance_sampling_level": "sequence", "loss_type": "dapo"}, "counts each reply once, loss_type 'dapo'"),
     ],
 )
@@ -264,6 +267,43 @@ def test_the_checkpoint_with_the_best_success_rate_on_valid_is_kept(base: Path, 
     assert all((kept[name] == weights[2][name]).all() for name in kept)
     assert any((kept[name] != weights[3][name]).any() for name in kept)
     assert not (folder / "best").exists()
+
+
+def test_training_ends_where_valid_gets_no_better(base: Path, tmp_path: Path) -> None:
+    rates = {0: 0.1, 1: 0.4, 2: 0.4, 3: 0.3, 4: 0.9}
+
+    def evaluate(policy: str) -> float:
+        return rates[int(policy.rpartition("-")[2]) if "checkpoint" in policy else 0]
+
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 5}, patience=2)
+    folder = train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS, evaluate=evaluate)
+    about = json.loads((folder / "run.json").read_text())
+    assert (about["chosen"], [*about["valid"]]) == (1, ["0", "1", "2", "3"])
+    assert train_grpo(config, tmp_path / "grpo", reward=short, prompts=PROMPTS, evaluate=evaluate) == folder
+    with pytest.raises(ConfigError, match="patience counts checkpoints that are judged"):
+        train_grpo(config, tmp_path / "blind", reward=short, prompts=PROMPTS)
+
+
+@pytest.mark.parametrize(("target", "way"), [(1e-6, 1), (1e6, -1)])
+def test_beta_follows_the_kl_and_goes_on_as_if_nothing_had_happened(
+    target: float, way: int, base: Path, tmp_path: Path
+) -> None:
+    config = GRPOStage(model=str(base), **{**TINY, "max_steps": 4}, beta=0.1, kl_target=target)
+
+    def betas(folder: Path) -> list[float]:
+        return [entry["beta"] for entry in logged(folder) if "kl" in entry]
+
+    def dies(prompts, completions, trainer_state, **columns) -> list[float]:
+        if trainer_state.global_step == 2:
+            raise RuntimeError("killed")
+        return short(prompts, completions)
+
+    whole = betas(train_grpo(config, tmp_path / "whole", reward=short, prompts=PROMPTS))
+    assert whole[0] == 0.1
+    assert whole[3] == pytest.approx(whole[2] * (1 + way * 0.02))
+    with pytest.raises(RuntimeError, match="killed"):
+        train_grpo(config, tmp_path / "torn", reward=dies, prompts=PROMPTS)
+    assert betas(train_grpo(config, tmp_path / "torn", reward=short, prompts=PROMPTS)) == pytest.approx(whole)
 
 
 def test_what_is_logged_can_be_read_and_shown_while_it_trains(base: Path, tmp_path: Path) -> None:

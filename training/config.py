@@ -213,6 +213,10 @@ class GRPOStage(Stage):
             the γ of the labels that reward models learn from). *Source:* ours, as R_fut has.
         beta: weight of the KL, the penalty for moving away from the policy that training began with; 0 logs no KL.
             *Source:* 0.04, DeepSeekMath (arXiv 2402.03300).
+        kl_target: β follows the KL, so that it stays near so many nats per token, above 0; `beta` is what it begins
+            with. None leaves β as it is. *Source:* adaptive KL of Ziegler et al., arXiv 1909.08593; off by default.
+        patience: training stops after so many checkpoints in a row that are no better on valid; none for never. The
+            best one is the result in any case. Ours.
         loss_type: the objective, by TRL's names. *Source:* `grpo`, DeepSeekMath.
         scale_rewards: what a reward's distance from its group's mean (the advantage) is divided by: the standard
             deviation of the group, of the batch, or nothing.
@@ -246,6 +250,8 @@ class GRPOStage(Stage):
     turns: int = 1
     gamma: float = 0.95
     beta: float = 0.04
+    kl_target: float | None = None
+    patience: int | None = None
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     epsilon: float = 0.2
@@ -280,8 +286,12 @@ class GRPOStage(Stage):
                 f"{processes()} processes = {rows} rows. Make that a multiple of {self.group_size}",
             )
         self._at_least(0, "alpha", "beta")
-        self._above(0, "temperature", "epsilon", "epsilon_high", *(("alpha",) if self.reward == "format" else ()))
-        self._at_least(1, "max_turns", "horizon", "iterations", "completion_length", "concurrency")
+        self._above(
+            0, "temperature", "epsilon", "epsilon_high", "kl_target", *(("alpha",) if self.reward == "format" else ())
+        )
+        self._at_least(1, "max_turns", "horizon", "iterations", "completion_length", "concurrency", "patience")
+        if self.kl_target is not None and not self.beta:
+            raise self._wrong("kl_target", "is for a KL that is measured: begin with a beta above 0")
         self._at_least(16, "prompt_length")
         if self.turns < 1 or self.group_size % self.turns or self.group_size == self.turns > 1:
             raise self._wrong("turns", f"must divide group_size = {self.group_size} and leave several conversations")

@@ -40,6 +40,7 @@ from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
 from esc_env.training.logs import VALID, read_said, read_valid, said_steps
+from esc_env.training.restraint import KLTarget, exhausted
 from esc_env.training.signs import failure_signs
 from esc_env.training.stage import (
     arguments,
@@ -51,11 +52,13 @@ from esc_env.training.stage import (
     load_tokenizer,
     local,
     needs,
+    on_processor,
     open_stage,
     prompt_ids,
     quiet,
     run_trainer,
     shortened,
+    together,
 )
 
 try:
@@ -193,9 +196,9 @@ class _Watch(transformers.TrainerCallback):
         trackers: the trainer's callbacks that report elsewhere: they are told SR on valid, too.
     """
 
-    def __init__(self, folder: Path, start: str, evaluate: Evaluate | None) -> None:
+    def __init__(self, folder: Path, config: GRPOStage, evaluate: Evaluate | None) -> None:
         self.folder = folder
-        self.start = start
+        self.config = config
         self.evaluate = evaluate
         self.warned: set[str] = set()
         self.trackers: list[Any] = []
@@ -205,12 +208,16 @@ class _Watch(transformers.TrainerCallback):
         for step, rate in read_valid(self.folder).items():  # a checkpoint is written before it is judged
             if step not in told:
                 state.log_history.append({"step": step, "valid/success_rate": rate})
-        self._judge(args, state, control, self.start, 0)
+        self._judge(args, state, control, local(self.config.model), 0)
         if state.global_step:
             self.on_save(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._judge(args, state, control, f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
+        if self.config.patience is not None:
+            together(cpu=on_processor(self.config))  # what the first process has found, all of them read
+            if exhausted(read_valid(self.folder), self.config.patience):
+                control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -300,6 +307,10 @@ def train_grpo(
     folder = Path(folder)
     if config.vllm != "off":
         needs("vllm")
+    if config.patience is not None and evaluate is None:
+        raise ConfigError(
+            "patience counts checkpoints that are judged on valid scenarios, and there are none: name some"
+        )
     with open_stage(folder, "grpo", config, [dict(row) for row in prompts]) as finished:
         if not finished:
             _train(config, folder, reward, prompts, evaluate, rollout)
@@ -345,7 +356,7 @@ def _train(
         frozenset(ends | {tokenizer.eos_token_id}),
         config.group_size if config.require_end and rollout is None else None,
     )
-    watch = _Watch(folder, local(config.model), evaluate)
+    watch = _Watch(folder, config, evaluate)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[watched],
@@ -356,6 +367,8 @@ def _train(
         rollout_func=rollout,
         callbacks=[watch],
     )
+    if config.kl_target is not None:
+        trainer.add_callback(KLTarget(trainer, config.kl_target))
     reports = [config.report_to] if config.report_to != "none" else []
     known = tuple(get_reporting_integration_callbacks(reports))  # type: ignore[no-untyped-call]
     watch.trackers = [each for each in trainer.callback_handler.callbacks if isinstance(each, known)]
