@@ -521,14 +521,14 @@ def main() -> None:
     warnings.simplefilter("error")
     for forgiven in (ESCWarning, HypothesisWarning):
         warnings.simplefilter("ignore", forgiven)
-    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "utf-8", "backslashreplace")
+    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "utf-8", "backslashreplace", line_buffering=True)
     failed = False
     for name in asked.names or PARSERS:
         begun = time.monotonic()
         tried, error = fuzz(PARSERS[name], asked.minutes * 60)
         failed |= error is not None
         told = "fails" if error else "holds"
-        print(f"{name:12} {told} after {tried:,} examples in {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{name:12} {told} after {tried:,} examples in {time.monotonic() - begun:.0f} s")
         if error:
             traceback.print_exception(error, limit=-4, file=sys.stdout)
     raise SystemExit(failed)

@@ -40,7 +40,9 @@ def test_what_settings_do_not_differ_in_is_made_once_and_never_again(world: dict
     config, vary = read_varied("tiny", few, ["grpo.alpha=0.5,0.0", "evaluate.trials=1,2"])
     said: list[str] = []
     table = sweep(config, vary, tmp_path, seeds=1, told=said.append)
-    assert said[0] == "4 settings x 1 seeds. For each seed: 1 sft, 1 collect, 1 rm, 2 start, 2 grpo, 4 evaluate"
+    assert said[0] == (
+        "settings: 4, training seeds: 1. For each seed: 1 sft, 1 collect, 1 rm, 2 start, 2 grpo, 4 evaluate"
+    )
     home = tmp_path / "seed-0"
     made = Counter(path.name.partition(",")[0] for path in home.iterdir())
     assert made == {"sft": 1, "collect": 1, "rm": 1, "start": 2, "grpo": 2, "evaluate": 4}
@@ -79,7 +81,7 @@ def test_one_field_at_a_time_begins_with_what_is_swept(world: dict[str, Path], t
     config, vary = read_varied("tiny", arguments(world, *NOTHING), ["grpo.alpha=0.2,0.5,0.8", "max_turns=2,6"])
     said: list[str] = []
     table = sweep(config, vary, tmp_path, grid=False, seeds=1, told=said.append)
-    assert said[0].startswith("4 settings x 1 seeds")
+    assert said[0].startswith("settings: 4, training seeds: 1. ")
     assert rows_of(table)[1:] == [["0.5", "2"], ["0.2", "2"], ["0.8", "2"], ["0.5", "6"]]
 
 

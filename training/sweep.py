@@ -88,8 +88,9 @@ def sweep(
     rows = _rows(config, vary, grid=grid)
     plan = _Plan(config, Path(folder))
     every = range(config.setting.seed, config.setting.seed + seeds)
-    steps = {step: len({plan.place(0, step, values) for values in rows if plan.runs(step, values)}) for step in _STEPS}
-    told(f"{len(rows)} settings x {seeds} seeds. For each seed: {', '.join(f'{n} {s}' for s, n in steps.items() if n)}")
+    counts = [(step, {plan.place(0, step, row) for row in rows if plan.runs(step, row)}) for step in _STEPS]
+    each = ", ".join(f"{len(places)} {step}" for step, places in counts if places)
+    told(f"settings: {len(rows)}, training seeds: {seeds}. For each seed: {each}")
     run_all([plan.batches(seed, rows) for seed in every], jobs, told)
     names = [name for name in vary if any(name in values for values in rows)]
     facts = _facts(
