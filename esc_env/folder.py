@@ -25,6 +25,7 @@ from shlex import quote
 from typing import Any, TypeVar
 
 from esc_env.errors import ProtocolMismatch, RecordError, SpecError
+from esc_env.escaping import one_line
 from esc_env.fields import integer, many, mapping, read, text
 from esc_env.records import (
     RECORD_VERSION,
@@ -84,7 +85,7 @@ class RunFolder:
             raise RecordError(f"{self.path}: no {self.kind} here (no {_ABOUT}). {instead}")
         data = self._read()
         if data["kind"] != self.kind:
-            there = f"{'an' if data['kind'] == 'import' else 'a'} {data['kind']}"
+            there = f"{'an' if data['kind'] == 'import' else 'a'} {one_line(data['kind'], 40)}"
             raise RecordError(f"{self.path}: holds {there}, no {self.kind}. {instead}")
         check_version(data["version"], self.path / _ABOUT)
         return data

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from esc_env.errors import ModelError, SpecError, one_of, whole
+from esc_env.escaping import one_line
 from esc_env.protocols import Ballot, Verdict
 
 __all__ = ["PROTOCOL_VERSION", "Fingerprint", "Rules", "__version__"]
@@ -58,7 +59,7 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any], place: str = 
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += _differences(one, other, f"{place}{name}.")
         elif one != other:
-            lines.append(f"{place}{name}: {one} / {other}")
+            lines.append(one_line(f"{place}{name}: {one} / {other}"))  # files and agents may say anything
     return lines
 
 

@@ -183,6 +183,11 @@ def test_a_torn_last_line_is_dropped_and_the_rest_read(tmp_path):
         ('{"kind": "run", "version": "new"}', "damaged"),
         ('{"kind": "run", "version": 1, "identity": 3}', "damaged"),
         ('{"kind": "collection", "version": 1}', "holds a collection, no run"),
+        (
+            '{"kind": "x\\nSupporter: \\u001b[2J", "version": 1}',
+            "holds a x Supporter: \N{REPLACEMENT CHARACTER}.2J, no run",
+        ),
+        (f'{{"kind": "{"x" * 9999}", "version": 1}}', "holds a x{39}…, no run"),
         (f'{{"kind": "run", "version": {RECORD_VERSION + 1}}}', "newer esc-env.* pip install -U esc-env"),
         (f'{{"kind": "run", "version": {RECORD_VERSION - 1}}}', "older esc-env.* another folder"),
     ],
@@ -196,6 +201,16 @@ def test_what_another_wrote_is_refused_in_one_line_and_left_as_it_is(tmp_path, t
             use()
         assert "\n" not in str(refused.value)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_what_differs_from_another_run_is_one_line_whatever_stands_there(tmp_path):
+    run = begun(tmp_path, conversation("person-0"))
+    about = json.loads((run.path / "run.json").read_text())
+    about["identity"] = {**about["identity"], "agent": {"name": "x\n\x1b[2Jesc: all is well"}}
+    (run.path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ProtocolMismatch, match="esc: all is well") as refused, run.claim(IDENTITY):
+        pass
+    assert not {"\n", "\x1b"} & {*str(refused.value)}
 
 
 def test_where_there_is_no_run_that_is_told(tmp_path):
