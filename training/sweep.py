@@ -230,7 +230,7 @@ def _facts(
         row: dict[str, Any] = {
             "values": {name: values.get(name, _value(config, name)) for name in names},
             "folders": [str(place) for place in places],
-            "valid": _mean(max(read_valid(place / "grpo").values(), default=None) for place in places),
+            "valid": _mean(_chosen(place) for place in places),
             "auc_within": _mean(_auc(place) for place in places),
         }
         if all("start" in each for each in runs):
@@ -241,6 +241,11 @@ def _facts(
             row["over_first"] = compared(ends[0], ends[-1]) if len(ends) > 1 else None
         rows.append(row)
     return {"fields": [*names], "rows": rows}
+
+
+def _chosen(place: Path) -> float | None:
+    """What the checkpoint that became the result had on valid."""
+    return max((rate for step, rate in read_valid(place / "grpo").items() if step), default=None)
 
 
 def _auc(place: Path) -> float | None:
