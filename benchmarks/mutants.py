@@ -38,6 +38,7 @@ MODULES = {
                     "the_interval_of_a_mean_difference_is_clustered_and_covers_the_mean",
                 )
             ),
+            "test_intervals.py",
             "test_plan.py",
             "test_comparison.py::test_wilson_is_that_of_statsmodels",
             "test_comparison.py::test_the_interval_of_a_mean_is_the_weighted_one_of_statsmodels",

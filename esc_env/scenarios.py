@@ -128,7 +128,7 @@ class Scenario:
         if self.intensity is not None and self.intensity not in range(1, 6):
             raise ScenarioError(f"scenario {self.id!r}: intensity must be 1 to 5, not {self.intensity!r}")
         if self.persona not in PERSONAS:
-            hint = did_you_mean(self.persona, (*PERSONAS, MIXED))
+            hint = did_you_mean(str(self.persona), (*PERSONAS, MIXED))
             raise ScenarioError(f"scenario {self.id!r}: unknown persona {self.persona!r}. {hint}")
         if self.need not in get_args(Need):
             raise ScenarioError(f"scenario {self.id!r}: need must be listen, plan or both, not {self.need!r}")
@@ -174,10 +174,12 @@ class Scenario:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scenario:
         """Inverse of `to_json`. Raises ScenarioError naming an unknown, missing or ill-typed field."""
+        if not isinstance(data, Mapping):
+            raise ScenarioError("a scenario must be an object of fields")
         known = {spec.name for spec in fields(cls)}
         unknown = set(data) - known
         if unknown:
-            word = sorted(unknown)[0]
+            word = min(map(str, unknown))
             raise ScenarioError(f"unknown field {word!r}. {did_you_mean(word, known)}")
         values = dict(data)
         for name in ("id", "situation"):

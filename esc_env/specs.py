@@ -23,6 +23,7 @@ from esc_env.identity import name_of
 __all__ = ["Spec", "check_takes", "import_object", "parse_spec"]
 
 _STYLE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+_URL = re.compile(r"https?://[^/?#]")
 _KEY_IN_QUERY = re.compile(r"[?&;]([\w.-]*(?:key|token|secret|passw|auth|sig)[\w.-]*)=", re.IGNORECASE)
 
 
@@ -67,7 +68,7 @@ def parse_spec(text: str) -> Spec:
         return Spec("python", rest, None, chosen)
     model, at, url = plain.partition("@")
     if all(model.partition("/")):
-        if at and not url.startswith(("http://", "https://")):
+        if at and not _URL.match(url):
             raise SpecError(f"{text!r}: what follows @ must be a URL such as http://127.0.0.1:8000/v1")
         if "@" in url.partition("//")[2].partition("/")[0]:
             raise SpecError(

@@ -105,6 +105,8 @@ def test_a_string_tells_provider_server_and_style_apart():
     [
         ("gpt-4o", "PROVIDER/NAME"),
         ("openai/", "names nothing"),
+        ("openai/m@http://", "must be a URL such as"),
+        ("openai/m@https:///v1", "must be a URL such as"),
         ("openai/gpt-4o@localhost:8000", "http://127.0.0.1:8000/v1"),
         ("openai/gpt-4o#", "a style such as"),
         ("openai/gpt-4o#no style", "a style such as"),

@@ -53,9 +53,12 @@ def test_a_scenario_without_sense_is_refused(fields: dict[str, object], why: str
         ({"id": "a", "situation": "x", "intensity": True}, "'intensity' must be an integer"),
         ({"id": "a", "situation": "x", "voice": []}, "'voice' must be an object"),
         ({"id": "a", "situation": "x", "dialogue": [{"role": "judge", "content": "hm"}]}, "field 'dialogue'"),
+        ({"id": "a", "situation": "x", 5: "y", "z": 1}, "unknown field '5'"),
+        ([5], "must be an object of fields"),
+        ("a", "must be an object of fields"),
     ],
 )
-def test_json_with_a_wrong_field_is_refused_by_its_name(data: dict[str, object], why: str) -> None:
+def test_json_with_a_wrong_field_is_refused_by_its_name(data: Any, why: str) -> None:
     with pytest.raises(ScenarioError, match=why):
         Scenario.from_json(data)
 
