@@ -196,11 +196,13 @@ class Scenario:
         for name in ("facts", "helps", "hurts"):
             values[name] = _strings(name, values.get(name, ()))
         voice = values.get("voice", {})
-        if not isinstance(voice, Mapping):
+        if not isinstance(voice, Mapping) or not all(type(kind) is str for kind in voice):
             raise ScenarioError("field 'voice' must be an object of string lists")
         values["voice"] = {kind: _strings("voice", lines) for kind, lines in voice.items()}
         survey = values.get("survey", {})
-        if not isinstance(survey, Mapping) or not all(type(answer) is int for answer in survey.values()):
+        if not isinstance(survey, Mapping) or not all(
+            (type(name), type(answer)) == (str, int) for name, answer in survey.items()
+        ):
             raise ScenarioError("field 'survey' must be an object of integers")
         if values.get("dialogue") is not None:
             try:

@@ -378,3 +378,11 @@ def test_a_run_that_no_string_names_cannot_be_repeated_from_its_file(tmp_path):
     evaluate(lambda chat: "I hear you.", bank(1), out=tmp_path / "run")
     with pytest.raises(ConfigError, match="started from Python"):
         read_config(tmp_path / "run" / "run.json", {"limit"})
+
+
+@pytest.mark.parametrize(
+    "given", [{"\udfff": ""}, {"a": "\ud800"}, {"\ud800\udfff": 1}, {"a": [{"b": "\ud800\udfff"}]}]
+)
+def test_halves_of_characters_are_refused_in_one_line(given: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"^agent_options must hold plain JSON values \(.*surrogates not allowed\)$"):
+        Options.of(given, "agent")

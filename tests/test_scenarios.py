@@ -54,6 +54,8 @@ def test_a_scenario_without_sense_is_refused(fields: dict[str, object], why: str
         ({"id": "a", "situation": "x", "voice": []}, "'voice' must be an object"),
         ({"id": "a", "situation": "x", "dialogue": [{"role": "judge", "content": "hm"}]}, "field 'dialogue'"),
         ({"id": "a", "situation": "x", 5: "y", "z": 1}, "unknown field '5'"),
+        ({"id": "a", "situation": "x", "voice": {5: ["y"]}}, "'voice' must be an object of string lists"),
+        ({"id": "a", "situation": "x", "survey": {5: 5, "y": 5}}, "'survey' must be an object of integers"),
         ([5], "must be an object of fields"),
         ("a", "must be an object of fields"),
     ],

@@ -95,6 +95,7 @@ class Options:
             system = _prompt(system)
         try:
             told = json.dumps(asked, sort_keys=True, allow_nan=False)
+            json.dumps(asked, ensure_ascii=False).encode()  # halves of characters would come back as others
         except (TypeError, ValueError, RecursionError) as error:
             raise SpecError(f"{chair}_options must hold plain JSON values ({error})") from error
         if told != redacted(told):
