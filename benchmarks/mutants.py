@@ -20,7 +20,10 @@ LINKS = ("esc_env", "esc_env/agents", "esc_env/rewards", "esc_env/evaluation", "
 """Where the code is: the links by name, since mutmut follows none."""
 MODULES = {
     "conversation": ("esc_env/conversation.py", ["test_env.py", "test_loop.py", "test_broken_off.py"]),
-    "chairs/critics": ("esc_env/chairs/critics.py", ["test_llm_chairs.py"]),
+    "chairs/critics": (
+        "esc_env/chairs/critics.py",
+        ["test_llm_chairs.py", "test_options.py", "test_agents.py", "test_testing.py", "test_open_model.py"],
+    ),
     "statistics/intervals": (
         "esc_env/evaluation/statistics/intervals.py",
         [

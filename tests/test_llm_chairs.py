@@ -341,10 +341,16 @@ class Sure(FakeChatModel):
 # The critic
 
 
+@pytest.fixture(autouse=True)
+def _read_anew() -> None:
+    """What was read in an earlier test, or before the parser was changed, is read again."""
+    parse_vote.cache_clear()
+
+
 READ = {
     "worse": (
         "A", "a)", "Option A", "worse", "(A)", "No, the seeker feels worse.", "A. No, the seeker feels worse.",
-        "A because she cries now.", "My verdict: worse.",
+        "A because she cries now.", "My verdict: worse.", "My   final  answer: worse",
     ),
     "same": (
         "B.", "Same.", "The answer is B.", "**Answer:**\nB", "B\n\nNothing has changed for them.", "【B】", "I pick B.",
@@ -370,7 +376,7 @@ READ = {
         "Supporter: C", "C<|im_end|>", "[THINK]D?[/THINK]C", "> C", "### Answer\nC",
     ),
     "solved": (
-        "D)", "**D**", "D. solved", "D — solved", "Answer: D", "Final answer: D", "[D]", "\\boxed{D}",
+        "D)", "{D}", "**D**", "D. solved", "D — solved", "Answer: D", "Final answer: D", "[D]", "\\boxed{D}",
         "$\\boxed{\\text{D}}$", "The answer is: D", "Yes, the seeker’s issue has been solved",
         "D. Yes, the seeker's issue has been solved.",
         "D\nYes. They know how to go on.", '{"final_answer": "D"}', "My final answer is D.",
@@ -380,6 +386,7 @@ READ = {
 UNREAD = (
     # nothing, or nothing that is an option
     "", None, "E", "Apples", "DONE", "hm", "<think>D", "A.A. meetings help them.", "I cannot judge this.", "DC", "D.C.",
+    '{"answer":' * 100_000, '{"x": "C"}', "I think \\text{D}",
     # another word before it
     "not solved", "Definitely not solved", "unsolved", "The seeker's issue has not been solved.", "Not D.",
     "Hardly solved.", "No, the seeker's issue has been solved.", "A better answer would be B", "The answer is not D",
