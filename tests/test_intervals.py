@@ -46,6 +46,40 @@ def test_where_nothing_or_everything_is_solved_the_interval_is_one_sided_and_exa
     assert clustered_wilson([(3, 3)] * scenarios) == pytest.approx((1 - unseen, 1.0))
 
 
+def wilson_of(rate: float, tried: float) -> list[float]:
+    """The two rates p for which (p - rate)² = Z² p (1 - p) / tried, which is what Wilson's interval means."""
+    z = Z**2 / tried
+    return sorted(np.roots([1 + z, -(2 * rate + z), rate**2]).real)
+
+
+def test_trials_that_differ_more_than_chance_would_have_them_count_as_independent() -> None:
+    assert clustered_wilson([(2, 4)] * 10) == pytest.approx(wilson(20, 40))
+
+
+def test_where_one_trial_tells_all_of_its_scenario_there_are_as_many_as_scenarios() -> None:
+    assert clustered_wilson([(4, 4), (0, 4)] * 5) == pytest.approx(wilson(5, 10))
+
+
+@pytest.mark.parametrize(
+    "counts", [[(4, 4), (3, 4), (1, 4), (0, 4), (2, 4)], [(6, 7), (1, 2), (0, 3), (2, 2), (2, 5), (1, 1)]]
+)
+def test_between_both_the_design_effect_is_that_of_the_scenarios_and_two_light_ones(
+    counts: list[tuple[int, int]],
+) -> None:
+    size = sum(tried for _, tried in counts) / len(counts)
+    light = math.sqrt(len(counts)) / 25
+    weighted = [*((solved, tried, 1.0) for solved, tried in counts), (0, size, light), (size, size, light)]
+    total = sum(weight * tried for _, tried, weight in weighted)
+    rate = sum(weight * solved for solved, _, weight in weighted) / total
+    scenarios = sum(weight for _, _, weight in weighted)
+    squares = sum(weight * (solved - rate * tried) ** 2 for solved, tried, weight in weighted)
+    effect = squares * scenarios / (scenarios - 1) / total / (rate * (1 - rate))
+    tried = sum(tried for _, tried in counts)
+    assert 1 < effect < sum(tried**2 for _, tried in counts) / tried
+    measured = sum(solved for solved, _ in counts) / tried
+    assert clustered_wilson(counts) == pytest.approx(wilson_of(measured, tried / effect))
+
+
 @pytest.mark.parametrize("mean", [-0.4, 0.5])
 def test_where_all_scenarios_are_the_same_the_interval_reaches_as_far_as_the_unseen_could(mean: float) -> None:
     values = [[mean] * (1 + place % 3) for place in range(10)]
