@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -117,12 +118,13 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_run(
 
 def test_fields_are_named_and_seeds_and_jobs_counted(world: dict[str, Path], tmp_path: Path) -> None:
     config = read_pipeline("tiny", arguments(world, *NOTHING))
-    for vary, options, message in (
+    cases: list[tuple[dict[str, list[float]], dict[str, Any], str]] = [
         ({"grpo.beat": [1]}, {}, "Did you mean 'grpo.beta'"),
         ({}, {}, "nothing is varied"),
         ({"grpo.beta": []}, {}, "nothing is varied"),
         ({"grpo.beta": [0.1]}, {"seeds": 0}, "seeds"),
         ({"grpo.beta": [0.1]}, {"jobs": 0}, "jobs"),
-    ):
+    ]
+    for vary, options, message in cases:
         with pytest.raises(SpecError, match=message):
-            sweep(config, vary, tmp_path / "sweep", **options)  # type: ignore[arg-type]
+            sweep(config, vary, tmp_path / "sweep", **options)

@@ -40,6 +40,7 @@ from esc_env.training.config import CollectStage, GRPOStage, Setting
 from esc_env.training.data import Sample
 from esc_env.training.floor import floored
 from esc_env.training.logs import VALID, read_said, read_valid, said_steps
+from esc_env.training.outcome import shown
 from esc_env.training.restraint import KLTarget, exhausted
 from esc_env.training.signs import failure_signs
 from esc_env.training.stage import (
@@ -64,7 +65,7 @@ from esc_env.training.stage import (
 try:
     import transformers
     from datasets import Dataset
-    from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 except ModuleNotFoundError as error:
@@ -252,12 +253,8 @@ def _said_table(folder: Path) -> str:
         return ""
     parts = list(found[0].rewards)
     heard = [f"**{cell(message['role'] or 'prompt')}** {cell(message['content'])}" for message in found[0].prompt]
-    rows = [(cell(each.text), *(_number(each.rewards.get(part)) for part in parts)) for each in found]
+    rows = [(cell(each.text), *(shown(each.rewards.get(part)) for part in parts)) for each in found]
     return "\n".join([*heard, "", *table(("completion", *map(cell, parts)), rows)])
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _keep(checkpoint: Path, best: Path) -> None:
@@ -369,9 +366,8 @@ def _train(
     )
     if config.kl_target is not None:
         trainer.add_callback(KLTarget(trainer, config.kl_target))
-    reports = [config.report_to] if config.report_to != "none" else []
-    known = tuple(get_reporting_integration_callbacks(reports))  # type: ignore[no-untyped-call]
-    watch.trackers = [each for each in trainer.callback_handler.callbacks if isinstance(each, known)]
+    kind = INTEGRATION_TO_CALLBACK.get(config.report_to, ())
+    watch.trackers = [each for each in trainer.callback_handler.callbacks if isinstance(each, kind)]
     try:
         run_trainer(trainer, folder)
     finally:

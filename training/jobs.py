@@ -50,7 +50,7 @@ def run_all(plans: Sequence[Iterator[list[Job]]], jobs: int, told: Callable[[str
                     running[plan] = [job for job in batch if job not in ended]
                     if batch and not running[plan]:
                         running[plan] = _submit(pool, plan)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: without this, leaving the pool waits for all that is still to be run
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
